@@ -88,7 +88,9 @@ class ChildRegistry(Protocol):
         """
         ...
 
-    async def apply_reports(self, child: NodeId, incarnation: str, first_number: int, reports: Sequence[Report]) -> None:
+    async def apply_reports(
+        self, child: NodeId, incarnation: str, first_number: int, reports: Sequence[Report]
+    ) -> None:
         """Apply the effect of the reports and move the cursor, in one transaction. Never called with a gap."""
         ...
 
