@@ -1,0 +1,1 @@
+"""Blobs named by their digest: storing, finding and moving them."""

@@ -1,0 +1,1 @@
+"""The only boundary between generated code and values."""

@@ -1,0 +1,1 @@
+"""Who nodes are and how they prove it: SPIFFE ids, certificates, credentials, the fleet's CA."""

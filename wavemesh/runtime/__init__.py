@@ -1,0 +1,1 @@
+"""What touches the machine: clock, disk, database, configuration, gRPC servers and channels."""

@@ -1,0 +1,1 @@
+"""The resumable session between a child and its parent."""

@@ -1,0 +1,1 @@
+"""Whom nodes believe: signed statements, TUF metadata, releases, holds and freshness."""
