@@ -1,0 +1,104 @@
+"""Whether a certificate proves who somebody is.
+
+Rules: the leaf chains to one of the fleet's roots, through intermediates if need be, and every certificate of the chain
+is valid at ``now`` (RFC 5280 path validation by the cryptography package); the leaf has exactly one URI SAN, the node's
+SPIFFE id; the fleet in it is the fleet its CA carries as its own URI SAN (``spiffe://FLEET``), so that the CA of one
+fleet cannot speak for another. CA certificates may be roots and intermediates: a root is what is issued by itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.x509 import verification
+
+from wavemesh.errors import PeerError
+from wavemesh.identity.nodes import NodeId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+MAX_CERTIFICATE_BYTES = 16 * 1024
+MAX_CA_CERTIFICATES = 16
+_MAX_CHAIN_DEPTH = 4
+
+
+class BadCertificateError(PeerError):
+    """A certificate does not prove what it should; the message says why."""
+
+    reason = "BAD_CERTIFICATE"
+
+
+def fleet_uri(fleet: str) -> str:
+    """The URI SAN of a fleet's CA: its SPIFFE trust domain."""
+    return f"spiffe://{fleet}"
+
+
+def load_certificate(der: bytes) -> x509.Certificate:
+    """Read one DER certificate; raises BadCertificateError."""
+    if len(der) > MAX_CERTIFICATE_BYTES:
+        msg = f"certificate of {len(der)} bytes; at most {MAX_CERTIFICATE_BYTES} are accepted"
+        raise BadCertificateError(msg)
+    try:
+        return x509.load_der_x509_certificate(der)
+    except ValueError as error:
+        msg = f"not a DER certificate: {error}"
+        raise BadCertificateError(msg) from error
+
+
+def node_id_of(certificate: x509.Certificate) -> NodeId:
+    """The node a leaf names in its URI SAN, unverified; raises BadCertificateError or BadNodeIdError."""
+    uris = _uris(certificate)
+    if len(uris) != 1:
+        msg = f"certificate has {len(uris)} URI SANs; a node's has exactly one, its SPIFFE id"
+        raise BadCertificateError(msg)
+    return NodeId.parse(uris[0])
+
+
+def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Certificate], now: datetime) -> NodeId:
+    """The node that the leaf proves at ``now``; raises BadCertificateError or BadNodeIdError."""
+    node_id = node_id_of(leaf)
+    roots = [certificate for certificate in ca_certificates if certificate.issuer == certificate.subject]
+    intermediates = [certificate for certificate in ca_certificates if certificate.issuer != certificate.subject]
+    if not roots:
+        msg = "no root among the CA certificates: nothing can be verified"
+        raise BadCertificateError(msg)
+    verifier = (
+        verification.PolicyBuilder()
+        .store(verification.Store(roots))
+        .time(now)
+        .max_chain_depth(_MAX_CHAIN_DEPTH)
+        .build_client_verifier()
+    )
+    try:
+        chain = verifier.verify(leaf, intermediates).chain
+    except verification.VerificationError as error:
+        msg = f"certificate of {node_id.uri} is not valid at {now.isoformat()}: {validity_problem(leaf, now) or error}"
+        raise BadCertificateError(msg) from error
+    fleets = {uri for authority in chain[1:] for uri in _uris(authority)}
+    if fleets != {fleet_uri(node_id.fleet)}:
+        msg = f"certificate of {node_id.uri} comes from a CA of {', '.join(sorted(fleets)) or 'no fleet'}"
+        raise BadCertificateError(msg)
+    return node_id
+
+
+def validity_problem(certificate: x509.Certificate, now: datetime) -> str | None:
+    """Why the certificate's own period does not contain ``now``; None if it does."""
+    if now < certificate.not_valid_before_utc:
+        return f"not valid before {certificate.not_valid_before_utc.isoformat()}"
+    if now > certificate.not_valid_after_utc:
+        return f"expired at {certificate.not_valid_after_utc.isoformat()}"
+    return None
+
+
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    except ValueError as error:
+        msg = f"certificate with malformed extensions: {error}"
+        raise BadCertificateError(msg) from error
+    return names.get_values_for_type(x509.UniformResourceIdentifier)

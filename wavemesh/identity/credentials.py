@@ -1,0 +1,136 @@
+"""What a node proves its identity with: its key, its certificate and the fleet's CA certificates.
+
+``load`` checks everything that does not depend on time: the files are there and well formed, the key belongs to the
+certificate, the certificate chains to ca.crt. It does not refuse an expired certificate, because a device whose clock
+or certificate is wrong must still start, run and roll back; tiers that want to say so early call ``check_validity``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from wavemesh.errors import LocalError, PeerError
+from wavemesh.identity.certificates import MAX_CA_CERTIFICATES, node_id_of, validity_problem, verify_certificate
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from wavemesh.identity.nodes import NodeId
+
+KEY_FILE = "node.key"
+CERTIFICATE_FILE = "node.crt"
+CA_FILE = "ca.crt"
+_MAX_FILE_BYTES = 256 * 1024
+
+
+class CredentialsError(LocalError):
+    """A file of this node's identity is missing, malformed, expired or does not fit the others."""
+
+    reason = "CREDENTIALS"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class NodeCredentials:
+    """A node's identity, ready to dial, serve and sign. ``certificate`` is the leaf."""
+
+    node_id: NodeId
+    certificate: x509.Certificate
+    ca_certificates: tuple[x509.Certificate, ...]
+    _key: ec.EllipticCurvePrivateKey
+    _key_pem: bytes
+    _chain_pem: bytes
+    _ca_pem: bytes
+
+    @classmethod
+    def load(cls, directory: Path) -> NodeCredentials:
+        """Read node.key, node.crt (leaf first, then intermediates) and ca.crt; raises CredentialsError."""
+        key_pem, chain_pem, ca_pem = (_read(directory / name) for name in (KEY_FILE, CERTIFICATE_FILE, CA_FILE))
+        key = _parse_key(directory / KEY_FILE, key_pem)
+        leaf, *intermediates = _parse_certificates(directory / CERTIFICATE_FILE, chain_pem)
+        authorities = _parse_certificates(directory / CA_FILE, ca_pem)
+        if leaf.public_key() != key.public_key():
+            msg = f"{directory / KEY_FILE} is not the key of {directory / CERTIFICATE_FILE}: enrol the node again"
+            raise CredentialsError(msg)
+        try:
+            verify_certificate(leaf, [*authorities, *intermediates], leaf.not_valid_before_utc)
+            node_id = node_id_of(leaf)
+        except PeerError as error:
+            msg = f"{directory / CERTIFICATE_FILE} does not fit {directory / CA_FILE}: {error}; enrol the node again"
+            raise CredentialsError(msg) from error
+        return cls(node_id, leaf, (*authorities, *intermediates), key, key_pem, chain_pem, ca_pem)
+
+    def __repr__(self) -> str:
+        """Never show the key."""
+        return f"NodeCredentials({self.node_id.uri})"
+
+    @property
+    def certificate_der(self) -> bytes:
+        """The leaf as it is embedded in envelopes."""
+        return self.certificate.public_bytes(serialization.Encoding.DER)
+
+    def check_validity(self, now: datetime) -> None:
+        """Raise CredentialsError when the certificate's period does not contain ``now``."""
+        problem = validity_problem(self.certificate, now)
+        if problem is not None:
+            msg = f"certificate of {self.node_id.uri} is {problem}: check the clock, or enrol the node again"
+            raise CredentialsError(msg)
+
+    def sign(self, data: bytes) -> bytes:
+        """ECDSA P-256 with SHA-256, ASN.1 DER."""
+        return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """For a server that demands a certificate of this fleet from every client."""
+        return grpc.ssl_server_credentials(
+            [(self._key_pem, self._chain_pem)], root_certificates=self._ca_pem, require_client_auth=True
+        )
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For a channel to a server of this fleet. Which node it is, the caller pins by ``NodeId.dns_name``."""
+        return grpc.ssl_channel_credentials(
+            root_certificates=self._ca_pem, private_key=self._key_pem, certificate_chain=self._chain_pem
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror}; enrol the node, or correct the directory in its configuration"
+        raise CredentialsError(msg) from error
+    if len(data) > _MAX_FILE_BYTES:
+        msg = f"{path} is larger than {_MAX_FILE_BYTES} bytes: not a file of a node's identity"
+        raise CredentialsError(msg)
+    return data
+
+
+def _parse_key(path: Path, pem: bytes) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        msg = f"{path} is not an unencrypted private key in PEM (PKCS#8): {error}"
+        raise CredentialsError(msg) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        msg = f"{path} is not an EC P-256 key: create it anew"
+        raise CredentialsError(msg)
+    return key
+
+
+def _parse_certificates(path: Path, pem: bytes) -> list[x509.Certificate]:
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        msg = f"{path} holds no certificates in PEM: {error}"
+        raise CredentialsError(msg) from error
+    if len(certificates) > MAX_CA_CERTIFICATES:
+        msg = f"{path} holds {len(certificates)} certificates; at most {MAX_CA_CERTIFICATES} are accepted"
+        raise CredentialsError(msg)
+    return certificates
