@@ -72,3 +72,9 @@ class BusyError(PeerError):
         """Say when to come back, seconds."""
         super().__init__(message, **details)
         self.retry_after_s = retry_after_s
+
+
+class LinkDownError(PeerError):
+    """The peer cannot be reached now: no session, connection lost, deadline passed."""
+
+    reason: ClassVar[str] = "LINK_DOWN"

@@ -1,0 +1,155 @@
+"""gRPC servers and channels: mutual TLS, the keepalive profile, message bounds, and who the peer is.
+
+Rules: every port asks for a client certificate of the fleet CA; a client accepts only the one peer it names; sessions
+and bulk transfers never share a connection. grpcio 1.85 facts the options rest on, each with a regression test in
+``tests/integration/test_grpc_traps.py``: ``grpc.keepalive_timeout_ms`` alone is without effect, so
+``grpc.http2.ping_timeout_ms`` is set beside it; without ``max_pings_without_data=0`` pings stop on an idle stream; a
+server whose minimum ping interval is above the client's interval closes the connection for pinging too much;
+``grpc.so_reuseport`` would let a second server share a port in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from wavemesh.errors import ForbiddenError, LocalError
+from wavemesh.identity.nodes import BadNodeIdError, NodeId
+from wavemesh.session.frames import MAX_FRAME_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from wavemesh.identity.credentials import NodeCredentials
+
+T = TypeVar("T")
+Options = list[tuple[str, Any]]
+
+KEEPALIVE_CLIENT_MS = 30_000
+KEEPALIVE_SERVER_MS = 60_000
+PING_TIMEOUT_MS = 10_000
+MIN_PING_INTERVAL_MS = 10_000
+
+# A frame at its bound plus the envelope gRPC and protobuf put around it.
+_MAX_MESSAGE_BYTES = MAX_FRAME_BYTES + 64 * 1024
+
+_KEEPALIVE: Options = [
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 0),
+]
+_MESSAGES: Options = [
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+]
+SERVER_OPTIONS: Options = [
+    *_KEEPALIVE,
+    *_MESSAGES,
+    ("grpc.keepalive_time_ms", KEEPALIVE_SERVER_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+    ("grpc.so_reuseport", 0),
+]
+SESSION_OPTIONS: Options = [
+    *_KEEPALIVE,
+    *_MESSAGES,
+    ("grpc.keepalive_time_ms", KEEPALIVE_CLIENT_MS),
+    # A session resumes by itself; a stream retried below it would start in the middle.
+    ("grpc.enable_retries", 0),
+    # Two channels with equal options would share one connection, and bulk bytes would delay a halt.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+BULK_OPTIONS: Options = [*_KEEPALIVE, *_MESSAGES, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+
+
+class ListenError(LocalError):
+    """The address to listen at is taken, malformed or not ours."""
+
+    reason = "LISTEN"
+
+
+def make_server(
+    credentials: NodeCredentials,
+    *,
+    address: str,
+    maximum_concurrent_rpcs: int,
+    options: Sequence[tuple[str, Any]] = (),
+) -> tuple[grpc.aio.Server, int]:
+    """A server bound to ``address`` ("host:port", port 0 for any) and its port; not yet started.
+
+    Calls beyond ``maximum_concurrent_rpcs`` are refused with RESOURCE_EXHAUSTED. Raises ListenError.
+    """
+    server = grpc.aio.server(options=[*SERVER_OPTIONS, *options], maximum_concurrent_rpcs=maximum_concurrent_rpcs)
+    try:
+        port = server.add_secure_port(address, credentials.server_credentials())
+    except RuntimeError as error:
+        msg = f"cannot listen at {address}: {error}"
+        raise ListenError(msg, address=address) from error
+    return server, port
+
+
+def serve_health(server: grpc.aio.Server, service_names: Sequence[str]) -> health.aio.HealthServicer:
+    """Add the standard health and reflection services; all named services are SERVING until the servicer is told."""
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = (*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    return servicer
+
+
+async def set_serving(servicer: health.aio.HealthServicer, service_names: Sequence[str]) -> None:
+    """Report the whole server ("") and the named services as SERVING."""
+    for name in ("", *service_names):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+
+def make_channel(
+    credentials: NodeCredentials, address: str, peer: NodeId, options: Sequence[tuple[str, Any]] = ()
+) -> grpc.aio.Channel:
+    """A channel for calls and sessions, on a connection of its own, that accepts only ``peer``'s certificate."""
+    return _channel(credentials, address, peer, [*SESSION_OPTIONS, *options])
+
+
+def make_bulk_channel(
+    credentials: NodeCredentials, address: str, peer: NodeId, options: Sequence[tuple[str, Any]] = ()
+) -> grpc.aio.Channel:
+    """A channel for bulk bytes, on a connection of its own; close it when the transfer ends."""
+    return _channel(credentials, address, peer, [*BULK_OPTIONS, *options])
+
+
+def _channel(credentials: NodeCredentials, address: str, peer: NodeId, options: Options) -> grpc.aio.Channel:
+    # Children dial addresses (NAT, a proxy, a spare box), but trust a name: the peer's own dns_name, a DNS SAN that the
+    # fleet CA put into its certificate. The override makes TLS ask for that name (SNI) and check it; without it any
+    # node of the fleet could stand in for the parent, as all have certificates of the same CA.
+    target = ("grpc.ssl_target_name_override", peer.dns_name)
+    return grpc.aio.secure_channel(address, credentials.channel_credentials(), options=[*options, target])
+
+
+def peer_of(context: grpc.aio.ServicerContext[Any, Any], fleet: str) -> NodeId:
+    """Who calls, from the TLS certificate alone. Raises ForbiddenError when it is no node of the fleet."""
+    ids = context.auth_context().get("peer_spiffe_id", ())
+    try:
+        [uri] = ids
+        peer = NodeId.parse(bytes(uri).decode())
+    except (ValueError, BadNodeIdError) as error:
+        msg = "the client certificate has no single SPIFFE id of a wavemesh node"
+        raise ForbiddenError(msg) from error
+    if peer.fleet != fleet:
+        msg = f"{peer.uri} is not of fleet {fleet}"
+        raise ForbiddenError(msg, peer=peer.uri)
+    return peer
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a program's main coroutine, on uvloop where it is installed (hubs; a device does without)."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
