@@ -1,1 +1,1 @@
-"""Blobs named by their digest: storing, finding and moving them."""
+"""Blobs: their names, the content-addressed store, and moving them between tiers."""

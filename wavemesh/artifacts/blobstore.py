@@ -1,0 +1,410 @@
+"""Content-addressed blobs on disk, with a quota.
+
+    DIR/blobs/ab/abcdef…-SIZE     complete, verified when it was written
+    DIR/partial/abcdef…-SIZE      being fetched; resumes (partial.py)
+
+Rules: a blob becomes visible under its name only after its digest was verified and its bytes are on disk. Room is
+reserved in full before the first byte is written, quota and free disk both, so a fetch never dies half way for want of
+space that was never there. Reads verify as they go: the last step of a read from disk is given out only if the whole
+file still has its digest, and a file that has not is removed. Any number of readers may follow the one writer of a blob
+that is still arriving; they get its last step only once it is verified. So nobody ever receives all bytes of a blob
+that is not what its name says. What to evict is decided elsewhere; ``delete`` evicts.
+
+The index lives in memory and is the directory read once; the modification time of a complete file is its last use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from wavemesh.artifacts.digests import STEP_BYTES, blob_name, check_digest, in_thread, parse_blob_name
+from wavemesh.artifacts.partial import BlobMismatchError, PartialFile, boot_id, mark_path
+from wavemesh.errors import ConflictError, LocalError, NotFoundError, PeerError, WavemeshError
+from wavemesh.runtime.durable import Disk, disk_errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+    from pathlib import Path
+
+    from wavemesh.runtime.clock import Clock
+    from wavemesh.trust.statements import Digest
+
+__all__ = ["BlobEntry", "BlobMismatchError", "BlobStore", "BlobWriter", "OutOfRangeError", "QuotaExceededError"]
+
+READ_STEP_BYTES = STEP_BYTES // 2
+"""Half a step: one frame on the wire."""
+FREE_DISK_RESERVE_BYTES = 16 * 1024 * 1024
+"""Never filled by blobs, so that databases and marks can still be written."""
+
+
+class QuotaExceededError(LocalError):
+    """A blob does not fit into the quota or onto the disk; known before its first byte is written."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
+class OutOfRangeError(PeerError):
+    """An offset lies beyond the end of a blob."""
+
+    reason = "OUT_OF_RANGE"
+
+
+class FetchStoppedError(LocalError):
+    """The writer that a reader followed went away before the blob was complete."""
+
+    reason = "FETCH_STOPPED"
+
+
+@dataclass(frozen=True, slots=True)
+class BlobEntry:
+    """One blob of the store; ``present_bytes`` is less than its size while it is partial."""
+
+    digest: Digest
+    present_bytes: int
+    last_used_at: datetime
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the blob is there, verified."""
+        return self.present_bytes == self.digest.size_bytes
+
+
+class _Arrival:
+    """How far the one writer of a blob is, for those who follow it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+        self.outcome: WavemeshError | None = None
+        self.is_over = False
+        self._changed = asyncio.Event()
+
+    def tell(self, offset: int) -> None:
+        """More bytes are readable."""
+        self.offset = offset
+        self._wake()
+
+    def end(self, outcome: WavemeshError | None) -> None:
+        """The writer is gone; None means that the blob is complete and verified."""
+        self.is_over, self.outcome = True, outcome
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def wait(self) -> None:
+        """Wait for the next call of tell or end."""
+        await self._changed.wait()
+
+    async def open(self) -> int | None:
+        """A descriptor to read the partial file by; None if the blob is complete. Raises what ended the writer."""
+        while not self.is_over:
+            with suppress(FileNotFoundError):
+                return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            await self.wait()  # its writer is about to create it, or to tell that it is finished
+        if self.outcome is not None:
+            raise self.outcome
+        return None
+
+
+class BlobWriter:
+    """The one writer of a blob; made by ``BlobStore.writer``."""
+
+    def __init__(self, file: PartialFile, arrival: _Arrival, target: Path) -> None:
+        """Only BlobStore makes these."""
+        self._file = file
+        self._arrival = arrival
+        self._target = target
+        self.is_finished = False
+
+    @property
+    def digest(self) -> Digest:
+        """What is being written."""
+        return self._file.digest
+
+    @property
+    def offset(self) -> int:
+        """Bytes present: where the sender must go on."""
+        return self._file.offset
+
+    async def write(self, data: bytes | memoryview) -> None:
+        """Append, at most a few steps at a time; raises BlobMismatchError (too long), DiskFaultError, DiskFullError."""
+        await in_thread(self._file.append, data)
+        self._arrival.tell(self._file.offset)
+
+    async def finish(self) -> None:
+        """Verify and make visible; raises BlobMismatchError, and then what was there is gone. Twice is once."""
+        if not self.is_finished:
+            await in_thread(self._file.finish, self._target)
+            self.is_finished = True
+
+
+class BlobStore:
+    """The blobs of one directory. One process at a time may own the directory."""
+
+    def __init__(self, directory: Path, quota_bytes: int, clock: Clock, disk: Disk) -> None:
+        """Use ``open``."""
+        self._blobs = directory / "blobs"
+        self._partials = directory / "partial"
+        self.quota_bytes = quota_bytes
+        self._clock = clock
+        self._disk = disk
+        self._boot = boot_id()
+        self._complete: dict[Digest, datetime] = {}
+        self._partial: dict[Digest, datetime] = {}
+        self._arrivals: dict[Digest, _Arrival] = {}
+
+    @classmethod
+    async def open(cls, directory: Path, quota_bytes: int, clock: Clock, disk: Disk | None = None) -> BlobStore:
+        """Read the directory, creating it if need be; files that cannot be blobs are removed. Raises DiskFaultError."""
+        store = cls(directory, quota_bytes, clock, disk or Disk())
+        await in_thread(store._read_directory)
+        return store
+
+    def _read_directory(self) -> None:
+        for directory in (self._blobs, self._partials):
+            self._disk.make_dir(directory)
+        with disk_errors(self._blobs):
+            for path in self._blobs.glob("??/*"):
+                digest = parse_blob_name(path.name)
+                status = path.stat()
+                if digest is None or status.st_size != digest.size_bytes or path != self._path(digest):
+                    self._disk.unlink(path)
+                else:
+                    self._complete[digest] = datetime.fromtimestamp(status.st_mtime, UTC)
+            for path in self._partials.iterdir():
+                digest = parse_blob_name(path.name.removesuffix(".mark"))
+                if digest is None or digest in self._complete:
+                    self._disk.unlink(path)
+                elif not path.name.endswith(".mark"):
+                    self._partial[digest] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                elif not path.with_name(blob_name(digest)).exists():
+                    self._disk.unlink(path)
+
+    def _path(self, digest: Digest) -> Path:
+        return self._blobs / digest.sha256[:2] / blob_name(digest)
+
+    # -- what is there ----------------------------------------------------------------------------------------------
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the blob is complete and verified."""
+        return digest in self._complete
+
+    def is_arriving(self, digest: Digest) -> bool:
+        """Whether a writer is at work on it, so that ``follow`` will yield bytes."""
+        return digest in self._arrivals
+
+    def partial_size(self, digest: Digest) -> int:
+        """Bytes present of a blob that is not complete; 0 if there are none."""
+        if digest in self._arrivals:
+            return self._arrivals[digest].offset
+        if digest in self._partial:
+            with suppress(OSError):
+                return min((self._partials / blob_name(digest)).stat().st_size, digest.size_bytes)
+        return 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes accounted against the quota: complete blobs and, in full, those partly there."""
+        return sum(digest.size_bytes for digest in (*self._complete, *self._partial))
+
+    def entries(self) -> list[BlobEntry]:
+        """All blobs, complete and partial, longest unused first."""
+        found = [BlobEntry(digest, digest.size_bytes, used) for digest, used in self._complete.items()]
+        # A partial blob never counts as complete, even when only its verification is left.
+        found += [
+            BlobEntry(digest, min(self.partial_size(digest), max(digest.size_bytes - 1, 0)), used)
+            for digest, used in self._partial.items()
+        ]
+        return sorted(found, key=lambda entry: entry.last_used_at)
+
+    def check_room(self, digest: Digest) -> None:
+        """Raise QuotaExceededError unless the blob fits into quota and disk, what is reserved for others included."""
+        if digest in self._complete:
+            return
+        known = digest in self._partial
+        over = self.used_bytes + (0 if known else digest.size_bytes) - self.quota_bytes
+        if over > 0:
+            msg = f"blob {digest.sha256} of {digest.size_bytes} bytes: {over} bytes over the quota {self.quota_bytes}"
+            raise QuotaExceededError(msg, sha256=digest.sha256, missing_bytes=str(over), bound="quota")
+        awaited = sum(other.size_bytes - self.partial_size(other) for other in {*self._partial, digest})
+        with disk_errors(self._partials):
+            free = os.statvfs(self._partials)
+        short = awaited + FREE_DISK_RESERVE_BYTES - free.f_bavail * free.f_frsize
+        if short > 0:
+            msg = f"blob {digest.sha256} of {digest.size_bytes} bytes: the disk lacks {short} bytes for it"
+            raise QuotaExceededError(msg, sha256=digest.sha256, missing_bytes=str(short), bound="disk")
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def writer(self, digest: Digest) -> AsyncIterator[BlobWriter]:
+        """Write a blob from where it was left; at a clean end of the block a complete one is verified.
+
+        Left incomplete, the bytes stay for the next writer. Raises BadDigestError, QuotaExceededError, ConflictError
+        (complete already, or another writer is at work), at the end BlobMismatchError.
+        """
+        check_digest(digest)
+        if digest in self._complete or digest in self._arrivals:
+            state = "complete" if digest in self._complete else "being written"
+            msg = f"blob {digest.sha256} is {state} already"
+            raise ConflictError(msg)
+        self.check_room(digest)
+        path = self._partials / blob_name(digest)
+        # Reserved and announced before the first await, so that no second writer slips in.
+        arrival = self._arrivals[digest] = _Arrival(path)
+        self._partial.setdefault(digest, self._clock.now())
+        outcome: WavemeshError = FetchStoppedError(f"the fetch of blob {digest.sha256} stopped before its end")
+        file: PartialFile | None = None
+        writer: BlobWriter | None = None
+        try:
+            file = await in_thread(PartialFile, path, digest, self._disk, self._boot)
+            while await in_thread(file.rehash):
+                pass
+            arrival.tell(file.offset)
+            writer = BlobWriter(file, arrival, self._path(digest))
+            yield writer
+            if writer.offset == digest.size_bytes:
+                await writer.finish()
+        except WavemeshError as error:
+            outcome = error
+            raise
+        finally:
+            try:
+                await self._close(digest, file, writer)
+            finally:
+                del self._arrivals[digest]
+                arrival.end(None if digest in self._complete else outcome)
+
+    async def _close(self, digest: Digest, file: PartialFile | None, writer: BlobWriter | None) -> None:
+        """Settle the index with what is on disk and give the descriptor back."""
+        is_finished = writer is not None and writer.is_finished
+        try:
+            if file is not None and not is_finished and file.path.exists():
+                await in_thread(file.mark)
+        finally:
+            if file is not None:
+                await in_thread(file.close)
+            if is_finished:
+                self._complete[digest] = self._clock.now()
+            if is_finished or not (self._partials / blob_name(digest)).exists():
+                self._partial.pop(digest, None)
+
+    async def delete(self, digest: Digest) -> int:
+        """Remove a blob, complete or partial; returns the bytes freed from the quota, 0 if it was not there.
+
+        Readers that have it open read on. Raises ConflictError while it is being written.
+        """
+        if digest in self._arrivals:
+            msg = f"blob {digest.sha256} is being written and cannot be deleted"
+            raise ConflictError(msg)
+        if digest not in self._complete and digest not in self._partial:
+            return 0
+        path = self._partials / blob_name(digest)
+        # Announced like a writer, so that a new one cannot start while the old files go.
+        arrival = self._arrivals[digest] = _Arrival(path)
+        self._complete.pop(digest, None)
+        self._partial.pop(digest, None)
+        try:
+            for doomed in (mark_path(path), path, self._path(digest)):
+                if doomed.exists():
+                    await in_thread(self._disk.remove, doomed)
+        finally:
+            del self._arrivals[digest]
+            arrival.end(NotFoundError(f"blob {digest.sha256} was deleted", sha256=digest.sha256))
+        return digest.size_bytes
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    async def follow(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+        """The bytes from ``offset`` on, at most READ_STEP_BYTES at a time, waiting for a writer that is at work.
+
+        Raises NotFoundError, OutOfRangeError, BlobMismatchError, the error that ended the writer, DiskFaultError.
+        """
+        self._check_offset(digest, offset)
+        arrival = self._arrivals.get(digest)
+        if arrival is None:
+            async for piece in self.read(digest, offset):
+                yield piece
+            return
+        descriptor = await arrival.open()
+        if descriptor is None:
+            async for piece in self.read(digest, offset):
+                yield piece
+            return
+        try:
+            while offset < digest.size_bytes:
+                if arrival.outcome is not None:
+                    raise arrival.outcome
+                held_back = 0 if arrival.is_over else READ_STEP_BYTES
+                readable = min(arrival.offset, digest.size_bytes - held_back) - offset
+                if readable <= 0:
+                    await arrival.wait()
+                    continue
+                with disk_errors(arrival.path):
+                    piece = await in_thread(os.pread, descriptor, min(readable, READ_STEP_BYTES), offset)
+                offset += len(piece)
+                yield piece
+        finally:
+            os.close(descriptor)
+
+    async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes, None]:
+        """The bytes of a complete blob from ``offset`` on, verified on the way (what lies before ``offset`` too).
+
+        Raises NotFoundError, OutOfRangeError, BlobMismatchError before the last step, DiskFaultError.
+        """
+        self._check_offset(digest, offset)
+        if digest not in self._complete:
+            msg = f"blob {digest.sha256} of {digest.size_bytes} bytes is not held here"
+            raise NotFoundError(msg, sha256=digest.sha256)
+        path = self._path(digest)
+        self._complete[digest] = self._clock.now()
+        with disk_errors(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            hasher = hashlib.sha256()
+            await in_thread(os.utime, descriptor, (self._complete[digest].timestamp(),) * 2)
+            position = 0
+            while position < digest.size_bytes:
+                with disk_errors(path):
+                    piece = await in_thread(_read_and_hash, descriptor, position, hasher)
+                position += len(piece)
+                is_last = position >= digest.size_bytes or not piece
+                if is_last and (position != digest.size_bytes or hasher.hexdigest() != digest.sha256):
+                    if digest in self._complete:
+                        await self.delete(digest)
+                    raise BlobMismatchError(digest, f"the disk holds SHA-256 {hasher.hexdigest()}")
+                if position > offset:
+                    yield piece[max(0, offset - (position - len(piece))) :]
+        finally:
+            os.close(descriptor)
+
+    async def scrub(self, digest: Digest) -> None:
+        """Read and verify one complete blob; raises NotFoundError, BlobMismatchError (and it is gone)."""
+        used = self._complete.get(digest)
+        async for _ in self.read(digest, 0):
+            pass
+        if used is not None and digest in self._complete:
+            self._complete[digest] = used
+            with suppress(FileNotFoundError):
+                await in_thread(os.utime, self._path(digest), (used.timestamp(),) * 2)
+
+    def _check_offset(self, digest: Digest, offset: int) -> None:
+        check_digest(digest)
+        if not 0 <= offset <= digest.size_bytes:
+            msg = f"offset {offset} is beyond the {digest.size_bytes} bytes of blob {digest.sha256}"
+            raise OutOfRangeError(msg)
+
+
+def _read_and_hash(descriptor: int, position: int, hasher: hashlib._Hash) -> bytes:
+    """One step of a verified read."""
+    piece = os.pread(descriptor, READ_STEP_BYTES, position)
+    hasher.update(piece)
+    return piece

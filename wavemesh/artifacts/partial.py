@@ -1,0 +1,142 @@
+"""A blob that is still being written: an append-only file that resumes where it can be trusted.
+
+After a crash of the process everything in the file is good: the page cache outlived it. After a power cut only what was
+fsynced is. So beside the file lies a *mark*: the boot in which it was made and the offset up to which the file was
+fsynced then. In the same boot the whole file is believed, in another one it is cut back to the mark, without a mark it
+starts again. What is believed is hashed again when the file is opened, because the state of a SHA-256 cannot be kept.
+In the end the digest alone decides.
+
+Synchronous; every method is called in a thread, one at a time. Raises DiskFaultError, DiskFullError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wavemesh.artifacts.digests import STEP_BYTES
+from wavemesh.errors import LocalError
+from wavemesh.runtime.durable import disk_errors
+
+if TYPE_CHECKING:
+    from wavemesh.runtime.durable import Disk
+    from wavemesh.trust.statements import Digest
+
+MARK_EVERY_BYTES = 16 * STEP_BYTES
+
+_BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+_MARK = re.compile(r"(\S{1,64}) (0|[1-9][0-9]{0,12})\n")
+
+
+class BlobMismatchError(LocalError):
+    """The bytes of a blob are not what its digest says; the file is gone and must be fetched again."""
+
+    reason = "BLOB_MISMATCH"
+
+    def __init__(self, digest: Digest, found: str) -> None:
+        """Name the blob and what was found in its place."""
+        super().__init__(f"blob {digest.sha256} of {digest.size_bytes} bytes: {found}", sha256=digest.sha256)
+        self.digest = digest
+
+
+def boot_id() -> str:
+    """Names this boot of the machine; empty, so that only fsynced bytes are believed, where the kernel does not say."""
+    with suppress(OSError):
+        return _BOOT_ID_FILE.read_text("ascii").strip()
+    return ""
+
+
+def mark_path(path: Path) -> Path:
+    """Where the mark of a partial file lies."""
+    return path.with_name(path.name + ".mark")
+
+
+class PartialFile:
+    """One partial file, open for appending."""
+
+    def __init__(self, path: Path, digest: Digest, disk: Disk, boot: str) -> None:
+        """Open or create the file and cut it back to what can be believed; ``rehash`` must follow."""
+        self.path = path
+        self.digest = digest
+        self._disk = disk
+        self._boot = boot
+        self._hasher = hashlib.sha256()
+        self._hashed = 0
+        with disk_errors(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.offset = min(self._believed(), digest.size_bytes)
+            os.ftruncate(self._descriptor, self.offset)
+            os.lseek(self._descriptor, self.offset, os.SEEK_SET)
+        self._marked = -1
+        self.mark()
+
+    def _believed(self) -> int:
+        """How many bytes from the start can be trusted to be what was written."""
+        length = os.fstat(self._descriptor).st_size
+        match: re.Match[str] | None = None
+        with suppress(FileNotFoundError, UnicodeDecodeError):
+            match = _MARK.fullmatch(mark_path(self.path).read_text("ascii"))
+        if match is None:
+            return 0
+        return length if self._boot and match[1] == self._boot else min(length, int(match[2]))
+
+    def rehash(self) -> bool:
+        """Hash one more step of what was there before; returns whether more is left."""
+        with disk_errors(self.path):
+            piece = os.pread(self._descriptor, min(STEP_BYTES, self.offset - self._hashed), self._hashed)
+        self._hasher.update(piece)
+        self._hashed += len(piece)
+        return bool(piece) and self._hashed < self.offset
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Write and hash; every MARK_EVERY_BYTES the bytes are fsynced and marked.
+
+        A write that failed half way (disk full) is cut off again, so that file, hash and offset keep saying the same.
+        """
+        if self.offset + len(data) > self.digest.size_bytes:
+            raise BlobMismatchError(self.digest, f"the sender has more than its size, byte {self.offset + len(data)}")
+        try:
+            self._disk.write(self._descriptor, data, self.path)
+        except BaseException:
+            with disk_errors(self.path):
+                os.ftruncate(self._descriptor, self.offset)
+                os.lseek(self._descriptor, self.offset, os.SEEK_SET)
+            raise
+        self._hasher.update(data)
+        self.offset += len(data)
+        self._hashed = self.offset
+        if self.offset - self._marked >= MARK_EVERY_BYTES:
+            self.mark()
+
+    def mark(self) -> None:
+        """Fsync what is written and note how far that is."""
+        if self._marked == self.offset:
+            return
+        self._disk.fsync(self._descriptor, self.path)
+        self._disk.write_atomic(mark_path(self.path), f"{self._boot or '-'} {self.offset}\n".encode())
+        self._marked = self.offset
+
+    def finish(self, target: Path) -> None:
+        """Check the digest and move the file to its final name, durably; raises BlobMismatchError, file removed."""
+        found = self._hasher.hexdigest()
+        if self.offset != self.digest.size_bytes or found != self.digest.sha256:
+            self.discard()
+            raise BlobMismatchError(self.digest, f"{self.offset} bytes with SHA-256 {found} arrived")
+        self._disk.fsync(self._descriptor, self.path)
+        self._disk.make_dir(target.parent)
+        self._disk.rename(self.path, target)
+        self._disk.fsync_dir(target.parent)
+        self._disk.unlink(mark_path(self.path))
+
+    def discard(self) -> None:
+        """Remove the file and its mark, mark first: bytes without a mark are never believed."""
+        self._disk.unlink(mark_path(self.path))
+        self._disk.remove(self.path)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._descriptor)

@@ -1,0 +1,283 @@
+"""ArtifactService, both ends: blobs move on channels of their own that exist only while a transfer does.
+
+Rules: the peer's TLS identity alone decides; a server serves its own children only. Reads beyond the bounds, in all or
+of one peer, are shed with a time to come back. A stream that stands still is ended by either side. The sender reads the
+next bytes only after gRPC took the last ones, so flow control reaches down to the disk. ReadResponse is framed and
+parsed by hand (tag, varint, bytes), which saves a copy of every byte on both sides and stays valid protobuf.
+
+A blob that ended is not yet a blob that is right: whoever receives it verifies it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from wavemesh.artifacts.blobstore import BlobMismatchError, OutOfRangeError
+from wavemesh.artifacts.digests import check_digest
+from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, PeerError
+from wavemesh.runtime.grpc import peer_of
+from wavemesh.runtime.status import STATUS_KEY, answers, error_from_rpc, status_of
+from wavemesh.trust.statements import Digest
+from wavemesh.v1 import artifact_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+
+    from wavemesh.identity.nodes import NodeId
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+SERVICE_NAME = artifact_pb2.DESCRIPTOR.services_by_name["ArtifactService"].full_name
+MAX_FIND_MISSING = 4096
+STALL_S = 60.0
+SHED_RETRY_S = 2.0
+
+_READ = f"/{SERVICE_NAME}/Read"
+_FIND_MISSING = f"/{SERVICE_NAME}/FindMissing"
+_DATA_TAG = b"\x0a"  # field 1, length-delimited
+_CODES = {OutOfRangeError: grpc.StatusCode.OUT_OF_RANGE, BlobMismatchError: grpc.StatusCode.DATA_LOSS}
+
+
+class BadTransferError(PeerError):
+    """A sender's frame is malformed, or it sends more than the blob has."""
+
+    reason = "BAD_TRANSFER"
+
+
+class BlobSource(Protocol):
+    """Where a server's blobs come from; it decides what a peer may have."""
+
+    async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Those of the digests that are not held, in order."""
+        ...
+
+    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+        """The bytes from ``offset`` on, fetched meanwhile if need be; the iterator may raise as ``open`` may.
+
+        Raises NotFoundError, GateError, BusyError, OutOfRangeError, BlobMismatchError.
+        """
+        ...
+
+
+def frame(data: bytes) -> bytes:
+    """A ReadResponse with this data, serialised."""
+    length, prefix = len(data), bytearray(_DATA_TAG)
+    while length > 0x7F:
+        prefix.append(length & 0x7F | 0x80)
+        length >>= 7
+    prefix.append(length)
+    return b"".join((prefix, data))
+
+
+def unframe(message: bytes) -> memoryview:
+    """The data of a serialised ReadResponse, without a copy in the usual form; raises BadTransferError."""
+    length = 0
+    if message[:1] == _DATA_TAG:
+        for position, byte in enumerate(message[1:6], start=1):
+            length |= (byte & 0x7F) << 7 * (position - 1)
+            if byte < 0x80:
+                if position + 1 + length == len(message):
+                    return memoryview(message)[position + 1 :]
+                break
+    try:  # valid protobuf in an unusual form: fields unknown to us, a longer varint than needed
+        return memoryview(artifact_pb2.ReadResponse.FromString(message).data)
+    except DecodeError as error:
+        msg = f"a frame of {len(message)} bytes is no ReadResponse"
+        raise BadTransferError(msg) from error
+
+
+def _digest(message: artifact_pb2.Digest) -> Digest:
+    return check_digest(Digest(message.sha256, message.size_bytes))
+
+
+def _message(digest: Digest) -> artifact_pb2.Digest:
+    return artifact_pb2.Digest(sha256=digest.sha256, size_bytes=digest.size_bytes)
+
+
+class ArtifactServer:
+    """Serves a BlobSource to the children of ``node_id``."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        source: BlobSource,
+        *,
+        maximum_reads: int = 64,
+        maximum_reads_per_peer: int = 4,
+        stall_s: float = STALL_S,
+    ) -> None:
+        """Bound the reads at a time, in all and of one peer; ``stall_s`` ends a read that nobody takes bytes of."""
+        self._node_id = node_id
+        self._source = source
+        self._maximum_reads = maximum_reads
+        self._maximum_reads_per_peer = maximum_reads_per_peer
+        self._stall_s = stall_s
+        self._reads: Counter[NodeId] = Counter()
+
+    @property
+    def reads_active(self) -> int:
+        """Reads going on now."""
+        return self._reads.total()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the service."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "FindMissing": grpc.unary_unary_rpc_method_handler(
+                self.find_missing,
+                request_deserializer=artifact_pb2.FindMissingRequest.FromString,
+                response_serializer=artifact_pb2.FindMissingResponse.SerializeToString,
+            ),
+            "Read": grpc.unary_stream_rpc_method_handler(
+                self.read, request_deserializer=artifact_pb2.ReadRequest.FromString, response_serializer=None
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+    @answers
+    async def find_missing(
+        self, request: artifact_pb2.FindMissingRequest, context: Context
+    ) -> artifact_pb2.FindMissingResponse:
+        """Handle FindMissing."""
+        peer = self._child(context)
+        if len(request.digests) > MAX_FIND_MISSING:
+            msg = f"{len(request.digests)} digests in one FindMissing; at most {MAX_FIND_MISSING}"
+            raise PeerError(msg)
+        missing = await self._source.find_missing(peer, [_digest(digest) for digest in request.digests])
+        return artifact_pb2.FindMissingResponse(missing=[_message(digest) for digest in missing])
+
+    @answers
+    async def read(self, request: artifact_pb2.ReadRequest, context: Context) -> None:
+        """Handle Read: a coroutine that writes, because a generator's end would depend on who drops it when."""
+        peer = self._child(context)
+        try:
+            digest = _digest(request.digest)
+            if request.offset > digest.size_bytes:
+                msg = f"offset {request.offset} is beyond the {digest.size_bytes} bytes of blob {digest.sha256}"
+                raise OutOfRangeError(msg)
+            with self._counted(peer):
+                async with aclosing(await self._source.open(peer, digest, request.offset)) as pieces:
+                    async for piece in pieces:
+                        await self._write(context, frame(piece))
+        except (OutOfRangeError, BlobMismatchError) as error:
+            await _abort(context, error)
+
+    async def _write(self, context: Context, message: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await context.write(message)
+        except TimeoutError as error:
+            msg = f"no bytes were taken for {self._stall_s:g} s"
+            raise LinkDownError(msg) from error
+
+    def _child(self, context: Context) -> NodeId:
+        peer = peer_of(context, self._node_id.fleet)
+        if not peer.is_child_of(self._node_id):
+            msg = f"{peer.uri} is not a child of {self._node_id.uri}: fetch from your own parent"
+            raise ForbiddenError(msg, peer=peer.uri)
+        return peer
+
+    @contextmanager
+    def _counted(self, peer: NodeId) -> Iterator[None]:
+        if self.reads_active >= self._maximum_reads or self._reads[peer] >= self._maximum_reads_per_peer:
+            msg = f"{self.reads_active} reads are going on here, {self._reads[peer]} of them yours"
+            raise BusyError(msg, retry_after_s=SHED_RETRY_S)
+        self._reads[peer] += 1
+        try:
+            yield
+        finally:
+            self._reads[peer] -= 1
+            if not self._reads[peer]:
+                del self._reads[peer]
+
+
+async def _abort(context: Context, error: OutOfRangeError | BlobMismatchError) -> NoReturn:
+    """End the call with the code that the contract gives to this error; status.py knows base classes only."""
+    code = _CODES[type(error)]
+    status = status_of(error)
+    status.code, _ = code.value
+    await context.abort(code, status.message, ((STATUS_KEY, status.SerializeToString()),))
+
+
+class ArtifactClient:
+    """Fetches blobs from a parent. The channel is opened for the first transfer and closed after the last."""
+
+    def __init__(self, open_channel: Callable[[], grpc.aio.Channel], *, stall_s: float = STALL_S) -> None:
+        """``open_channel`` makes a bulk channel to the parent; ``stall_s`` ends a read in which nothing arrives."""
+        self._open_channel = open_channel
+        self._stall_s = stall_s
+        self._channel: grpc.aio.Channel | None = None
+        self._users = 0
+
+    async def find_missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Which of the digests (at most MAX_FIND_MISSING) the parent does not hold; raises as ``read``."""
+        request = artifact_pb2.FindMissingRequest(digests=[_message(digest) for digest in digests])
+        async with self._transfer() as channel:
+            call = channel.unary_unary(
+                _FIND_MISSING,
+                request_serializer=artifact_pb2.FindMissingRequest.SerializeToString,
+                response_deserializer=artifact_pb2.FindMissingResponse.FromString,
+            )
+            try:
+                response = await call(request, timeout=self._stall_s)
+            except grpc.aio.AioRpcError as error:
+                raise error_from_rpc(error) from error
+        return [_digest(digest) for digest in response.missing]
+
+    async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[memoryview, None]:
+        """The bytes of a blob from ``offset`` to its end, unverified; close the iterator if you leave it early.
+
+        Raises LinkDownError (also when the stream ends early or stands still), NotFoundError, GateError, BusyError,
+        ForbiddenError, BadTransferError, RemoteFaultError.
+        """
+        request = artifact_pb2.ReadRequest(digest=_message(digest), offset=offset)
+        async with self._transfer() as channel:
+            start: grpc.aio.UnaryStreamMultiCallable[artifact_pb2.ReadRequest, bytes] = channel.unary_stream(
+                _READ, request_serializer=artifact_pb2.ReadRequest.SerializeToString, response_deserializer=None
+            )
+            call: grpc.aio.UnaryStreamCall[artifact_pb2.ReadRequest, bytes] = start(request)
+            try:
+                while (message := await self._next(call)) is not None:
+                    piece = unframe(message)
+                    offset += len(piece)
+                    if offset > digest.size_bytes:
+                        msg = f"more than the {digest.size_bytes} bytes of blob {digest.sha256} were sent"
+                        raise BadTransferError(msg)
+                    yield piece
+            finally:
+                call.cancel()
+        if offset < digest.size_bytes:
+            msg = f"the stream of blob {digest.sha256} ended at byte {offset} of {digest.size_bytes}"
+            raise LinkDownError(msg)
+
+    async def _next(self, call: grpc.aio.UnaryStreamCall[artifact_pb2.ReadRequest, bytes]) -> bytes | None:
+        """The next frame, None at the end of the stream."""
+        try:
+            # A read that times out cancels the whole call; nothing is lost, the caller resumes at its offset.
+            async with asyncio.timeout(self._stall_s):
+                message = await call.read()
+        except TimeoutError as error:
+            msg = f"no bytes arrived for {self._stall_s:g} s"
+            raise LinkDownError(msg) from error
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        return message if isinstance(message, bytes) else None
+
+    @asynccontextmanager
+    async def _transfer(self) -> AsyncIterator[grpc.aio.Channel]:
+        if self._channel is None:
+            self._channel = self._open_channel()
+        channel = self._channel
+        self._users += 1
+        try:
+            yield channel
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._channel = None
+                await channel.close()
