@@ -1,0 +1,120 @@
+"""Decides whether a wave may lease at this hub now, and which word its trials are told.
+
+A wave is LIVE when its order says RUNNING, has not expired, names a policy that is held and verified and a hold epoch
+that is reached, and nothing local stands against it. Checks run from the gravest to the most passing, so the one gate
+shown is the one to act on. Pauses are kept per origin, control's in the order and this hub's beside it; none may be in
+force. A halt is for ever, a local one included: it stays in force here until control closes the wave.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from wavemesh.trust.statements import WaveState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
+    from wavemesh.policy.document import Policy
+    from wavemesh.trust.statements import HoldList, WaveOrder
+
+
+class Standing(enum.Enum):
+    """Where a wave stands at this hub."""
+
+    LIVE = "live"
+    WAITING = "waiting"
+    PAUSED = "paused"
+    HALTED = "halted"
+    CLOSED = "closed"
+
+
+class PauseEffect(enum.Enum):
+    """What a local pause does."""
+
+    PAUSE = "pause"
+    HALT = "halt"
+
+
+@dataclass(frozen=True, slots=True)
+class PauseHere:
+    """A pause or halt of one origin, given at this hub."""
+
+    wave_id: str
+    origin: str
+    reason: str
+    effect: PauseEffect
+
+
+@dataclass(frozen=True, slots=True)
+class WaveStanding:
+    """Where a wave stands, by which gate, and for people why; the gate is empty when it is live."""
+
+    standing: Standing
+    gate: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a wave is judged against. ``clock_gate`` says why time is not trusted, empty when it is."""
+
+    now: datetime
+    zone: ZoneInfo
+    policy: Policy | None
+    holds: HoldList | None
+    pauses: Sequence[PauseHere]
+    clock_gate: str = ""
+
+
+def standing_of(order: WaveOrder, around: Surroundings) -> WaveStanding:
+    """Where the wave of that order stands; ``pauses`` may hold those of other waves too."""
+    mine = [pause for pause in around.pauses if pause.wave_id == order.wave_id]
+    halts = [pause for pause in mine if pause.effect is PauseEffect.HALT]
+    if order.state is WaveState.HALTED or halts:
+        return WaveStanding(
+            Standing.HALTED, "halted", _by([(p.origin, p.reason) for p in halts]) or "halted by control"
+        )
+    if order.state is WaveState.CLOSED:
+        return WaveStanding(Standing.CLOSED, "", "closed by control")
+    pauses = [(p.origin, p.reason) for p in (*order.pauses, *mine)]
+    if order.state is WaveState.PAUSED or pauses:
+        return WaveStanding(Standing.PAUSED, "", _by(pauses) or "paused by control")
+    if order.state is not WaveState.RUNNING:
+        return WaveStanding(Standing.WAITING, "", "planned, not started")
+    return _circumstances(order, around)
+
+
+def _by(pauses: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(f"{origin}: {reason}" for origin, reason in sorted(set(pauses)))
+
+
+def _circumstances(order: WaveOrder, around: Surroundings) -> WaveStanding:
+    """What may keep a running wave from leasing for now."""
+    now, policy, holds = around.now, around.policy, around.holds
+    if around.clock_gate:
+        return _waiting("clock", around.clock_gate)
+    if now >= order.expires_at:
+        return _waiting("permit", f"the order expired at {order.expires_at.isoformat()}")
+    if policy is None:
+        return _waiting("signature", f"the policy {order.policy_digest} of the order is not held yet")
+    if holds is None or holds.epoch < order.least_hold_epoch:
+        held = "none" if holds is None else f"epoch {holds.epoch}"
+        return _waiting("hold", f"the order needs hold epoch {order.least_hold_epoch}, held here: {held}")
+    if any(hold.release == order.release for hold in holds.holds):
+        return _waiting("hold", f"release {order.release} is on hold")
+    longest = timedelta(hours=policy.guardrails.hold_max_age_hours)
+    if now - holds.issued_at > longest:
+        return _waiting("hold", f"the hold list of {holds.issued_at.isoformat()} is older than {longest}")
+    if policy.windows.swap is not None and not policy.windows.swap.contains(now, around.zone):
+        return _waiting("window", f"outside the swap window {policy.windows.swap}")
+    return WaveStanding(Standing.LIVE)
+
+
+def _waiting(gate: str, detail: str) -> WaveStanding:
+    return WaveStanding(Standing.WAITING, gate, detail)

@@ -1,0 +1,413 @@
+"""Decides who may be inside a swap, and what is said of those who were and are not heard.
+
+A *slot* is one device's place inside a swap, from the grant of its lease to its outcome. The limit is the strictest
+``maxConcurrentSwaps`` of the waves that run here. The rules, and why:
+
+1. A device occupies a slot from the moment its lease is *persisted*, whatever becomes of the message that carries it:
+   a lease that left the hub may be used at any moment until it expires, and the trial that follows takes its time.
+2. A slot ends by the device's word alone: an outcome of that attempt after a burn, a status about a later attempt, or
+   a status outside any swap that the device dated after the lease's expiry (by the very clock that forbids it to ARM
+   from then on). Otherwise it ends at ``until`` = lease + trial + watchdog maxima. Hence a slot that looks free *is*
+   free, across crashes of either side.
+3. Occupancy counts devices, not leases: a device whose lease lapsed may get a fresh one without a second slot. A device
+   that says it is inside a swap of which the hub knows nothing (restored disk, rollback by hand) occupies one as well,
+   until its outcome is known or its status is older than the maxima.
+4. After a new incarnation nothing is granted until every target device has said where it is, or the maxima have passed.
+5. At ``until`` without a word: inside a swap by its own last status and heard → FAILED; not heard while another device
+   is → SILENT; nobody heard → UNKNOWN, which turns SILENT when a witness appears. A witness must have been connected
+   for ``witness_s``, so that the first device to return after an outage does not convict the others.
+6. Inferred outcomes take a sequence that any later word of the device ties or beats, and a device's word wins ties.
+7. Rollbacks an operator asked for go before grants, and within the same limit.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from wavemesh.trust.statements import OutcomeKind, UpdateState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+IN_SWAP = frozenset(
+    {
+        UpdateState.ARMED,
+        UpdateState.TRIAL,
+        UpdateState.COMMITTING,
+        UpdateState.ROLLING_BACK,
+        UpdateState.AWAITING_SIGNOFF,
+    }
+)
+"""States in which a device is inside a swap by its own word."""
+
+_NOT_ARMED = frozenset(
+    {
+        UpdateState.IDLE,
+        UpdateState.PREFLIGHT,
+        UpdateState.STAGING,
+        UpdateState.PAUSED,
+        UpdateState.VERIFIED,
+        UpdateState.REFUSED,
+    }
+)
+_AFTER_BURN = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.INCONCLUSIVE})
+_ASKS_AGAIN = frozenset(
+    {OutcomeKind.PENDING, OutcomeKind.REFUSED, OutcomeKind.INCONCLUSIVE, OutcomeKind.UNKNOWN, OutcomeKind.SILENT}
+)
+"""Kinds after which a device of the wave may still be leased; SILENT and UNKNOWN only yield to its own return."""
+
+
+class SlotUse(enum.Enum):
+    """Why a device occupies a slot."""
+
+    SWAP = "swap"
+    ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One device's place inside a swap; no ARM after ``expires_at``, free at ``until`` without a word."""
+
+    device: str
+    wave_id: str
+    use: SlotUse
+    attempt: int
+    granted_at: datetime
+    expires_at: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """What the hub knows of a device: its last status, by whose clock, and since when its session is open."""
+
+    path: str
+    state: UpdateState
+    wave_id: str
+    attempt: int
+    said_at: datetime
+    seen_at: datetime
+    connected_since: datetime | None
+    heard_in_session: bool
+    gate: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """The outcome in force of a device in a wave, and whether the device itself signed it."""
+
+    kind: OutcomeKind
+    attempt: int
+    sequence: int
+    by_device: bool
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PermitView:
+    """The part of a verified permit that counts here."""
+
+    attempts: int
+    expires_at: datetime
+    hub_incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Devices of which at least ``min_up`` must be up, swapped one after the other."""
+
+    members: frozenset[str]
+    min_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaveView:
+    """A wave as far as it concerns slots; ``leasable`` is the verdict of ``storehub/standing.py``."""
+
+    wave_id: str
+    leasable: bool
+    devices: frozenset[str]
+    expires_at: datetime
+    max_concurrent_swaps: int
+    trial_s: float
+    groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackWish:
+    """A device rollback an operator asked for and the device has not been told of yet."""
+
+    intent_id: str
+    device: str
+    wave_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long things may take, seconds: ``watchdog_s`` is boot and watchdog together, beyond lease and trial."""
+
+    lease_s: float
+    watchdog_s: float
+    witness_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HubView:
+    """Everything one decision looks at; ``permits`` and ``words`` are keyed by (wave, device)."""
+
+    now: datetime
+    timing: Timing
+    incarnation: str
+    incarnation_since: datetime
+    default_limit: int
+    waves: Sequence[WaveView]
+    devices: Mapping[str, DeviceView]
+    permits: Mapping[tuple[str, str], PermitView]
+    slots: Mapping[str, Slot]
+    words: Mapping[tuple[str, str], Word]
+    rollbacks: Sequence[RollbackWish] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """An outcome the hub signs because the device did not."""
+
+    wave_id: str
+    device: str
+    attempt: int
+    sequence: int
+    kind: OutcomeKind
+    gate: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What follows, to be made durable in one transaction before any of it is sent."""
+
+    ended: tuple[Slot, ...]
+    inferred: tuple[Inference, ...]
+    relayed: tuple[tuple[RollbackWish, Slot], ...]
+    granted: tuple[Slot, ...]
+
+
+def decide(view: HubView) -> Decision:
+    """Free what is free, say what must be said, relay rollbacks, and grant leases within the limits."""
+    ended = tuple(slot for slot in view.slots.values() if _is_over(slot, view))
+    gone = {slot.device for slot in ended}
+    inferred = (*(i for slot in ended if (i := _judge(slot, view))), *_convictions(view))
+    occupied = {device for device in view.slots if device not in gone} | _self_declared(view, gone)
+    relayed = _relay(view, occupied)
+    occupied |= {slot.device for _, slot in relayed}
+    held = frozenset(d for d in view.slots if d not in gone) | {slot.device for _, slot in relayed}
+    granted = _grant(view, occupied, held)
+    return Decision(ended, inferred, relayed, granted)
+
+
+def occupants(view: HubView) -> frozenset[str]:
+    """Devices inside a swap now, as far as the hub can know."""
+    live = {slot.device for slot in view.slots.values() if not _is_over(slot, view)}
+    return frozenset(live | _self_declared(view, set()))
+
+
+def _is_over(slot: Slot, view: HubView) -> bool:
+    if view.now >= slot.until:
+        return True
+    device = view.devices.get(slot.device)
+    if slot.use is SlotUse.ROLLBACK:
+        told = any(
+            d == slot.device and w.by_device and w.received_at > slot.granted_at for (_, d), w in view.words.items()
+        )
+        back = device is not None and device.state is UpdateState.ROLLED_BACK and device.seen_at > slot.granted_at
+        return told or back
+    word = view.words.get((slot.wave_id, slot.device))
+    if word is not None and word.by_device and word.kind in _AFTER_BURN and word.attempt >= slot.attempt:
+        return True
+    if device is None or device.seen_at <= slot.granted_at:
+        return False
+    if device.wave_id == slot.wave_id and device.attempt > slot.attempt:
+        return device.state in _NOT_ARMED
+    return device.state in _NOT_ARMED and device.said_at >= slot.expires_at
+
+
+def _self_declared(view: HubView, gone: set[str]) -> set[str]:
+    """Devices inside a swap by their own recent status, whose slot did not end just now and whose outcome is open."""
+    recent = view.now - timedelta(seconds=_maxima_s(view))
+    return {
+        d.path
+        for d in view.devices.values()
+        if d.state in IN_SWAP and d.path not in gone and d.seen_at > recent and not _is_settled(view, d)
+    }
+
+
+def _is_settled(view: HubView, device: DeviceView) -> bool:
+    """Whether the outcome of the swap that the device says it is in is known already."""
+    word = view.words.get((device.wave_id, device.path))
+    if word is None or word.attempt < device.attempt:
+        return False
+    if device.state is UpdateState.ROLLING_BACK:
+        return word.kind in {OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED}
+    return word.kind in _AFTER_BURN
+
+
+def _maxima_s(view: HubView) -> float:
+    longest = max((wave.trial_s for wave in view.waves), default=0.0)
+    return view.timing.lease_s + longest + view.timing.watchdog_s
+
+
+def _judge(slot: Slot, view: HubView) -> Inference | None:
+    """What to say of a device whose slot ended; None when it spoke for itself or never armed."""
+    if slot.use is SlotUse.ROLLBACK or view.now < slot.until:
+        return None
+    device = view.devices.get(slot.device)
+    heard = device is not None and device.connected_since is not None and device.heard_in_session
+    if device is not None and heard:
+        if device.state not in IN_SWAP:
+            return None
+        gate = device.gate or "watchdog"
+        return _infer(slot.wave_id, slot.device, slot.attempt, view, OutcomeKind.FAILED, gate)
+    if _has_witness(view, slot.device):
+        return _infer(slot.wave_id, slot.device, slot.attempt, view, OutcomeKind.SILENT, "watchdog")
+    return _infer(slot.wave_id, slot.device, slot.attempt, view, OutcomeKind.UNKNOWN, "lease-expired")
+
+
+def _convictions(view: HubView) -> tuple[Inference, ...]:
+    """UNKNOWN that became SILENT: a witness is heard now and the device still is not."""
+    return tuple(
+        _infer(wave_id, device, word.attempt, view, OutcomeKind.SILENT, "watchdog")
+        for (wave_id, device), word in view.words.items()
+        if word.kind is OutcomeKind.UNKNOWN
+        and not word.by_device
+        and not _is_connected(view, device)
+        and _has_witness(view, device)
+    )
+
+
+def _infer(wave_id: str, device: str, attempt: int, view: HubView, kind: OutcomeKind, gate: str) -> Inference:
+    word = view.words.get((wave_id, device))
+    base = word.sequence if word is not None and word.attempt == attempt else 0
+    sequence = base if kind is OutcomeKind.UNKNOWN else base + 1
+    seen = view.devices.get(device)
+    last = f"last heard {seen.seen_at.isoformat()} in {seen.state.name}" if seen else "never heard"
+    evidence = f"no outcome within lease, trial and watchdog maxima; {last}"
+    return Inference(wave_id, device, attempt, sequence, kind, gate, evidence)
+
+
+def _is_connected(view: HubView, path: str) -> bool:
+    device = view.devices.get(path)
+    return device is not None and device.connected_since is not None
+
+
+def _has_witness(view: HubView, device: str) -> bool:
+    since = view.now - timedelta(seconds=view.timing.witness_s)
+    return any(
+        other.connected_since is not None and other.connected_since <= since
+        for other in view.devices.values()
+        if other.path != device
+    )
+
+
+def _relay(view: HubView, occupied: set[str]) -> tuple[tuple[RollbackWish, Slot], ...]:
+    taken = set(occupied)
+    relayed: list[tuple[RollbackWish, Slot]] = []
+    until = view.now + timedelta(seconds=_maxima_s(view))
+    for wish in view.rollbacks:
+        if not _is_connected(view, wish.device):
+            continue
+        if wish.device not in taken and len(taken) >= _limit(view):
+            continue
+        taken.add(wish.device)
+        slot = Slot(wish.device, wish.wave_id, SlotUse.ROLLBACK, 0, view.now, until, until)
+        relayed.append((wish, slot))
+    return tuple(relayed)
+
+
+def _limit(view: HubView) -> int:
+    """The strictest of the running waves."""
+    return min((w.max_concurrent_swaps for w in view.waves if w.leasable), default=view.default_limit)
+
+
+def _grant(view: HubView, occupied: set[str], held: frozenset[str]) -> tuple[Slot, ...]:
+    taken = set(occupied)
+    granted: list[Slot] = []
+    limit = _limit(view)
+    for wave in view.waves:
+        if not wave.leasable or view.now >= wave.expires_at or not _has_settled(view, wave):
+            continue
+        candidates = sorted(
+            (d for path in wave.devices if (d := view.devices.get(path)) and _asks(view, wave, d, held)),
+            key=lambda d: (d.attempt, d.path),
+        )
+        for device in candidates:
+            if device.path not in taken and len(taken) >= limit:
+                continue  # a later candidate may hold a slot already and only need a fresh lease
+            if not _groups_allow(view, wave, device.path, taken):
+                continue
+            taken.add(device.path)
+            granted.append(_slot(view, wave, device))
+        held |= {slot.device for slot in granted}
+    return tuple(granted)
+
+
+def _has_settled(view: HubView, wave: WaveView) -> bool:
+    """Rule 4, for the targets of this wave."""
+    if view.now >= view.incarnation_since + timedelta(seconds=_maxima_s(view)):
+        return True
+    return all(
+        (d := view.devices.get(path)) is not None and (d.heard_in_session or d.seen_at >= view.incarnation_since)
+        for path in wave.devices
+    )
+
+
+def _asks(view: HubView, wave: WaveView, device: DeviceView, held: frozenset[str]) -> bool:
+    """Whether the device wants a lease of this wave and a permit lets it have one."""
+    if device.state is not UpdateState.VERIFIED or device.wave_id != wave.wave_id:
+        return False
+    if device.connected_since is None or not device.heard_in_session:
+        return False
+    if device.path in held and not _has_lapsed(view.slots.get(device.path), wave, view.now):
+        return False
+    if any(wish.device == device.path for wish in view.rollbacks):
+        return False
+    word = view.words.get((wave.wave_id, device.path))
+    if word is not None and word.kind not in _ASKS_AGAIN:
+        return False
+    permit = view.permits.get((wave.wave_id, device.path))
+    return (
+        permit is not None
+        and permit.hub_incarnation == view.incarnation
+        and view.now < permit.expires_at
+        and 1 <= device.attempt <= permit.attempts
+    )
+
+
+def _has_lapsed(slot: Slot | None, wave: WaveView, now: datetime) -> bool:
+    """Whether a slot is a lapsed lease of that wave, for which its device may get a fresh one."""
+    return slot is not None and slot.use is SlotUse.SWAP and slot.wave_id == wave.wave_id and now >= slot.expires_at
+
+
+def _groups_allow(view: HubView, wave: WaveView, path: str, taken: set[str]) -> bool:
+    """Within a group: nobody else inside, the last one's word signed by itself, and enough of the others up."""
+    for group in wave.groups:
+        if path not in group.members:
+            continue
+        others = group.members - {path}
+        if others & taken:
+            return False
+        words = (view.words.get((wave.wave_id, other)) for other in others)
+        if any(word is not None and not word.by_device for word in words):
+            return False
+        if sum(_is_connected(view, other) for other in others) < group.min_up:
+            return False
+    return True
+
+
+def _slot(view: HubView, wave: WaveView, device: DeviceView) -> Slot:
+    permit = view.permits[wave.wave_id, device.path]
+    expires_at = min(view.now + timedelta(seconds=view.timing.lease_s), wave.expires_at, permit.expires_at)
+    until = expires_at + timedelta(seconds=wave.trial_s + view.timing.watchdog_s)
+    return Slot(device.path, wave.wave_id, SlotUse.SWAP, device.attempt, view.now, expires_at, until)
