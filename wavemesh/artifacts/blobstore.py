@@ -293,7 +293,7 @@ class BlobStore:
             if file is not None:
                 await in_thread(file.close)
             if is_finished:
-                self._complete[digest] = self._clock.now()
+                await self._touch(digest, self._clock.now())
             if is_finished or not (self._partials / blob_name(digest)).exists():
                 self._partial.pop(digest, None)
 
@@ -365,12 +365,11 @@ class BlobStore:
             msg = f"blob {digest.sha256} of {digest.size_bytes} bytes is not held here"
             raise NotFoundError(msg, sha256=digest.sha256)
         path = self._path(digest)
-        self._complete[digest] = self._clock.now()
         with disk_errors(path):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             hasher = hashlib.sha256()
-            await in_thread(os.utime, descriptor, (self._complete[digest].timestamp(),) * 2)
+            await self._touch(digest, self._clock.now())
             position = 0
             while position < digest.size_bytes:
                 with disk_errors(path):
@@ -392,9 +391,13 @@ class BlobStore:
         async for _ in self.read(digest, 0):
             pass
         if used is not None and digest in self._complete:
-            self._complete[digest] = used
-            with suppress(FileNotFoundError):
-                await in_thread(os.utime, self._path(digest), (used.timestamp(),) * 2)
+            await self._touch(digest, used)
+
+    async def _touch(self, digest: Digest, used_at: datetime) -> None:
+        """Note the last use of a complete blob, here and as the file's time for the next start."""
+        self._complete[digest] = used_at
+        with suppress(FileNotFoundError):  # evicted while it is being read
+            await in_thread(os.utime, self._path(digest), (used_at.timestamp(),) * 2)
 
     def _check_offset(self, digest: Digest, offset: int) -> None:
         check_digest(digest)

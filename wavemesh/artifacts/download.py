@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from wavemesh.errors import BusyError, ConflictError, ForbiddenError, GateError, NotFoundError, PeerError
+from wavemesh.errors import BusyError, ConflictError, ForbiddenError, GateError, LinkDownError, NotFoundError, PeerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -84,6 +84,7 @@ async def download(
                     await sink.write(piece)
                     if progress is not None:
                         progress(sink.offset)
+            _check_end(sink)
         except (GateError, NotFoundError, ForbiddenError, ConflictError):
             raise
         except PeerError as error:
@@ -92,6 +93,12 @@ async def download(
                 raise
             await asyncio.sleep(_pause_s(error, fruitless, patience, rng))
     await sink.finish()
+
+
+def _check_end(sink: BlobSink) -> None:
+    if sink.offset < sink.digest.size_bytes:
+        msg = f"the bytes of blob {sink.digest.sha256} ended at {sink.offset} of {sink.digest.size_bytes}"
+        raise LinkDownError(msg)
 
 
 def _pause_s(error: PeerError, fruitless: int, patience: Patience, rng: Random) -> float:

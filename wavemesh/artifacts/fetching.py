@@ -54,7 +54,7 @@ class Fetches:
         if not self._store.has(digest) and digest not in self._flights:
             flight = self._flights[digest] = _Flight()
             flight.task = self._group.create_task(self._run(digest, flight), name=f"fetch {digest.sha256[:12]}")
-            # Not in a ``finally`` of the task: one that is cancelled before its first step never gets there.
+            # Once more after the task: one that is cancelled before its first step never gets to its ``finally``.
             flight.task.add_done_callback(lambda _: self._end(digest, flight))
 
     async def ensure(self, digest: Digest) -> None:
@@ -90,8 +90,11 @@ class Fetches:
                 await self._fetch(writer)
         except WavemeshError as error:
             flight.error = error
+        finally:
+            self._end(digest, flight)
 
     def _end(self, digest: Digest, flight: _Flight) -> None:
-        del self._flights[digest]
+        if self._flights.get(digest) is flight:
+            del self._flights[digest]
         flight.started.set()
         flight.ended.set()
