@@ -1,0 +1,5 @@
+"""``python -m edgectl``."""
+
+from edgectl.main import main
+
+main()

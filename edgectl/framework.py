@@ -1,0 +1,87 @@
+"""How a command is declared: every one takes ``--context`` and ``--output`` besides its own options.
+
+``@command(app, "list")`` gives the function a ``Session`` as first argument and adds the two options to its signature.
+Both are also accepted before the noun (``edgectl --context store-209 ledger show …``); nearer to the verb wins.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from edgectl.output import Output, Page, show
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from edgectl.contexts import Context
+    from edgectl.plain import Plain
+    from wavemesh.v1.operator_pb2_grpc import OperatorServiceAsyncStub
+
+T = TypeVar("T")
+
+_CONTEXT_HELP = "Whom to ask; `edgectl context list` shows the choice."
+# The variable belongs to the root alone: a flag before the noun must win over it.
+RootContextOption = Annotated[str | None, typer.Option("--context", envvar="EDGECTL_CONTEXT", help=_CONTEXT_HELP)]
+ContextOption = Annotated[str | None, typer.Option("--context", help=_CONTEXT_HELP)]
+OutputOption = Annotated[Output | None, typer.Option("--output", "-o", help="Form of the answer.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command has in hand: whom to ask and how to print."""
+
+    context_name: str | None
+    output: Output
+
+    @property
+    def context(self) -> Context:
+        """The context selected; raises NoContextError or BadContextsError."""
+        from edgectl.contexts import contexts_path, load_contexts
+
+        return load_contexts(contexts_path()).select(self.context_name)
+
+    def ask(self, question: Callable[[OperatorServiceAsyncStub], Awaitable[T]]) -> T:
+        """Put a question to the selected node; raises WavemeshError."""
+        from edgectl.client import ask
+
+        return ask(self.context, question)
+
+    def show(self, data: Plain, *parts: Any) -> None:
+        """Print the data, or for people the parts (tables and lines)."""
+        show(self.output, data, Page(parts))
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function ``(session, **options)`` as a command."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function)
+        hints = typing.get_type_hints(function, include_extras=True)
+        session_name, *rest = own.parameters
+
+        @functools.wraps(function)
+        def run(ctx: typer.Context, context: str | None, output: Output | None, **options: Any) -> None:
+            before: Session = ctx.obj
+            function(Session(context or before.context_name, output or before.output), **options)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter("ctx", keyword, annotation=typer.Context),
+            *(own.parameters[key].replace(annotation=hints[key], kind=keyword) for key in rest),
+            inspect.Parameter("context", keyword, annotation=ContextOption, default=None),
+            inspect.Parameter("output", keyword, annotation=OutputOption, default=None),
+        ]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by Typer through inspect
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del run.__wrapped__  # or inspect would find the function's own signature
+        del session_name
+        app.command(name)(run)
+        return function
+
+    return register

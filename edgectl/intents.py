@@ -1,0 +1,77 @@
+"""Operator intents: made, signed with the operator's own key, given to the node asked.
+
+An intent's id is random. "Asked twice, done once" is the server's to keep, because only it knows what is in force: a
+pause that is in force is answered ``duplicate``, while the same words after a resume are a new wish and act again. An
+id derived from the words would forbid that. A script that must survive a lost answer gives its own id with
+``--intent-id`` and sends it again: the same id is the same intent for ever.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgectl.client import CALL_TIMEOUT_S
+
+if TYPE_CHECKING:
+    from edgectl.framework import Session
+    from wavemesh.trust.statements import OperatorIntent
+    from wavemesh.v1.operator_pb2 import SubmitIntentResponse
+
+IntentIdOption = Annotated[
+    str | None,
+    typer.Option(
+        "--intent-id", help="Idempotency key of your own; sent again it is the same intent.", show_default="random"
+    ),
+]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is audited and shown to everybody concerned.")]
+
+
+def new_intent_id(given: str | None) -> str:
+    """The id given, or 128 random bits in hex."""
+    return given or secrets.token_hex(16)
+
+
+def now() -> datetime:
+    """The operator's clock, by which an intent is dated."""
+    return datetime.now(UTC)
+
+
+def submit(session: Session, intent: OperatorIntent) -> None:
+    """Sign the intent, give it to the selected node and show what became of it; a refusal exits with its class."""
+    from edgectl.exits import Exit
+    from edgectl.plain import plain
+    from wavemesh.codec.statements import envelope_to_proto
+    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.trust.envelope import sign_as_node
+    from wavemesh.v1.operator_pb2 import DISPOSITION_REFUSED, SubmitIntentRequest
+
+    credentials = NodeCredentials.load(session.context.identity)
+    request = SubmitIntentRequest(intent=envelope_to_proto(sign_as_node(intent, credentials)))
+    answer = session.ask(lambda stub: stub.SubmitIntent(request, timeout=CALL_TIMEOUT_S))
+    session.show(plain(answer), sentence(answer))
+    if answer.record.disposition == DISPOSITION_REFUSED:
+        raise typer.Exit(Exit.REFUSED)
+
+
+def sentence(answer: SubmitIntentResponse) -> str:
+    """What became of the intent, in words."""
+    from edgectl.plain import plain
+
+    record = plain(answer.record)
+    subject = " ".join(f"{key} {record[key]}" for key in ("device", "wave_id") if record[key]).replace(
+        "wave_id", "wave"
+    )
+    what = f"{str(record['kind']).replace('_', ' ')} {subject}".strip()
+    if record["disposition"] == "refused":
+        return f"{what}: refused: {record['detail']}"
+    state = "done"
+    if record["disposition"] == "queued":
+        state = "queued, waits for " + (", ".join(answer.record.waiting_for) or "its next step")
+    if answer.duplicate:
+        state += " (asked before; nothing done twice)"
+    detail = f" — {record['detail']}" if record["detail"] else ""
+    return f"{what}: {state}{detail}"
