@@ -1,1 +1,1 @@
-"""The resumable session between a child and its parent."""
+"""Resumable sessions between a child and its parent, the same on all three hops."""

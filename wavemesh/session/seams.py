@@ -1,8 +1,8 @@
 """What a tier gives to a session and what it gets from it. The session knows no tier; these are the seams.
 
-A child owns a *report log* (durable, numbered) and a *resource sink* (verifies and stores desired state). A parent owns a
-*child registry* (cursors, effects of reports, desired state). ``Upstream`` and ``Downstream`` in link.py drive the pure
-machines of child.py and parent.py against them.
+A child owns a *report log* (durable, numbered) and a *resource sink* (verifies and stores desired state). A parent owns
+a *child registry* (cursors, effects of reports, desired state). ``Upstream`` and ``Downstream`` in link.py drive the
+pure machines of child.py and parent.py against them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from wavemesh.identity.nodes import NodeId
     from wavemesh.session.frames import (
-        Hello,
         HeldResource,
+        Hello,
         Rejection,
         Report,
         Resource,
@@ -37,8 +37,15 @@ class ReportLog(Protocol):
         """Number the next appended report will get; 1 in a new incarnation."""
         ...
 
+    @property
+    def first_number(self) -> int:
+        """Lowest number that can still be read; ``next_number`` when the log is empty. A parent that asks for less has
+        lost what it acknowledged, and the log is restarted.
+        """
+        ...
+
     async def read(self, first: int, limit: int) -> Sequence[Report]:
-        """Up to ``limit`` reports from number ``first`` on, in order; those acknowledged may be gone."""
+        """Up to ``limit`` reports from number ``first`` on, in order; ``first`` is never below ``first_number``."""
         ...
 
     async def acknowledge(self, through: int) -> None:

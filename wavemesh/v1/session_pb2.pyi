@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ConnectRequest(_message.Message):
-    """One frame from child to parent. At most 2 MiB."""
+    """One frame from child to parent. At most 4 MiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -85,7 +85,7 @@ Global___ConnectRequest: _TypeAlias = ConnectRequest  # noqa: Y015
 
 @_typing.final
 class ConnectResponse(_message.Message):
-    """One frame from parent to child. At most 2 MiB."""
+    """One frame from parent to child. At most 4 MiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -334,7 +334,9 @@ class ResourceUpdate(_message.Message):
     REMOVED_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
-    """Names this update within the stream; never reused in it."""
+    """Names this update within the stream, counting up. At most two are unanswered at a time, an urgent and another one;
+    the child answers in the order of arrival.
+    """
     settled: _builtins.bool
     """True when, after this update, the child holds exactly what the parent wants at this moment."""
     @_builtins.property
@@ -536,7 +538,7 @@ class StatusEntry(_message.Message):
     key: _builtins.str
     """Which value, for example "device" or "device/pos-03"."""
     body: _builtins.bytes
-    """The value, absent when the key was removed."""
+    """The value, absent when the key was removed. At most 64 KiB."""
     def __init__(
         self,
         *,
@@ -563,7 +565,7 @@ class Ask(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     ask_id: _builtins.int
-    """Chosen by the child, never reused in the stream."""
+    """Chosen by the child, never reused in the stream. At most 16 are unanswered at a time."""
     kind: _builtins.str
     """What is asked, for example "health-ping"."""
     body: _builtins.bytes
