@@ -1,0 +1,94 @@
+"""Configuration of a device: ``DIR/config.toml``. Defaults are for production; a lab shortens the times.
+
+Class, hardware revision and paths are bound at enrolment, never taken from an order. Imports nothing heavy, because the
+supervisor reads the same file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wavemesh.runtime.config import bounded, load_config
+
+FILE_NAME = "config.toml"
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What the device is, as enrolled."""
+
+    device_class: str
+    hardware_revision: str
+    region: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Where the store hub listens ("host:port"); its identity follows from the device's own."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Hardware: the simulated slots, the kernel's files, the watchdog. Relative paths are relative to the file."""
+
+    slot_capacity_bytes: int = field(default=1024 * MIB, metadata=bounded(MIB, 1024 * 1024 * MIB))
+    power_supply: Path = Path("hardware/power_supply")
+    thermal: Path = Path("hardware/thermal")
+    inhibit: Path = Path("hardware/inhibit")
+    hardware: Path = Path("hardware")
+    path: str = "/usr/sbin:/usr/bin:/sbin:/bin"
+    watchdog_s: float = field(default=60.0, metadata=bounded(0.2, 3600))
+    boot_timer_s: float = field(default=120.0, metadata=bounded(0.2, 3600))
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Intervals and allowances, seconds."""
+
+    ping_interval_s: float = field(default=20.0, metadata=bounded(0.05, 600))
+    ping_timeout_s: float = field(default=10.0, metadata=bounded(0.05, 120))
+    gate_interval_s: float = field(default=5.0, metadata=bounded(0.02, 600))
+    recheck_interval_s: float = field(default=300.0, metadata=bounded(0.05, 86_400))
+    retry_interval_s: float = field(default=10.0, metadata=bounded(0.02, 3600))
+    probe_timeout_s: float = field(default=30.0, metadata=bounded(0.05, 600))
+    probe_settle_s: float = field(default=30.0, metadata=bounded(0, 3600))
+    inhibit_bound_s: float = field(default=6 * 3600.0, metadata=bounded(0.05, 7 * 86_400))
+    signoff_maximum_s: float = field(default=7 * 86_400.0, metadata=bounded(0.05, 90 * 86_400))
+    status_interval_s: float = field(default=0.25, metadata=bounded(0.05, 60))
+    log_upload_interval_s: float = field(default=60.0, metadata=bounded(0.05, 86_400))
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """How bytes reach the slot."""
+
+    fsync_step_bytes: int = field(default=8 * MIB, metadata=bounded(64 * 1024, 1024 * MIB))
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """The local log ring."""
+
+    keep_hours: int = field(default=24, metadata=bounded(1, 24 * 30))
+    quota_bytes: int = field(default=16 * MIB, metadata=bounded(64 * 1024, 1024 * MIB))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """The whole file."""
+
+    device: Device
+    hub: Hub
+    board: Board = field(default_factory=Board)
+    timing: Timing = field(default_factory=Timing)
+    staging: Staging = field(default_factory=Staging)
+    logs: Logs = field(default_factory=Logs)
+
+
+def load_device_config(directory: Path) -> DeviceConfig:
+    """Read ``DIR/config.toml``; raises ConfigError."""
+    return load_config(directory / FILE_NAME, DeviceConfig)

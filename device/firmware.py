@@ -1,0 +1,104 @@
+"""What firmware, bootloader and medium of a simulated device do at a reset. No agent code, no gRPC.
+
+Bootloader. With a trial and tries left, take one try durably and boot it; with a trial and none left, note the reset
+reason that ended it and boot the active slot; else boot the active slot. So however often the power fails, a trial
+boots at most as often as it was given tries, and the active image is never touched.
+
+Medium. At a power cut everything past the last durable mark of a write is lost: it is overwritten with noise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from device.board import boot_record_path, write_boot_record
+from device.bootenv import Boot, ResetReason, SlotName
+from device.platform import BootRecord, SlotLabel
+from device.slots.simulated import Mark, SimulatedBootControl, read_json
+from wavemesh.runtime.durable import Disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOISE_STEP_BYTES = 1024 * 1024
+MAX_RECORD_BYTES = 4 * 1024 * 1024
+
+
+class Firmware:
+    """The parts of a board that run before the agent."""
+
+    def __init__(self, directory: Path, lossy_bytes: int) -> None:
+        """``lossy_bytes``: how much unflushed data the medium's cache may hold when the power fails."""
+        self._directory = directory
+        self._lossy_bytes = lossy_bytes
+        self._control = SimulatedBootControl(directory / "slots", Disk())
+
+    def first_reason(self) -> ResetReason:
+        """Why the board starts now: a boot record left behind means that nobody shut it down."""
+        return ResetReason.POWER_LOSS if boot_record_path(self._directory).exists() else ResetReason.POWER_ON
+
+    def boot(self, reason: ResetReason) -> BootRecord:
+        """Decide what boots and record it; the boot environment is changed durably before."""
+        environment = self._control.read()
+        if environment.trial is None:
+            boot = environment.active
+        elif environment.trial.tries_left > 0:
+            boot = environment.trial.boot
+            self._control.attempt()
+        else:
+            boot = environment.active
+            self._control.fall_back(reason)
+        record = BootRecord(secrets.token_hex(16), boot, reason)
+        write_boot_record(self._directory, record)
+        self._append("boots.jsonl", {"boot_id": record.boot_id, "slot": boot.slot.value, "reason": reason.value})
+        return record
+
+    def shut_down(self) -> None:
+        """An orderly end: the next start is a power-on."""
+        boot_record_path(self._directory).unlink(missing_ok=True)
+
+    def is_trial(self, boot: Boot) -> bool:
+        """Whether this boot is the one on trial."""
+        trial = self._control.read().trial
+        return trial is not None and trial.boot == boot
+
+    def version(self, slot: SlotName) -> str:
+        """Version of what a slot holds: its label's, or while it is on trial or unlabelled, nothing."""
+        label = read_json(self._directory / "slots" / f"{slot.value}.json", SlotLabel)
+        return "" if label is None else label.version
+
+    def is_bootable(self, slot: SlotName) -> bool:
+        """Whether the image gets as far as the agent; ``hardware/unbootable`` lists versions that do not."""
+        path = self._directory / "hardware" / "unbootable"
+        return not path.exists() or self.version(slot) not in path.read_text().split()
+
+    def lose_unflushed(self) -> None:
+        """Overwrite what a power cut takes: the bytes of a slot after the last mark of an unfinished write."""
+        for slot in SlotName:
+            mark = read_json(self._directory / "slots" / f"{slot.value}.mark", Mark)
+            image = self._directory / "slots" / f"{slot.value}.img"
+            if mark is None or mark.offset >= mark.size_bytes or not image.exists():
+                continue
+            noise = random.Random(mark.offset)  # noqa: S311  # garbage, not a secret; the same run tears the same way
+            with image.open("r+b") as file:
+                file.seek(mark.offset)
+                rest = min(self._lossy_bytes, mark.size_bytes - mark.offset)
+                while rest > 0:
+                    rest -= file.write(noise.randbytes(min(rest, NOISE_STEP_BYTES)))
+                os.fsync(file.fileno())
+
+    def note_step(self, boot_id: str, step: str) -> None:
+        """Keep a record of the steps announced."""
+        self._append("steps.jsonl", {"boot_id": boot_id, "step": step})
+
+    def _append(self, name: str, entry: dict[str, object]) -> None:
+        path = self._directory / "run" / name
+        if path.exists() and path.stat().st_size > MAX_RECORD_BYTES:
+            path.replace(path.with_name(name + ".1"))
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"at": datetime.now(UTC).isoformat(), **entry}) + "\n")

@@ -1,0 +1,156 @@
+"""The hardware as the agent sees it: five small seams, one set of implementations per back-end.
+
+``slots/simulated.py`` with the supervisor is the default; block devices with a GRUB or U-Boot environment and RAUC fit
+the same seams. Everything durable is durable when the call returns. Errors are LocalErrors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from device.bootenv import Boot, ResetReason  # noqa: TC001  # device/values.py resolves the hints at run time
+from wavemesh.trust.statements import Digest  # noqa: TC001  # the same
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import NoReturn
+
+    from device.bootenv import BootEnvironment, SlotName
+
+
+@dataclass(frozen=True, slots=True)
+class BootRecord:
+    """What the board says about this boot; ``boot_id`` is 128 random bits in hex."""
+
+    boot_id: str
+    boot: Boot
+    reset_reason: ResetReason
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLabel:
+    """What is on a slot, written after its content was verified; without a label a slot holds nothing of worth."""
+
+    release: str
+    version: str
+    firmware: Digest
+
+
+class Slots(Protocol):
+    """The system partitions. Only the slot that is not running is ever written."""
+
+    def present(self) -> bool:
+        """Whether there really are two (refurbished hardware may lack the second)."""
+        ...
+
+    def capacity_bytes(self, slot: SlotName) -> int:
+        """How large an image it can hold."""
+        ...
+
+    def path(self, slot: SlotName) -> Path:
+        """The file or device with the slot's content, for reading."""
+        ...
+
+    def label(self, slot: SlotName) -> SlotLabel | None:
+        """What is on it, None when that is not known to be complete."""
+        ...
+
+    async def begin(self, slot: SlotName, image: Digest) -> SlotWriter:
+        """Go on writing this image to the slot from the last durable mark, or start; drops the label first."""
+        ...
+
+    async def digest(self, slot: SlotName, size_bytes: int) -> str:
+        """SHA-256 of the first ``size_bytes`` read back from the medium, lower-case hex."""
+        ...
+
+    async def seal(self, slot: SlotName, label: SlotLabel) -> None:
+        """Label a slot whose content was verified."""
+        ...
+
+
+class SlotWriter(Protocol):
+    """An image on its way into a slot."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far, where the download goes on."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Append and hash; not durable until ``sync``."""
+        ...
+
+    async def sync(self) -> None:
+        """Make everything written durable and move the mark that a resume starts from."""
+        ...
+
+    async def close(self) -> None:
+        """Release the medium; what was synced stays."""
+        ...
+
+
+class BootControl(Protocol):
+    """The boot environment. Each write is one atomic, durable replacement; see device/bootenv.py for their meaning."""
+
+    @property
+    def redundant_bootloader(self) -> bool:
+        """Whether payloads that touch the bootloader are written redundantly."""
+        ...
+
+    def read(self) -> BootEnvironment:
+        """The environment as it is on the medium now."""
+        ...
+
+    def invalidate(self, slot: SlotName) -> None:
+        """Nothing boots this slot any more."""
+        ...
+
+    def arm(self, boot: Boot) -> None:
+        """Try this once at the next boot."""
+        ...
+
+    def keep_trying(self, tries: int) -> None:
+        """The trial may boot again that often."""
+        ...
+
+    def disarm(self) -> None:
+        """No trial any more."""
+        ...
+
+    def commit(self) -> None:
+        """The trial is the active boot now."""
+        ...
+
+    def revert(self) -> None:
+        """The last known good is the active boot now."""
+        ...
+
+
+class Power(Protocol):
+    """Board: boots, resets and the watchdog that lives outside the agent."""
+
+    def boot(self) -> BootRecord:
+        """The boot we are in."""
+        ...
+
+    def pet(self) -> None:
+        """Tell the watchdog that the agent is alive."""
+        ...
+
+    async def step(self, name: str) -> None:
+        """Announce a named step; a power injector may cut here. Returns at once on real hardware."""
+        ...
+
+    async def reboot(self) -> NoReturn:
+        """Reset the board; does not return."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sensors:
+    """Roots of the kernel's files that gates read; configurable, so that a simulated device has its own."""
+
+    power_supply: Path
+    thermal: Path
+    inhibit: Path

@@ -1,0 +1,1 @@
+"""Slot back-ends behind the protocols of device/platform.py; ``simulated`` is the default."""

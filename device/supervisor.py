@@ -1,0 +1,332 @@
+"""Firmware, board and watchdog of a simulated device: ``python -m device.supervisor --dir DIR``.
+
+It boots what the boot environment says (device/firmware.py) and runs the agent, ``python -m device --dir DIR``, as its
+child: a reboot is a new process. Rules:
+
+* the agent's exit code ``REBOOT_EXIT_CODE`` is a reset with reason ``reboot``;
+* any other end of the agent is a crash: it is started again in the same boot, but in a trial only ``TRIAL_CRASHES``
+  times, then the board resets with reason ``watchdog``;
+* an agent that does not pet for ``watchdog_s``, and a boot in which no agent pets within ``boot_timer_s``, are reset
+  with reason ``watchdog``;
+* SIGTERM ends the agent in order, so the next start is ``power-on``; a start after anything else is ``power-loss``.
+
+The unix socket ``DIR/run/supervisor.sock`` takes one line per connection and answers one line of JSON: ``status``,
+``power-cut`` (kill, lose what was not flushed, boot again), ``power-cut-at STEP`` (the same when the agent announces
+that step; it waits there for leave, so the cut is exact), ``off``, ``on``. Steps: ``state:STATE`` after each persisted
+transition, ``staging:N%``, ``armed``, ``trial``, ``committed``, ``reboot``; ``swap`` is ``trial``; ``staging:50%``
+matches the first one at or past it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from device.board import BOARD_FD_VARIABLE, GO, MAX_MESSAGE_BYTES, PET, REBOOT_EXIT_CODE, STEP
+from device.bootenv import Boot, ResetReason
+from device.config import load_device_config
+from device.firmware import Firmware
+from wavemesh.errors import LocalError, WavemeshError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from device.platform import BootRecord
+
+TRIAL_CRASHES = 3
+RESTART_DELAY_S = 0.2
+STOP_GRACE_S = 10.0
+MAX_TRIGGERS = 16
+MAX_COMMAND_BYTES = 200
+# Names that the agent's environment takes over; nothing else of ours is any of its business.
+_INHERITED = ("PYTHONPATH", "PYTHONHOME", "LANG", "TZ", "TMPDIR", "COVERAGE_PROCESS_START")
+
+
+class AlreadyRunningError(LocalError):
+    """Another supervisor plays this device."""
+
+    reason = "ALREADY_RUNNING"
+
+
+class Supervisor:
+    """One board. Single-threaded: everything happens in ``run``."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the configuration and open the control socket; raises LocalError."""
+        self._directory = directory.resolve()
+        self._config = load_device_config(self._directory)
+        self._run = self._directory / "run"
+        self._run.mkdir(exist_ok=True)
+        self._lock = (self._run / "supervisor.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = f"{self._directory}: a supervisor plays this device already"
+            raise AlreadyRunningError(msg) from error
+        self._firmware = Firmware(self._directory, 2 * self._config.staging.fsync_step_bytes)
+        self._selector = selectors.DefaultSelector()
+        self._agent: subprocess.Popen[bytes] | None = None
+        self._agent_descriptor = -1
+        self._channel: socket.socket | None = None
+        self._record: BootRecord | None = None
+        self._crashes = 0
+        self._deadline_s: float | None = None
+        self._restart_at_s: float | None = None
+        self._triggers: list[str] = []
+        self._last_step = ""
+        self._stopping = False
+
+    def run(self) -> int:
+        """Play until SIGTERM or SIGINT; returns the exit code."""
+        self._watch_signals()
+        self._listen()
+        self._boot(self._firmware.first_reason())
+        while not self._stopping:
+            for key, _ in self._selector.select(self._timeout_s()):
+                handler: Callable[[], None] = key.data
+                handler()
+            self._check_timers()
+        self._stop_agent()
+        self._firmware.shut_down()
+        return 0
+
+    # --- boots -------------------------------------------------------------------------------------------------------
+
+    def _boot(self, reason: ResetReason) -> None:
+        self._record = self._firmware.boot(reason)
+        self._crashes = 0
+        self._last_step = ""
+        if self._firmware.is_bootable(self._record.boot.slot):
+            self._start_agent(self._record.boot)
+        self._deadline_s = time.monotonic() + self._config.board.boot_timer_s
+
+    def _reset(self, reason: ResetReason) -> None:
+        self._kill_agent()
+        self._boot(reason)
+
+    def _cut_power(self) -> None:
+        self._kill_agent()
+        self._deadline_s = self._restart_at_s = None
+        self._record = None
+        self._firmware.lose_unflushed()
+
+    # --- the agent ---------------------------------------------------------------------------------------------------
+
+    def _start_agent(self, boot: Boot) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            self._agent = subprocess.Popen(
+                [sys.executable, "-m", "device", "--dir", str(self._directory)],
+                env=self._environment(boot, theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+            )
+        self._channel = ours
+        self._selector.register(ours, selectors.EVENT_READ, self._receive)
+        self._agent_descriptor = os.pidfd_open(self._agent.pid)
+        agent = self._agent
+        self._selector.register(self._agent_descriptor, selectors.EVENT_READ, lambda: self._agent_ended(agent))
+
+    def _environment(self, boot: Boot, board_descriptor: int) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        return kept | {
+            "PATH": f"{self._config.board.hardware / 'bin'}:{self._config.board.path}",
+            "WAVEMESH_SLOT": boot.slot.value,
+            "WAVEMESH_SLOT_VERSION": self._firmware.version(boot.slot),
+            "WAVEMESH_CONFIG_GENERATION": str(boot.config_generation),
+            BOARD_FD_VARIABLE: str(board_descriptor),
+        }
+
+    def _agent_ended(self, agent: subprocess.Popen[bytes]) -> None:
+        if agent is not self._agent:
+            return  # news of one that was replaced in the meantime
+        code = self._reap()
+        if code == REBOOT_EXIT_CODE:
+            self._boot(ResetReason.REBOOT)
+            return
+        self._crashes += 1
+        on_trial = self._record is not None and self._firmware.is_trial(self._record.boot)
+        if on_trial and self._crashes > TRIAL_CRASHES:
+            self._boot(ResetReason.WATCHDOG)
+            return
+        self._deadline_s = None
+        self._restart_at_s = time.monotonic() + RESTART_DELAY_S
+
+    def _kill_agent(self) -> None:
+        if self._agent is not None:
+            self._agent.kill()
+            self._reap()
+
+    def _stop_agent(self) -> None:
+        if self._agent is None:
+            return
+        self._agent.terminate()
+        try:
+            self._agent.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._agent.kill()
+        self._reap()
+
+    def _reap(self) -> int:
+        self._close_channel()
+        agent, self._agent = self._agent, None
+        if agent is None:
+            return 0
+        self._selector.unregister(self._agent_descriptor)
+        os.close(self._agent_descriptor)
+        return agent.wait()
+
+    def _close_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._selector.unregister(channel)
+            channel.close()
+
+    # --- the board channel -------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            message = self._channel.recv(MAX_MESSAGE_BYTES)
+        except (BlockingIOError, ConnectionResetError):
+            return
+        if message == PET:
+            self._deadline_s = time.monotonic() + self._config.board.watchdog_s
+        elif message.startswith(STEP):
+            self._on_step(message.removeprefix(STEP).decode(errors="replace"))
+        elif not message:
+            self._close_channel()  # the agent is ending: its pidfd tells how, else the watchdog does
+
+    def _on_step(self, step: str) -> None:
+        self._last_step = step
+        if self._record is not None:
+            self._firmware.note_step(self._record.boot_id, step)
+        trigger = next((trigger for trigger in self._triggers if matches(trigger, step)), None)
+        if trigger is not None:
+            self._triggers.remove(trigger)
+            self._cut_power()
+            self._boot(ResetReason.POWER_LOSS)
+        elif self._channel is not None:
+            self._channel.send(GO)
+
+    # --- timers ------------------------------------------------------------------------------------------------------
+
+    def _timeout_s(self) -> float | None:
+        times = [moment for moment in (self._deadline_s, self._restart_at_s) if moment is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _check_timers(self) -> None:
+        now_s = time.monotonic()
+        if self._deadline_s is not None and now_s >= self._deadline_s:
+            self._reset(ResetReason.WATCHDOG)
+        elif self._restart_at_s is not None and now_s >= self._restart_at_s and self._record is not None:
+            self._restart_at_s = None
+            self._deadline_s = now_s + self._config.board.boot_timer_s
+            self._start_agent(self._record.boot)
+
+    # --- the power injector ------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        path = self._run / "supervisor.sock"
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(os.path.relpath(path))  # a relative name, because the address is bounded to 107 bytes
+        listener.listen(8)
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        with connection:
+            connection.settimeout(1.0)
+            try:
+                command = connection.recv(MAX_COMMAND_BYTES).decode(errors="replace").strip()
+                connection.sendall(json.dumps(self._command(command)).encode() + b"\n")
+            except OSError:
+                return
+
+    def _command(self, command: str) -> dict[str, object]:
+        verb, _, argument = command.partition(" ")
+        if verb == "power-cut-at" and argument and len(self._triggers) < MAX_TRIGGERS:
+            self._triggers.append(argument)
+        elif verb == "power-cut":
+            self._cut_power()
+            self._boot(ResetReason.POWER_LOSS)
+        elif verb == "off":
+            self._cut_power()
+        elif verb == "on" and self._record is None:
+            self._boot(ResetReason.POWER_LOSS)
+        elif verb not in {"status", "on"}:
+            return {"ok": False, "error": "use status, power-cut, power-cut-at STEP (at most 16), off, on"}
+        return {"ok": True, **self._status()}
+
+    def _status(self) -> dict[str, object]:
+        record = self._record
+        return {
+            "power": "off" if record is None else "on",
+            "boot_id": "" if record is None else record.boot_id,
+            "slot": "" if record is None else record.boot.slot.value,
+            "reset_reason": "" if record is None else record.reset_reason.value,
+            "on_trial": record is not None and self._firmware.is_trial(record.boot),
+            "agent_pid": None if self._agent is None else self._agent.pid,
+            "last_step": self._last_step,
+            "triggers": list(self._triggers),
+        }
+
+    # --- signals -----------------------------------------------------------------------------------------------------
+
+    def _watch_signals(self) -> None:
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        receiver.setblocking(False)
+        signal.set_wakeup_fd(sender.fileno())
+        self._signal_sockets = (receiver, sender)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop())
+        self._selector.register(receiver, selectors.EVENT_READ, lambda: self._drain(receiver))
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _drain(self, receiver: socket.socket) -> None:
+        receiver.recv(64)
+
+
+def matches(trigger: str, step: str) -> bool:
+    """Whether a power cut asked for at ``trigger`` happens at ``step``."""
+    if trigger == "swap":
+        return step == "trial"
+    if trigger.startswith("staging:") and step.startswith("staging:"):
+        return int(step[8:].rstrip("%")) >= int(trigger[8:].rstrip("%"))
+    return trigger == step
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m device.supervisor", description=__doc__.splitlines()[0])
+    parser.add_argument("--dir", type=Path, required=True, help="directory of the device")
+    arguments = parser.parse_args()
+    try:
+        return Supervisor(arguments.dir).run()
+    except WavemeshError as error:
+        sys.stderr.write(f"device.supervisor: {error.reason}: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

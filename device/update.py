@@ -1,0 +1,374 @@
+"""The device's update machine, as tables. Pure: a progress and an event give a progress and ordered effects.
+
+Theory. The boot environment is the only truth of commit; ``Progress`` is intent and memory. Every transition persists
+first and acts afterwards, and every act is safe to repeat, so a power cut between any two of them leaves a pair
+(progress, boot environment) that ``Started`` brings back on the path:
+
+    IDLE ─Ordered→ PREFLIGHT ─GatesPassed→ STAGING ─Staged→ VERIFIED ─Cleared→ ARMED ─(reboot)→ TRIAL ─Healthy→
+    COMMITTING ─CommitRead→ COMMITTED
+    STAGING ⇄ PAUSED; anything before ARMED ─GateRefused→ REFUSED ─RecheckDue→ PREFLIGHT (transient gates only)
+    ARMED, TRIAL, COMMITTING ─any failure→ ROLLING_BACK ─(reboot)→ ROLLED_BACK, or STAGING again if inconclusive
+    supervised: TRIAL ─failure→ AWAITING_SIGNOFF, left only by a signed intent or by a slot that cannot boot
+
+Rules. An attempt is burned (persisted as ARMED with its number) before try-once is set; try-once and the reboot are the
+last two acts. A rollback is reported only from the slot it returned to, with the one gate that caused it. What happens
+while the machine is in a state is decided by the state alone (``ACTIVITY``); the shell stops one activity before it
+begins the next. Every (state, event) and every (state, position) has an entry: ``stay`` where nothing shall happen.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from device.progress import (
+    Arm,
+    Cleared,
+    CommitBoot,
+    CommitRead,
+    Declined,
+    Disarm,
+    Event,
+    GateRefused,
+    GatesPassed,
+    Halted,
+    Healthy,
+    KeepTrying,
+    Obstructed,
+    Ordered,
+    Outcome,
+    Persist,
+    Progress,
+    Reboot,
+    RecheckDue,
+    Revert,
+    RollbackAsked,
+    SignoffOverdue,
+    Staged,
+    Started,
+    Step,
+    Unhealthy,
+    Unobstructed,
+    Withdrawn,
+)
+from device.recovery import start
+from device.transitions import committed, roll_back, stay, to
+from wavemesh.trust.statements import OutcomeKind, UpdateState
+
+S = UpdateState
+
+# Gates that may pass later within the same wave; all others are final for it.
+TRANSIENT_GATES = frozenset(
+    {
+        "battery",
+        "temperature",
+        "disk",
+        "peripheral",
+        "vendor",
+        "health-authority",
+        "freshness",
+        "hold",
+        "config-version",
+        "clock",
+        "byte-budget",
+        "cache-quota",
+        "window",
+        "inhibited",
+        "lease-expired",
+    }
+)
+
+
+class Activity(enum.Enum):
+    """What the shell does for as long as the machine is in a state."""
+
+    NOTHING = "nothing"
+    PREFLIGHT = "preflight"
+    STAGE = "stage"
+    WAIT_FOR_GATE = "wait-for-gate"
+    CLEAR = "clear"
+    TRIAL = "trial"
+    COUNT_SIGNOFF = "count-signoff"
+    RECHECK = "recheck"
+
+
+ACTIVITY: Mapping[UpdateState, Activity] = {
+    S.IDLE: Activity.NOTHING,
+    S.PREFLIGHT: Activity.PREFLIGHT,
+    S.STAGING: Activity.STAGE,
+    S.PAUSED: Activity.WAIT_FOR_GATE,
+    S.VERIFIED: Activity.CLEAR,
+    S.ARMED: Activity.NOTHING,
+    S.TRIAL: Activity.TRIAL,
+    S.COMMITTING: Activity.NOTHING,
+    S.COMMITTED: Activity.NOTHING,
+    S.ROLLING_BACK: Activity.NOTHING,
+    S.ROLLED_BACK: Activity.NOTHING,
+    S.AWAITING_SIGNOFF: Activity.COUNT_SIGNOFF,
+    S.REFUSED: Activity.RECHECK,
+}
+
+BEFORE_ARM = frozenset({S.PREFLIGHT, S.STAGING, S.PAUSED, S.VERIFIED})
+IN_SWAP = frozenset({S.ARMED, S.TRIAL, S.COMMITTING, S.ROLLING_BACK, S.AWAITING_SIGNOFF})
+
+
+def is_transient(gate: str) -> bool:
+    """Whether a gate ("peripheral:scanner") may pass later within the wave."""
+    return gate.partition(":")[0] in TRANSIENT_GATES
+
+
+def advance(progress: Progress, event: Event) -> Step:
+    """The machine: where an event leads, and what to do in which order."""
+    return TRANSITIONS[progress.state][type(event)](progress, event)
+
+
+# --- rules of (state, event) -----------------------------------------------------------------------------------------
+
+
+def _accept(progress: Progress, event: Ordered) -> Step:
+    """Take up a wave; the one that just ended is not taken up again (the shell offers only unfinished waves)."""
+    fresh = Progress(wave_id=event.target.wave_id, target=event.target, attempt=event.burned)
+    return to(fresh, S.PREFLIGHT) if event.target != progress.target else Step(progress)
+
+
+def _renew(progress: Progress, event: Ordered) -> Step:
+    """The order changed under way: go on if it is the same work, else start over."""
+    if progress.target is None or not progress.target.same_bytes(event.target):
+        return _accept(progress, event)
+    if progress.target == event.target:
+        return Step(progress)
+    return Step(replace(progress, target=event.target), (Persist(),))
+
+
+def _drop(_progress: Progress, _event: Event) -> Step:
+    return to(Progress(), S.IDLE)
+
+
+def _pass(progress: Progress, _event: GatesPassed) -> Step:
+    return to(progress, S.STAGING)
+
+
+def _refuse(progress: Progress, event: GateRefused) -> Step:
+    """REFUSED, reported; the shell leaves out a word that it has said already."""
+    return to(
+        progress,
+        S.REFUSED,
+        gate=event.gate,
+        evidence=event.evidence,
+        verdict=OutcomeKind.REFUSED,
+        outcome=Outcome(OutcomeKind.REFUSED, event.gate, event.evidence),
+    )
+
+
+def _decline(progress: Progress, event: Declined) -> Step:
+    """REFUSED before or under way; what is staged stays, should the gate pass later."""
+    if progress.state is S.REFUSED and (progress.wave_id, progress.gate) == (event.wave_id, event.gate):
+        return Step(progress)
+    if event.wave_id != progress.wave_id:
+        progress = Progress(wave_id=event.wave_id, attempt=event.burned)
+    return _refuse(progress, GateRefused(event.gate, event.evidence))
+
+
+def _halt_before_arm(progress: Progress, event: Halted) -> Step:
+    if progress.state is S.REFUSED and not is_transient(progress.gate):
+        return Step(progress)
+    return _refuse(progress, GateRefused("halted", event.evidence))
+
+
+def _pause_writing(progress: Progress, event: Obstructed) -> Step:
+    return to(progress, S.PAUSED, gate=event.gate, evidence=event.evidence)
+
+
+def _note_obstacle(progress: Progress, event: Obstructed) -> Step:
+    """VERIFIED and PAUSED stay what they are; the gate is shown, nothing durable depends on it."""
+    return Step(replace(progress, gate=event.gate, evidence=event.evidence))
+
+
+def _resume_writing(progress: Progress, _event: Unobstructed) -> Step:
+    return to(progress, S.STAGING)
+
+
+def _clear_obstacle(progress: Progress, _event: Unobstructed) -> Step:
+    return Step(replace(progress, gate="", evidence=""))
+
+
+def _verified(progress: Progress, _event: Staged) -> Step:
+    return to(progress, S.VERIFIED)
+
+
+def _arm(progress: Progress, event: Cleared) -> Step:
+    """Burn, try once, reboot. An attempt that was burned before is not burned again."""
+    if progress.target is None or event.attempt != progress.attempt + 1:
+        return Step(progress)
+    return to(
+        progress,
+        S.ARMED,
+        Arm(progress.target.boot),
+        Reboot(),
+        attempt=event.attempt,
+        lease_expires_at=event.lease_expires_at,
+        verdict=OutcomeKind.PENDING,
+    )
+
+
+def _commit(progress: Progress, _event: Healthy) -> Step:
+    return to(progress, S.COMMITTING, CommitBoot())
+
+
+def _confirm(progress: Progress, event: CommitRead) -> Step:
+    """COMMITTED only if the environment says so after it was read back."""
+    if progress.target is not None and event.environment.active == progress.target.boot:
+        return committed(progress)
+    return roll_back(progress, "boot-probe", "the boot environment did not take the commit", OutcomeKind.ROLLED_BACK)
+
+
+def _fail(progress: Progress, event: Unhealthy) -> Step:
+    if progress.target is not None and progress.target.rules.supervised:
+        return to(
+            progress,
+            S.AWAITING_SIGNOFF,
+            KeepTrying(),
+            gate=event.gate,
+            evidence=event.evidence,
+            verdict=event.verdict,
+        )
+    return roll_back(progress, event.gate, event.evidence, event.verdict)
+
+
+def _halt_trial(progress: Progress, event: Halted) -> Step:
+    return _fail(progress, Unhealthy("halted", event.evidence, OutcomeKind.INCONCLUSIVE))
+
+
+def _operator_from_trial(progress: Progress, event: RollbackAsked) -> Step:
+    target = progress.target
+    if target is not None and event.environment.active == target.boot:
+        return _operator_after_commit(progress, event)
+    return roll_back(progress, "operator", event.evidence, OutcomeKind.ROLLED_BACK)
+
+
+def _operator_before_arm(progress: Progress, event: RollbackAsked) -> Step:
+    """Nothing of the new slot runs: staying where it is is the rollback, and the wave leaves the device alone."""
+    evidence = f"{event.evidence} (nothing was swapped yet)"
+    return to(
+        progress,
+        S.ROLLED_BACK,
+        Disarm(),
+        gate="operator",
+        evidence=evidence,
+        verdict=OutcomeKind.ROLLED_BACK,
+        outcome=Outcome(OutcomeKind.ROLLED_BACK, "operator", evidence),
+    )
+
+
+def _operator_after_commit(progress: Progress, event: RollbackAsked) -> Step:
+    previous = event.environment.previous
+    if previous is None:
+        return Step(progress)
+    return to(
+        progress,
+        S.ROLLING_BACK,
+        Revert(),
+        Reboot(),
+        gate="operator",
+        evidence=event.evidence,
+        verdict=OutcomeKind.ROLLED_BACK,
+        return_to=previous,
+    )
+
+
+def _overdue(progress: Progress, _event: SignoffOverdue) -> Step:
+    """FAILED is reported once; the slot stays as it is."""
+    if progress.verdict is OutcomeKind.FAILED:
+        return Step(progress)
+    return to(
+        progress,
+        S.AWAITING_SIGNOFF,
+        gate=progress.gate,
+        evidence=progress.evidence,
+        verdict=OutcomeKind.FAILED,
+        outcome=Outcome(OutcomeKind.FAILED, progress.gate, progress.evidence),
+    )
+
+
+def _recheck(progress: Progress, _event: RecheckDue) -> Step:
+    """Look again; an order that was declined as such is judged again by the shell instead."""
+    again = progress.target is not None and is_transient(progress.gate)
+    return to(progress, S.PREFLIGHT) if again else Step(progress)
+
+
+Rule = Callable[[Progress, Any], Step]
+
+
+def _table(rows: Mapping[UpdateState, Mapping[type, Rule]]) -> Mapping[UpdateState, Mapping[type, Rule]]:
+    """Fill every hole with ``stay``: an event that a state does not name changes nothing there."""
+    events: tuple[type, ...] = Event.__args__
+    return {state: {**dict.fromkeys(events, stay), Started: start, **rows[state]} for state in UpdateState}
+
+
+_ENDED: Mapping[type, Rule] = {Ordered: _accept, Declined: _decline, Withdrawn: _drop}
+
+TRANSITIONS: Mapping[UpdateState, Mapping[type, Rule]] = _table(
+    {
+        S.IDLE: {Ordered: _accept, Declined: _decline, RollbackAsked: _operator_after_commit},
+        S.PREFLIGHT: {
+            Ordered: _renew,
+            Declined: _decline,
+            Withdrawn: _drop,
+            Halted: _halt_before_arm,
+            GatesPassed: _pass,
+            GateRefused: _refuse,
+            RollbackAsked: _operator_before_arm,
+        },
+        S.STAGING: {
+            Ordered: _renew,
+            Declined: _decline,
+            Withdrawn: _drop,
+            Halted: _halt_before_arm,
+            GateRefused: _refuse,
+            Obstructed: _pause_writing,
+            Staged: _verified,
+            RollbackAsked: _operator_before_arm,
+        },
+        S.PAUSED: {
+            Ordered: _renew,
+            Declined: _decline,
+            Withdrawn: _drop,
+            Halted: _halt_before_arm,
+            GateRefused: _refuse,
+            Obstructed: _note_obstacle,
+            Unobstructed: _resume_writing,
+            RollbackAsked: _operator_before_arm,
+        },
+        S.VERIFIED: {
+            Ordered: _renew,
+            Declined: _decline,
+            Withdrawn: _drop,
+            Halted: _halt_before_arm,
+            GateRefused: _refuse,
+            Obstructed: _note_obstacle,
+            Unobstructed: _clear_obstacle,
+            Cleared: _arm,
+            RollbackAsked: _operator_before_arm,
+        },
+        S.ARMED: {RollbackAsked: _operator_before_arm},
+        S.TRIAL: {
+            Halted: _halt_trial,
+            Healthy: _commit,
+            Unhealthy: _fail,
+            RollbackAsked: _operator_from_trial,
+        },
+        S.COMMITTING: {CommitRead: _confirm, RollbackAsked: _operator_from_trial},
+        S.COMMITTED: {**_ENDED, RollbackAsked: _operator_after_commit},
+        S.ROLLING_BACK: {},
+        S.ROLLED_BACK: _ENDED,
+        S.AWAITING_SIGNOFF: {SignoffOverdue: _overdue, RollbackAsked: _operator_from_trial},
+        S.REFUSED: {
+            **_ENDED,
+            Halted: _halt_before_arm,
+            RecheckDue: _recheck,
+            RollbackAsked: _operator_before_arm,
+        },
+    }
+)
