@@ -310,7 +310,7 @@ _NOTES: dict[Gate, GateNotes] = {
         "The hub's cache cannot hold what its devices run, could fall back to, and are to get.",
         "Raise the quota or finish another wave first.",
         _T,
-        (Stage.ORDER, Stage.SEED),
+        (Stage.SEED, Stage.ORDER),
     ),
     Gate.WINDOW: GateNotes(
         "It is outside the policy's window, in the store's local time.",

@@ -79,7 +79,7 @@ class _Source:
         try:
             return self._document(self._events(text))
         except yaml.reader.ReaderError as error:
-            reason = f"the control character {error.character!r} is not allowed"
+            reason = f"the character {_code_point(error.character)} is not allowed"
             raise PolicyError((_at_index(text, error.position, self._file_name, reason),)) from error
         except yaml.MarkedYAMLError as error:
             what = ", ".join(part for part in (error.context, error.problem) if part)
@@ -136,14 +136,14 @@ class _Source:
             )
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
             self._complain(path, event.start_mark, f"tag {_short(event.tag)}: tags are not allowed")
-            _skip(event, events)
+            self._skip(event, events)
             return REFUSED
         if isinstance(event, yaml.ScalarEvent):
             return _plain(event.value) if event.style is None else event.value
         if len(path) >= DEPTH_MOST:
+            # Reading on would cost time quadratic in the depth.
             self._complain(path, event.start_mark, f"is nested deeper than {DEPTH_MOST}")
-            _skip(event, events)
-            return REFUSED
+            raise PolicyError(tuple(self.problems))
         if isinstance(event, yaml.SequenceStartEvent):
             return self._sequence(events, path)
         return self._mapping(events, path)
@@ -159,18 +159,34 @@ class _Source:
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent) or event.tag is not None or event.anchor is not None:
                 self._complain(path, event.start_mark, "a key must be a plain name, without anchor or tag")
-                _skip(event, events)
-                _skip(next(events), events)
+                self._skip(event, events)
+                self._skip(next(events), events)
                 continue
             name = event.value
             if name in entries:
                 first = self._places[(*path, name), Subject.KEY][0]
                 self._complain((*path, name), event.start_mark, f"the key is given twice, first in line {first}")
-                _skip(next(events), events)
+                self._skip(next(events), events)
                 continue
             self._places[(*path, name), Subject.KEY] = _place(event.start_mark)
             entries[name] = self._node(next(events), events, (*path, name))
         return entries
+
+    def _skip(self, event: yaml.Event, events: Iterator[yaml.Event]) -> None:
+        """Pass over the node that this event starts."""
+        depth = 0
+        while True:
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth == 0:
+                return
+            if depth > DEPTH_MOST:
+                self._complain((), event.start_mark, f"is nested deeper than {DEPTH_MOST}")
+                raise PolicyError(tuple(self.problems))
+            event = next(events)
+
+
+def _code_point(character: int | bytes | str) -> str:
+    return f"U+{character if isinstance(character, int) else ord(character):04X}"
 
 
 def _place(mark: _Mark | None) -> tuple[int, int]:
@@ -179,16 +195,6 @@ def _place(mark: _Mark | None) -> tuple[int, int]:
 
 def _short(name: str | None) -> str:
     return (name or "")[:40]
-
-
-def _skip(event: yaml.Event, events: Iterator[yaml.Event]) -> None:
-    """Pass over the node that this event starts."""
-    depth = 0
-    while True:
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth == 0:
-            return
-        event = next(events)
 
 
 def _plain(text: str) -> object:
