@@ -1,10 +1,10 @@
 """What the machine does after a start: the pair (progress, boot environment) brought back on the path. Pure.
 
-Theory. A start finds the device in one of five *positions*, told by the running boot and the environment alone. With the
-persisted state that decides everything, whatever happened in between: an agent that crashed, a power cut between any two
-steps, a bootloader that fell back. The environment outranks the progress: TRIAL with the target active means committed.
-A state that a position does not name keeps still; where that would leave a trial unaccounted for, the position's default
-ends the trial.
+Theory. A start finds the device in one of five *positions*, told by the running boot and the environment alone. With
+the persisted state that decides everything, whatever happened in between: an agent that crashed, a power cut between
+any two steps, a bootloader that fell back. The environment outranks the progress: TRIAL with the target active means
+committed. A state that a position does not name keeps still; where that would leave a trial unaccounted for, the
+position's default ends the trial.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def position(record_boot: Boot, event: Started) -> Position:
 
 
 def start(progress: Progress, event: Started) -> Step:
+    """The rule of this state at this position."""
     where = position(event.record.boot, event)
     return STARTS[where].get(progress.state, _DEFAULT_START[where])(progress, event)
 
@@ -77,22 +78,14 @@ def _go_back_again(progress: Progress, _event: Started) -> Step:
     return Step(progress, (Disarm(), Reboot()))
 
 
-def _boot_never_reached_agent(progress: Progress, event: Started) -> Step:
-    return _ended(progress, event, "boot-timer")
-
-
-def _agent_went_silent(progress: Progress, event: Started) -> Step:
-    return _ended(progress, event, "watchdog")
-
-
-def _ended(progress: Progress, event: Started, gate: str) -> Step:
+def _fell_back(progress: Progress, event: Started) -> Step:
     """The board ended the trial: a proven power loss is inconclusive, anything else is the release's fault."""
     trial = event.environment.trial
     reason = event.record.reset_reason if trial is None or trial.ended_by is None else trial.ended_by
     if reason is ResetReason.POWER_LOSS:
         failed = replace(progress, verdict=OutcomeKind.INCONCLUSIVE, gate="power-loss")
     else:
-        failed = replace(progress, verdict=OutcomeKind.ROLLED_BACK, gate=gate)
+        failed = replace(progress, verdict=OutcomeKind.ROLLED_BACK, gate="watchdog")
     return _finish(replace(failed, evidence=f"the trial of attempt {progress.attempt} ended by {reason.value}"))
 
 
@@ -133,7 +126,7 @@ def _settled_after_trial(progress: Progress, event: Started) -> Step:
     """TRIAL or COMMITTING with nothing on trial: the environment says whether it was committed."""
     if progress.target is not None and event.environment.active == progress.target.boot:
         return committed(progress)
-    return _agent_went_silent(progress, event)
+    return _fell_back(progress, event)
 
 
 def _settled_while_armed(progress: Progress, _event: Started) -> Step:
@@ -190,9 +183,9 @@ STARTS: Mapping[Position, Mapping[UpdateState, Rule]] = {
         S.STAGING: _disarm_and_restage,
         S.PAUSED: _disarm_and_restage,
         S.VERIFIED: _disarm_and_restage,
-        S.ARMED: _boot_never_reached_agent,
-        S.TRIAL: _agent_went_silent,
-        S.COMMITTING: _agent_went_silent,
+        S.ARMED: _fell_back,
+        S.TRIAL: _fell_back,
+        S.COMMITTING: _fell_back,
         S.AWAITING_SIGNOFF: _back,
         S.ROLLING_BACK: _back,
     },

@@ -55,30 +55,10 @@ from device.progress import (
 )
 from device.recovery import start
 from device.transitions import committed, roll_back, stay, to
+from wavemesh.policy.gates import parse_gate
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
 S = UpdateState
-
-# Gates that may pass later within the same wave; all others are final for it.
-TRANSIENT_GATES = frozenset(
-    {
-        "battery",
-        "temperature",
-        "disk",
-        "peripheral",
-        "vendor",
-        "health-authority",
-        "freshness",
-        "hold",
-        "config-version",
-        "clock",
-        "byte-budget",
-        "cache-quota",
-        "window",
-        "inhibited",
-        "lease-expired",
-    }
-)
 
 
 class Activity(enum.Enum):
@@ -116,7 +96,7 @@ IN_SWAP = frozenset({S.ARMED, S.TRIAL, S.COMMITTING, S.ROLLING_BACK, S.AWAITING_
 
 def is_transient(gate: str) -> bool:
     """Whether a gate ("peripheral:scanner") may pass later within the wave."""
-    return gate.partition(":")[0] in TRANSIENT_GATES
+    return parse_gate(gate).gate.is_transient if gate else False
 
 
 def advance(progress: Progress, event: Event) -> Step:

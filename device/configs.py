@@ -1,0 +1,97 @@
+"""Config bundles on the data partition, by generation.
+
+``DIR/state/config/GENERATION/`` holds ``bundle`` and ``label.json``. A generation is complete once its label is there;
+the boot environment says which one runs, so writing one changes nothing yet. A bundle that is on its way lies in
+``GENERATION.partial`` and starts over after a crash, for it is small next to an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from device.slots.simulated import read_json
+from device.values import to_plain
+from wavemesh.errors import GateError
+from wavemesh.policy.gates import Gate
+from wavemesh.runtime.durable import Disk, disk_errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable
+    from pathlib import Path
+
+    from device.offload import Worker
+    from wavemesh.trust.statements import Digest
+
+KEPT_GENERATIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigLabel:
+    """What a generation holds."""
+
+    version: str
+    sha256: str
+    size_bytes: int
+
+
+class ConfigStore:
+    """All generations of one device."""
+
+    def __init__(self, directory: Path, disk: Disk) -> None:
+        """``directory`` is ``DIR/state/config``."""
+        self._directory = directory
+        self._disk = disk
+
+    def label(self, generation: int) -> ConfigLabel | None:
+        """What a generation holds, None if it is not complete."""
+        return read_json(self._directory / str(generation) / "label.json", ConfigLabel)
+
+    def generations(self) -> dict[int, ConfigLabel]:
+        """All complete generations."""
+        if not self._directory.is_dir():
+            return {}
+        numbers = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+        labels = {number: self.label(number) for number in numbers}
+        return {number: label for number, label in labels.items() if label is not None}
+
+    async def store(
+        self, generation: int, version: str, digest: Digest, pieces: AsyncIterable[memoryview], worker: Worker
+    ) -> None:
+        """Write and verify a bundle; raises GateError (checksum), DiskFaultError and what the pieces raise."""
+        partial, final = self._directory / f"{generation}.partial", self._directory / str(generation)
+        await worker.run(self._clear, partial)
+        bundle = partial / "bundle"
+        hasher = hashlib.sha256()
+        with disk_errors(bundle):
+            descriptor = os.open(bundle, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            async for piece in pieces:
+                await worker.run(self._disk.write, descriptor, bytes(piece), bundle)
+                await worker.run(hasher.update, piece)
+            await worker.run(self._disk.fsync, descriptor, bundle)
+        finally:
+            os.close(descriptor)
+        if hasher.hexdigest() != digest.sha256:
+            msg = f"config bundle has SHA-256 {hasher.hexdigest()}, signed is {digest.sha256}"
+            raise GateError(Gate.CHECKSUM.value, msg)
+        label = ConfigLabel(version, digest.sha256, digest.size_bytes)
+        self._disk.write_atomic(partial / "label.json", json.dumps(to_plain(label)).encode())
+        if final.exists():
+            await worker.run(shutil.rmtree, final)
+        self._disk.rename(partial, final)
+        self._disk.fsync_dir(self._directory)
+
+    def forget(self, keep: set[int]) -> None:
+        """Remove old generations beyond ``KEPT_GENERATIONS``, never one that a boot refers to."""
+        removable = [number for number in self.generations() if number not in keep]
+        for number in removable[:-KEPT_GENERATIONS]:
+            shutil.rmtree(self._directory / str(number), ignore_errors=True)
+
+    def _clear(self, partial: Path) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        self._disk.make_dir(partial)
