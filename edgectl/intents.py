@@ -44,13 +44,13 @@ def submit(session: Session, intent: OperatorIntent) -> None:
     """Sign the intent, give it to the selected node and show what became of it; a refusal exits with its class."""
     from edgectl.exits import Exit
     from edgectl.plain import plain
-    from wavemesh.codec.statements import envelope_to_proto
+    from wavemesh.codec.statements import to_proto
     from wavemesh.identity.credentials import NodeCredentials
     from wavemesh.trust.envelope import sign_as_node
     from wavemesh.v1.operator_pb2 import DISPOSITION_REFUSED, SubmitIntentRequest
 
     credentials = NodeCredentials.load(session.context.identity)
-    request = SubmitIntentRequest(intent=envelope_to_proto(sign_as_node(intent, credentials)))
+    request = SubmitIntentRequest(intent=to_proto(sign_as_node(intent, credentials)))
     answer = session.ask(lambda stub: stub.SubmitIntent(request, timeout=CALL_TIMEOUT_S))
     session.show(plain(answer), sentence(answer))
     if answer.record.disposition == DISPOSITION_REFUSED:
