@@ -1,18 +1,27 @@
-"""Fixtures for every test: a fleet with a CA, and credentials for any node of it."""
+"""Fixtures for every test: a fleet with a CA, credentials for any node of it, role keys and a TUF repository."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from securesystemslib.signer import CryptoSigner
 
 from wavemesh.identity.ca import FleetCa, write_node
 from wavemesh.identity.nodes import NodeId
+from wavemesh.trust.releases import UNKNOWN_DIGEST, Artifact, ReleaseManifest
+from wavemesh.trust.repository import add_release, create_repository, publish_targets, sign_bundle, sign_metadata
+from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.trust.statements import TrustMetadata
 
 FLEET = "test.example"
 
@@ -54,3 +63,73 @@ def credentials(fleet_ca: FleetCa, tmp_path_factory: pytest.TempPathFactory) -> 
         return made[path]
 
     return make
+
+
+@dataclass(frozen=True, slots=True)
+class TrustKeys:
+    """All role keys of the test fleet, and an empty repository signed by them."""
+
+    root: CryptoSigner
+    releases: tuple[CryptoSigner, CryptoSigner, CryptoSigner]
+    online: CryptoSigner
+    control: CryptoSigner
+    empty: TrustMetadata
+
+    @property
+    def pinned_root(self) -> bytes:
+        return self.empty.roots[0]
+
+    def publish(
+        self, *manifests: ReleaseManifest, now: datetime, base: TrustMetadata | None = None
+    ) -> tuple[TrustMetadata, dict[str, bytes]]:
+        """The set after publishing those releases, each signed 2 of 3, and the signature bundles by name."""
+        published, bundles = base or self.empty, {}
+        for manifest in manifests:
+            bundle = sign_bundle(manifest, *self.releases[:2])
+            bundles[manifest.signature.name] = bundle
+            targets = sign_metadata(add_release(published.targets, manifest, bundle, now), *self.releases[:2])
+            published = publish_targets(published, targets, self.online, now)
+        return published, bundles
+
+
+@pytest.fixture(scope="session")
+def trust_keys() -> TrustKeys:
+    """Keys and an empty repository, made an hour ago."""
+    root, online, control = (CryptoSigner.generate_ed25519() for _ in range(3))
+    releases = (CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519())
+    empty = create_repository(
+        root=[root],
+        releases=releases,
+        online=[online],
+        control=[control],
+        now=datetime.now(UTC) - timedelta(hours=1),
+    )
+    return TrustKeys(root, releases, online, control, empty)
+
+
+def make_manifest(name: str = "firmware-v3.8.2", **changes: Any) -> ReleaseManifest:
+    """A release signed now, with made-up artifacts named after it; ``changes`` replace fields."""
+
+    def artifact(file: str) -> Artifact:
+        return Artifact(file, Digest(hashlib.sha256(file.encode()).hexdigest(), len(file)))
+
+    fields: dict[str, Any] = {
+        "name": name,
+        "version": "3.8.2",
+        "device_class": "pos-tablet",
+        "hardware_revisions": ("r2",),
+        "signed_at": datetime.now(UTC).replace(microsecond=0),
+        "firmware": artifact(f"{name}.img"),
+        "config": artifact("pos-app-12.4.1.tar.gz"),
+        "signature": Artifact(f"{name}.sig", UNKNOWN_DIGEST),
+        "config_version": "12.4.1",
+        "boot_probe": "systemd-analyze verify /boot/inactive",
+        "peripheral_checks": ("lsusb | grep scanner",),
+    }
+    return ReleaseManifest(**{**fields, **changes})
+
+
+@pytest.fixture(name="make_manifest", scope="session")
+def make_manifest_fixture() -> Callable[..., ReleaseManifest]:
+    """``make_manifest`` for tests."""
+    return make_manifest

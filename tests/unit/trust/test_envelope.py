@@ -29,9 +29,8 @@ from wavemesh.trust.envelope import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wavemesh.trust.metadata import TrustedMetadata
-
     from tests.conftest import CredentialsFactory
+    from wavemesh.trust.metadata import TrustedMetadata
 
 NOW = datetime.now(UTC)
 STORE = "region/midwest/store/store-208"
