@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, cast
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import (  # type: ignore[import-untyped]  # googleapis-common-protos ships no types
     error_details_pb2,
     status_pb2,
@@ -27,9 +28,10 @@ from wavemesh.errors import (
     PeerError,
     WavemeshError,
 )
+from wavemesh.session.faults import SupersededError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from grpc.aio import AioRpcError, ServicerContext
 
@@ -44,6 +46,7 @@ _MAX_DETAIL_CHARACTERS = 1000
 _CODES: tuple[tuple[type[WavemeshError], grpc.StatusCode], ...] = (
     (LinkDownError, grpc.StatusCode.UNAVAILABLE),
     (BusyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (SupersededError, grpc.StatusCode.ABORTED),
     (ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
     (GateError, grpc.StatusCode.FAILED_PRECONDITION),
@@ -105,7 +108,7 @@ async def abort_with(context: ServicerContext[object, object], error: WavemeshEr
 
 def error_from_rpc(error: AioRpcError) -> WavemeshError:
     """What a failed call means: the error class of its code, with the reason and details of its ErrorInfo."""
-    return error_from_status(error.code(), error.details() or "", _trailing_status(error))
+    return error_from_status(error.code(), error.details() or "", status_in(error.trailing_metadata()))
 
 
 def error_from_status(code: grpc.StatusCode, text: str, status: status_pb2.Status | None) -> WavemeshError:
@@ -131,10 +134,14 @@ def error_from_status(code: grpc.StatusCode, text: str, status: status_pb2.Statu
     return kind(text, **details)
 
 
-def _trailing_status(error: AioRpcError) -> status_pb2.Status | None:
-    for key, value in error.trailing_metadata() or ():
+def status_in(trailing: Iterable[tuple[str, str | bytes]] | None) -> status_pb2.Status | None:
+    """The ``google.rpc.Status`` in a call's trailing metadata, if there is one that can be read."""
+    for key, value in trailing or ():
         if key == STATUS_KEY and isinstance(value, bytes):
-            return status_pb2.Status.FromString(value)
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                return None
     return None
 
 

@@ -105,6 +105,11 @@ class ApplyResources:
     changed: tuple[Resource, ...]
     removed: tuple[ResourceKey, ...]
 
+    @property
+    def has_content(self) -> bool:
+        """Whether there is anything to do: an update may be empty, to say that all is settled."""
+        return bool(self.changed or self.removed)
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:

@@ -23,6 +23,8 @@ class Ending(enum.Enum):
     REPORTS_LOST = "parent lost acknowledged reports"
     PEER_SILENT = "peer silent"
     PEER_SLOW = "peer too slow"
+    REFUSED = "refused"
+    LOST = "stream lost"
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,9 @@ class ReportLog(Protocol):
         ...
 
     async def restart(self) -> None:
-        """Take a new incarnation: in one transaction, empty the log and append a full snapshot of outcomes."""
+        """Take a new incarnation: in one transaction, start the log again with a full snapshot of outcomes, followed by
+        those reports that were not acknowledged and that no snapshot covers (intents, events).
+        """
         ...
 
 

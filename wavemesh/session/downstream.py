@@ -1,0 +1,253 @@
+"""The parent's end of all sessions over gRPC: the SessionService servicer.
+
+Rules.
+1. Who calls is told by the TLS certificate; only direct children are served.
+2. The newest session of a child wins. After its Hello the older one is cut and waited for, until its handler is done
+   with the registry and ``child_disconnected`` was called; only then the new one is admitted.
+3. ``apply_reports`` and the other calls of a child's stream come one at a time; asks alone run beside it, bounded by
+   the machine.
+4. Load is shed, not queued: too many streams at once get BusyError with a time to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from wavemesh import __version__
+from wavemesh.codec.session import decode_child, encode_parent
+from wavemesh.errors import BusyError, ForbiddenError, WavemeshError
+from wavemesh.runtime.grpc import peer_of
+from wavemesh.runtime.status import answers
+from wavemesh.session.faults import SupersededError
+from wavemesh.session.frames import MAX_ASK_BYTES, Answer, Ask, ChildFrame, Hello, ParentFrame
+from wavemesh.session.parent import (
+    Admit,
+    AnswerAsk,
+    ApplyReports,
+    NoteStatus,
+    NoteVerdict,
+    ParentEffect,
+    ParentMachine,
+    ParentOptions,
+    ParentState,
+)
+from wavemesh.session.pump import Pump, StreamOverError
+from wavemesh.v1 import session_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wavemesh.identity.nodes import NodeId
+    from wavemesh.runtime.clock import Clock
+    from wavemesh.session.seams import ChildRegistry
+
+_LOG = logging.getLogger(__name__)
+SERVICE_NAME: str = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class DownstreamOptions:
+    """A parent's bounds; times in seconds."""
+
+    terms: ParentOptions = field(default_factory=lambda: ParentOptions(__version__))
+    max_sessions: int = 4096
+    max_handshakes: int = 1024
+    shed_retry_s: float = 1.0
+    drain_grace_s: float = 2.0
+
+
+class _Session:
+    """One child's stream."""
+
+    __slots__ = ("_clock", "_context", "_downstream", "child", "closed", "hello", "is_stale", "machine", "pump")
+
+    def __init__(self, downstream: SessionDownstream, child: NodeId, context: Any, machine: ParentMachine) -> None:
+        self._downstream = downstream
+        self._context = context
+        self.child = child
+        self.machine = machine
+        self.pump: Pump[ChildFrame, ParentFrame, ParentEffect] = Pump(machine, self, downstream.clock)
+        self.hello: Hello | None = None
+        self.is_stale = False
+        self.closed = asyncio.Event()
+
+    async def read(self) -> ChildFrame | None:
+        message = await self._context.read()
+        return None if message is grpc.aio.EOF else decode_child(message)
+
+    async def write(self, frame: ParentFrame) -> None:
+        try:
+            await self._context.write(encode_parent(frame))
+        except (grpc.aio.UsageError, grpc.aio.InternalError) as error:
+            raise StreamOverError from error
+
+    async def prepare(self) -> None:
+        """Take changed desired state over; many changes between two frames cost one look."""
+        if self.is_stale:
+            self.is_stale = False
+            self.machine.offer(self._downstream.registry.desired(self.child))
+
+    async def perform(self, effect: ParentEffect) -> None:
+        registry = self._downstream.registry
+        match effect:
+            case Admit():
+                await self._downstream.seat(self, effect.hello)
+            case ApplyReports():
+                incarnation = self.hello.incarnation if self.hello is not None else ""
+                await registry.apply_reports(self.child, incarnation, effect.first_number, effect.reports)
+                self.machine.reports_applied(effect.first_number + len(effect.reports) - 1)
+            case NoteVerdict():
+                if effect.accepted or effect.rejected:
+                    await registry.verdict(self.child, effect.accepted, effect.rejected)
+            case NoteStatus():
+                await registry.status(self.child, effect.entries)
+            case AnswerAsk():
+                self.pump.spawn(self._answer(effect.ask))
+
+    async def _answer(self, ask: Ask) -> None:
+        try:
+            body = await self._downstream.registry.answer(self.child, ask.kind, ask.body)
+            answer = Answer(ask.ask_id, body)
+            if len(body) > MAX_ASK_BYTES:
+                answer = Answer(ask.ask_id, b"", f"the answer has {len(body)} bytes, at most {MAX_ASK_BYTES} travel")
+        except WavemeshError as error:
+            answer = Answer(ask.ask_id, b"", f"{error.reason}: {error}")
+        self.machine.answered(answer)
+        self.pump.wake()
+
+
+class SessionDownstream:
+    """Serves all children; see seams.Downstream for what each method promises."""
+
+    def __init__(
+        self, node_id: NodeId, registry: ChildRegistry, clock: Clock, options: DownstreamOptions = DownstreamOptions()
+    ) -> None:
+        """Serve the children of ``node_id``."""
+        self.registry = registry
+        self.clock = clock
+        self._node_id = node_id
+        self._options = options
+        self._streams: set[_Session] = set()
+        self._seats: dict[str, _Session] = {}
+        self._is_draining = False
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the SessionService."""
+        connect = grpc.stream_stream_rpc_method_handler(
+            self._connect,
+            request_deserializer=session_pb2.ConnectRequest.FromString,
+            response_serializer=session_pb2.ConnectResponse.SerializeToString,
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Connect": connect}),))
+
+    # -- what tiers see ----------------------------------------------------------------------------------------------
+
+    def changed(self, child_path: str | None = None) -> None:
+        """The desired state of one child (None: of all) may have changed."""
+        if child_path is None:
+            sessions: Sequence[_Session] = list(self._seats.values())
+        else:
+            sessions = [session] if (session := self._seats.get(child_path)) is not None else []
+        for session in sessions:
+            session.is_stale = True
+            session.pump.wake()
+
+    def connected(self) -> Sequence[NodeId]:
+        """Children with an open session."""
+        return [session.child for session in self._seats.values() if session.machine.state is ParentState.OPEN]
+
+    def disconnect(self, child_path: str, reason: str) -> None:
+        """End a child's session (revoked, replaced)."""
+        session = self._seats.get(child_path)
+        if session is not None:
+            session.machine.close(reason)
+            session.pump.wake()
+
+    async def drain(self, retry_after_s: float) -> None:
+        """Say goodbye to all children and wait until their handlers ended; new ones are refused from now on."""
+        self._is_draining = True
+        for session in self._streams:
+            session.machine.close("the parent is stopping", retry_after_s)
+            session.pump.wake()
+        try:
+            async with asyncio.timeout(self._options.drain_grace_s):
+                await self._all_closed()
+        except TimeoutError:
+            for session in self._streams:
+                session.pump.cut()
+            await self._all_closed()
+
+    async def _all_closed(self) -> None:
+        for session in list(self._streams):
+            await session.closed.wait()
+
+    # -- one stream --------------------------------------------------------------------------------------------------
+
+    @answers
+    async def _connect(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Serve one child's stream to its end."""
+        child = peer_of(context, self._node_id.fleet)
+        if not child.is_child_of(self._node_id):
+            raise ForbiddenError(f"{child.path} is not a child of {self._node_id.path}", child=child.path)
+        self._shed()
+        machine = ParentMachine(
+            self._options.terms,
+            session_id=secrets.token_hex(8),
+            epoch=self.registry.epoch,
+            now=self.clock.monotonic(),
+        )
+        session = _Session(self, child, context, machine)
+        self._streams.add(session)
+        reason = "the stream ended"
+        try:
+            await session.pump.run()
+        except WavemeshError as error:
+            reason = str(error)
+            raise
+        finally:
+            if machine.end is not None:
+                reason = machine.end.reason
+            await self._leave(session, reason)
+
+    def _shed(self) -> None:
+        """Refuse what would be too much at once."""
+        handshakes = len(self._streams) - len(self._seats)
+        if self._is_draining or len(self._streams) >= self._options.max_sessions:
+            raise BusyError("this parent takes no more sessions", self._options.shed_retry_s)
+        if handshakes >= self._options.max_handshakes:
+            raise BusyError(f"{handshakes} children are connecting at once", self._options.shed_retry_s)
+
+    async def seat(self, session: _Session, hello: Hello) -> None:
+        """Make this session the child's only one, then admit it."""
+        path = session.child.path
+        while (older := self._seats.get(path)) is not None:
+            older.pump.cut(SupersededError(f"a newer session of {path} won"))
+            await older.closed.wait()
+        self._seats[path] = session
+        cursor = await self.registry.admit(session.child, hello)
+        session.machine.admitted(cursor, self.clock.monotonic())
+        if session.machine.state is not ParentState.OPEN:
+            return
+        await self.registry.child_connected(session.child, hello)
+        session.hello = hello
+        session.is_stale = True
+        _LOG.info("session with %s, reports through %d", path, cursor)
+
+    async def _leave(self, session: _Session, reason: str) -> None:
+        """Give the seat up and tell the registry; the next session of the child waits for the end of this."""
+        path = session.child.path
+        try:
+            if session.hello is not None:
+                _LOG.info("no session with %s: %s", path, reason)
+                await self.registry.child_disconnected(session.child, reason)
+        finally:
+            if self._seats.get(path) is session:
+                del self._seats[path]
+            self._streams.discard(session)
+            session.closed.set()

@@ -1,0 +1,337 @@
+"""The child's end of a session over gRPC: dial, greet, pump, and come back.
+
+Rules.
+1. One channel per attempt, closed with it: credentials and address are read anew, and nothing of a dead connection
+   piles up. A stream is opened only once the channel is ready.
+2. Coming back: at once after a restart of the log; not before the time the parent named, plus jitter; else with full
+   jitter. The attempt counter starts again once a session has lasted ``stable_s``.
+3. Whatever the end, unanswered asks fail with LinkDownError; reports, resources and status lose nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from wavemesh.codec.session import decode_parent, encode_child
+from wavemesh.errors import BusyError, LinkDownError, WavemeshError
+from wavemesh.runtime.grpc import make_channel
+from wavemesh.runtime.status import error_from_rpc, error_from_status, status_in
+from wavemesh.session.child import (
+    AcknowledgeReports,
+    Answered,
+    ApplyResources,
+    ChildEffect,
+    ChildMachine,
+    RestartLog,
+    SessionOpened,
+    Settled,
+)
+from wavemesh.session.faults import AskFailedError
+from wavemesh.session.frames import MAX_STATUS_BYTES, PROTOCOL_VERSION, Answer, ChildFrame, Goodbye, Hello, ParentFrame
+from wavemesh.session.liveness import Ending, SessionEnd
+from wavemesh.session.pump import Pump, StreamOverError, full_jitter
+from wavemesh.v1.session_pb2_grpc import SessionServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.nodes import NodeId
+    from wavemesh.runtime.clock import Clock
+    from wavemesh.session.seams import ReportLog, ResourceSink
+
+_LOG = logging.getLogger(__name__)
+MAX_STATUS_KEYS = 131_072
+_FAILED = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
+_RESTARTED = frozenset({Ending.FENCED, Ending.REPORTS_LOST})
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamOptions:
+    """A child's patience, seconds."""
+
+    connect_timeout_s: float = 5.0
+    backoff_base_s: float = 0.25
+    backoff_cap_s: float = 4.0
+    stable_s: float = 5.0
+    goodbye_grace_s: float = 2.0
+    channel_options: tuple[tuple[str, Any], ...] = ()
+
+
+class _Stream:
+    """One attempt: a call, its machine and its pump."""
+
+    def __init__(self, upstream: SessionUpstream, machine: ChildMachine, call: Any, clock: Clock) -> None:
+        self._upstream = upstream
+        self._call = call
+        self._read_over = asyncio.Event()
+        self.machine = machine
+        self.pump: Pump[ParentFrame, ChildFrame, ChildEffect] = Pump(machine, self, clock)
+        self.opened_at: float | None = None
+        self.answers: dict[int, asyncio.Future[bytes]] = {}
+
+    async def read(self) -> ParentFrame | None:
+        try:
+            message = await self._call.read()
+        except BaseException:
+            self._read_over.set()
+            raise
+        if message is grpc.aio.EOF:
+            self._read_over.set()
+            return None
+        return decode_parent(message)
+
+    async def write(self, frame: ChildFrame) -> None:
+        try:
+            await self._call.write(encode_child(frame))
+            if isinstance(frame, Goodbye):
+                # The parent ends the stream when it has read the goodbye; closing earlier could drop it.
+                await self._call.done_writing()
+                await self._read_over.wait()
+        except asyncio.InvalidStateError:
+            # The call is finished already; why, the reader is about to learn.
+            await self._read_over.wait()
+            raise StreamOverError from None
+
+    async def prepare(self) -> None:
+        await self._upstream.feed(self.machine)
+
+    async def perform(self, effect: ChildEffect) -> None:
+        await self._upstream.perform(self, effect)
+
+
+class SessionUpstream:
+    """Keeps a session with the parent; see seams.Upstream for what each method promises."""
+
+    def __init__(
+        self,
+        *,
+        credentials: NodeCredentials,
+        parent: NodeId,
+        address: str | Callable[[], str],
+        log: ReportLog,
+        sink: ResourceSink,
+        clock: Clock,
+        rng: Random,
+        software_version: str,
+        options: UpstreamOptions = UpstreamOptions(),
+    ) -> None:
+        """Dial ``address`` ("host:port"; a callable is asked before each attempt) and accept ``parent`` there alone."""
+        self._credentials = credentials
+        self._parent = parent
+        self._address = address
+        self._log = log
+        self._sink = sink
+        self._clock = clock
+        self._rng = rng
+        self._software_version = software_version
+        self._options = options
+        self._status: dict[str, bytes | None] = {}
+        self._stream: _Stream | None = None
+        self._is_draining = False
+        self._drain_asked = asyncio.Event()
+        self._over = asyncio.Event()
+        self._over.set()
+
+    # -- what tiers see ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a session is welcomed now."""
+        return self._stream is not None and self._stream.opened_at is not None
+
+    def wake(self) -> None:
+        """Reports were appended."""
+        if self._stream is not None:
+            self._stream.pump.wake()
+
+    def set_status(self, key: str, body: bytes | None) -> None:
+        """Set or remove a latest-wins value; sent again after each reconnect, removals too."""
+        if len(body or b"") > MAX_STATUS_BYTES or (key not in self._status and len(self._status) >= MAX_STATUS_KEYS):
+            msg = f"status {key!r}: at most {MAX_STATUS_BYTES} bytes and {MAX_STATUS_KEYS} keys travel"
+            raise RuntimeError(msg)
+        if key in self._status and self._status[key] == body:
+            return
+        self._status[key] = body
+        if self._stream is not None:
+            self._stream.machine.set_status(key, body)
+            self._stream.pump.wake()
+
+    async def ask(self, kind: str, body: bytes, timeout_s: float) -> bytes:
+        """Ask the parent; raises LinkDownError, AskFailedError, BusyError or TimeoutError."""
+        stream = self._stream
+        if stream is None or stream.opened_at is None:
+            raise LinkDownError(f"no session with {self._parent.path}")
+        ask_id = stream.machine.ask(kind, body)
+        future = asyncio.get_running_loop().create_future()
+        stream.answers[ask_id] = future
+        stream.pump.wake()
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer: bytes = await future
+        finally:
+            stream.answers.pop(ask_id, None)
+        return answer
+
+    async def drain(self) -> None:
+        """Say goodbye and end run(); returns when it has ended."""
+        self._is_draining = True
+        self._drain_asked.set()
+        if self._stream is not None:
+            self._stream.machine.close("draining")
+            self._stream.pump.wake()
+        try:
+            async with asyncio.timeout(self._options.goodbye_grace_s):
+                await self._over.wait()
+        except TimeoutError:
+            if self._stream is not None:
+                self._stream.pump.cut()
+            await self._over.wait()
+
+    async def run(self) -> None:
+        """Keep a session with the parent until cancelled or drained."""
+        attempt = 0
+        self._over.clear()
+        try:
+            while not self._is_draining:
+                end, lasted_s = await self._attempt()
+                attempt = 0 if lasted_s >= self._options.stable_s else attempt
+                delay_s = self._delay_s(end, attempt)
+                attempt += 1
+                _LOG.info("no session with %s: %s; next attempt in %.2f s", self._parent.path, end.reason, delay_s)
+                await self._pause(delay_s)
+        finally:
+            self._over.set()
+
+    # -- one attempt -------------------------------------------------------------------------------------------------
+
+    async def _attempt(self) -> tuple[SessionEnd, float]:
+        """Dial and hold one session; how it ended, and for how many seconds it was open."""
+        address = self._address if isinstance(self._address, str) else self._address()
+        channel = make_channel(self._credentials, address, self._parent, self._options.channel_options)
+        try:
+            await self._connect(channel, address)
+            return await self._session(channel)
+        except WavemeshError as error:
+            return _end_by(error), 0.0
+        finally:
+            await channel.close()
+
+    async def _connect(self, channel: grpc.aio.Channel, address: str) -> None:
+        """Wait for the channel to be ready: streams opened on a dead one pile up in gRPC core. Raises LinkDownError."""
+        try:
+            async with asyncio.timeout(self._options.connect_timeout_s):
+                state = channel.get_state(try_to_connect=True)
+                while state is not grpc.ChannelConnectivity.READY:
+                    if state in _FAILED:
+                        raise LinkDownError(
+                            f"{address} refuses the connection, or TLS with {self._parent.dns_name} failed"
+                        )
+                    await channel.wait_for_state_change(state)
+                    state = channel.get_state(try_to_connect=True)
+        except TimeoutError:
+            raise LinkDownError(f"{address} did not answer in {self._options.connect_timeout_s} s") from None
+
+    async def _session(self, channel: grpc.aio.Channel) -> tuple[SessionEnd, float]:
+        log = self._log
+        hello = Hello(
+            PROTOCOL_VERSION, self._software_version, log.incarnation, log.next_number, tuple(self._sink.held())
+        )
+        machine = ChildMachine(
+            hello, first_report_number=log.first_number, status=self._status, now=self._clock.monotonic()
+        )
+        call = SessionServiceStub(channel).Connect()
+        stream = self._stream = _Stream(self, machine, call, self._clock)
+        end = SessionEnd(Ending.LOST, "the stream ended")
+        try:
+            await stream.pump.run()
+            end = machine.end or await _end_of(call)
+        except grpc.aio.AioRpcError as error:
+            end = _end_by(error_from_rpc(error))
+        except WavemeshError as error:
+            end = _end_by(error)
+        finally:
+            self._stream = None
+            call.cancel()
+            for future in stream.answers.values():
+                if not future.done():
+                    future.set_exception(LinkDownError("the session ended"))
+            if stream.opened_at is not None:
+                await self._sink.disconnected(end.reason)
+        lasted_s = 0.0 if stream.opened_at is None else self._clock.monotonic() - stream.opened_at
+        return end, lasted_s
+
+    async def feed(self, machine: ChildMachine) -> None:
+        """Give the machine the reports it wants next."""
+        machine.reports_appended(self._log.next_number)
+        wanted = machine.wanted_reports()
+        if wanted is not None:
+            machine.reports_read(wanted.first, await self._log.read(wanted.first, wanted.limit))
+
+    async def perform(self, stream: _Stream, effect: ChildEffect) -> None:
+        """Do one effect of the machine."""
+        match effect:
+            case SessionOpened():
+                stream.opened_at = self._clock.monotonic()
+                _LOG.info("session %s with %s", effect.welcome.session_id, self._parent.path)
+                await self._sink.connected()
+            case ApplyResources():
+                rejected = await self._sink.apply(effect.changed, effect.removed) if effect.has_content else ()
+                stream.machine.resources_applied(effect.nonce, rejected)
+            case Settled():
+                await self._sink.settled()
+            case AcknowledgeReports():
+                await self._log.acknowledge(effect.through)
+            case RestartLog():
+                await self._log.restart()
+            case Answered():
+                _resolve(stream.answers.pop(effect.answer.ask_id, None), effect.answer)
+
+    # -- coming back -------------------------------------------------------------------------------------------------
+
+    def _delay_s(self, end: SessionEnd, attempt: int) -> float:
+        """How long to stay away."""
+        options = self._options
+        if end.retry_after_s > 0:
+            return end.retry_after_s + self._rng.uniform(0, max(options.backoff_base_s, end.retry_after_s))
+        if end.ending in _RESTARTED and attempt == 0:
+            return 0.0
+        return full_jitter(options.backoff_cap_s, options.backoff_base_s, attempt, self._rng.uniform)
+
+    async def _pause(self, delay_s: float) -> None:
+        """Wait, unless drained meanwhile."""
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._drain_asked.wait()
+        except TimeoutError:
+            return
+
+
+def _resolve(future: asyncio.Future[bytes] | None, answer: Answer) -> None:
+    """Hand an answer to whoever still waits for it."""
+    if future is None or future.done():
+        return
+    if answer.error:
+        future.set_exception(AskFailedError(answer.error))
+    else:
+        future.set_result(answer.body)
+
+
+async def _end_of(call: Any) -> SessionEnd:
+    """What the parent's status says about a stream that it ended without a goodbye."""
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return SessionEnd(Ending.LOST, "the parent ended the stream")
+    trailing = await call.trailing_metadata()
+    return _end_by(error_from_status(code, await call.details() or "", status_in(trailing)))
+
+
+def _end_by(error: WavemeshError) -> SessionEnd:
+    retry_after_s = error.retry_after_s if isinstance(error, BusyError) else 0.0
+    return SessionEnd(Ending.REFUSED, f"{error.details.get('reason', error.reason)}: {error}", retry_after_s)
