@@ -176,8 +176,6 @@ def _load(
 ) -> TrustedMetadata:
     root, root_data = _load_root(pinned, metadata.roots, previous)
     known = _Known.of(previous, root)
-    if now is not None:
-        _check_fresh("root", root, now)
     timestamp = _verified(Timestamp, "timestamp", metadata.timestamp, root)
     _check_timestamp(timestamp, known)
     snapshot = _listed(Snapshot, "snapshot", metadata.snapshot, root, timestamp.snapshot_meta)

@@ -201,6 +201,19 @@ def test_no_version_goes_back(
         load(trust_keys, republish(trust_keys, published.targets, newer), trusted)
 
 
+def test_no_snapshot_goes_back(trust_keys: TrustKeys, published: TrustMetadata) -> None:
+    """A stolen online key signs a new timestamp over an older snapshot that lists the same targets."""
+    first = refresh_online(published, trust_keys.online, NOW)
+    trusted = load(trust_keys, refresh_online(first, trust_keys.online, NOW))
+
+    def point_back(signed: dict[str, Any]) -> None:
+        signed["version"] += 9
+
+    back = dataclasses.replace(first, timestamp=alter(first.timestamp, point_back, trust_keys.online))
+    with refused(Gate.REPLAY, "snapshot version 3 is older than 4"):
+        load(trust_keys, back, trusted)
+
+
 def test_a_file_does_not_disappear_from_the_snapshot(trust_keys: TrustKeys, published: TrustMetadata) -> None:
     extra = CryptoSigner.generate_ed25519()
     with_extra = delegate(trust_keys, published, extra)
@@ -380,6 +393,17 @@ def test_a_manifest_and_its_targets_must_agree(
 
     lying = republish(trust_keys, alter(published.targets, disagree, *trust_keys.releases), published)
     assert "firmware-v3.8.2" in load(trust_keys, lying).malformed_releases
+
+
+def test_a_manifest_stands_at_its_main_target(trust_keys: TrustKeys, published: TrustMetadata) -> None:
+    def move(signed: dict[str, Any]) -> None:
+        files = signed["targets"]
+        files["pos-app-12.4.1.tar.gz"]["custom"] = files["firmware-v3.8.2.img"].pop("custom")
+
+    moved = republish(trust_keys, alter(published.targets, move, *trust_keys.releases), published)
+    assert load(trust_keys, moved).malformed_releases == {
+        "firmware-v3.8.2": "the manifest of firmware-v3.8.2.img stands at pos-app-12.4.1.tar.gz"
+    }
 
 
 def test_finding_releases(trust_keys: TrustKeys, published: TrustMetadata) -> None:
