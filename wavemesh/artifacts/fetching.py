@@ -76,12 +76,22 @@ class Fetches:
                 raise flight.error
         return self._store.follow(digest, offset)
 
+    @property
+    def active(self) -> list[Digest]:
+        """What is being fetched or waits for its turn."""
+        return list(self._flights)
+
     def stop(self, digest: Digest, error: WavemeshError) -> None:
         """End the fetch of a blob, if there is one; those who wait for it get ``error``. What arrived stays."""
         flight = self._flights.get(digest)
         if flight is not None and flight.task is not None:
             flight.error = error
             flight.task.cancel()
+
+    def stop_all(self, error: WavemeshError) -> None:
+        """End all fetches; what arrived stays."""
+        for digest in self.active:
+            self.stop(digest, error)
 
     async def _run(self, digest: Digest, flight: _Flight) -> None:
         try:

@@ -1,0 +1,32 @@
+"""``python -m superhub --dir DIR``: run the super hub of a directory."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from superhub.app import main
+from wavemesh.errors import LocalError
+from wavemesh.runtime.grpc import run
+
+EXIT_LOCAL_FAULT = 2
+
+
+def start() -> int:
+    """Parse the command line and run; a fault of configuration or disk is one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m superhub", description="The super hub of one region.")
+    parser.add_argument("--dir", type=Path, required=True, help="directory with config.toml, identity/ and trust/")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        run(main(arguments.dir))
+    except LocalError as error:
+        print(f"superhub: {error}", file=sys.stderr)  # noqa: T201  # the one line that whoever started it reads
+        return EXIT_LOCAL_FAULT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(start())

@@ -1,0 +1,244 @@
+"""The super hub's composition root: what is made, how it is wired, and how it stops.
+
+Started as ``python -m superhub --dir DIR``. One TaskGroup holds the session with control, the status relay, the fetches
+and the server. SIGTERM drains: stores are told to come back later, control is told goodbye, then everything ends. After
+kill -9 the next start takes up what was durable; there is no other recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+from superhub.acceptance import Acceptance
+from superhub.config import SuperHubConfig
+from superhub.events import Events
+from superhub.intake import Intake
+from superhub.origin import Origin
+from superhub.seeding import Seeding
+from superhub.service import RegionRegistry
+from superhub.shelf import Shelf
+from superhub.sink import RegionSink
+from superhub.statuses import StatusRelay
+from superhub.store import RegionStore
+from wavemesh import __version__
+from wavemesh.artifacts.blobstore import BlobStore
+from wavemesh.artifacts.download import Patience, download
+from wavemesh.artifacts.fetching import Fetches
+from wavemesh.artifacts.transfer import SERVICE_NAME as ARTIFACT_SERVICE
+from wavemesh.artifacts.transfer import ArtifactServer
+from wavemesh.codec.statements import encode
+from wavemesh.errors import LinkDownError, LocalError
+from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.nodes import NodeId, Role
+from wavemesh.runtime.clock import SystemClock
+from wavemesh.runtime.config import ConfigError, load_config
+from wavemesh.runtime.grpc import make_server, serve_health, set_serving
+from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
+from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
+from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
+from wavemesh.session.upstream import SessionUpstream
+from wavemesh.trust.statements import HubStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wavemesh.artifacts.blobstore import BlobWriter
+    from wavemesh.runtime.clock import Clock
+
+_LOG = logging.getLogger(__name__)
+
+STATUS_PERIOD_S = 15.0
+RPCS_PER_STORE = 4
+ORIGIN_PATIENCE = Patience(attempts=6, back_off_min_s=0.2, back_off_max_s=10.0)
+"""Short, because the store that asked comes again by itself and the fetch goes on where it stopped."""
+
+
+class TrustRootError(LocalError):
+    """The pinned TUF root of this node is missing or unreadable."""
+
+    reason = "TRUST_ROOT"
+
+
+class SuperHub:
+    """One super hub, from its directory. ``run`` is its life."""
+
+    def __init__(self, directory: Path, clock: Clock, rng: Random) -> None:
+        """Read configuration and identity; raises ConfigError, CredentialsError, TrustRootError."""
+        self._directory = directory
+        self._clock = clock
+        self._rng = rng
+        self.config = load_config(directory / "config.toml", SuperHubConfig)
+        self.credentials = NodeCredentials.load(directory / "identity")
+        self.node_id = self.credentials.node_id
+        if self.node_id.role is not Role.SUPER_HUB:
+            raise ConfigError(directory / "identity", "", f"{self.node_id.uri} is not a super hub")
+        self._root = _read_root(directory / "trust" / "root.json")
+        self._stopping = asyncio.Event()
+        self.port = 0
+        self.started = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begin to drain; ``run`` returns when that is done."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve the region until ``stop``."""
+        state = self._directory / "state"
+        state.mkdir(exist_ok=True)
+        async with AsyncExitStack() as stack:
+            store = await RegionStore.open(state / "superhub.db")
+            stack.push_async_callback(store.database.close)
+            blobs = await BlobStore.open(state / "cache", self.config.cache_quota_bytes, self._clock)
+            parallel = self.config.parallel_fetches
+            origin = await stack.enter_async_context(
+                Origin.connect(self.config.origin.url, self._directory / "identity", parallel)
+            )
+            async with asyncio.TaskGroup() as group:
+                fetches = Fetches(blobs, partial(self._fetch, origin), group, parallel)
+                await self._serve(store, blobs, fetches, group)
+
+    async def _fetch(self, origin: Origin, writer: BlobWriter) -> None:
+        await download(origin, writer, rng=self._rng, patience=ORIGIN_PATIENCE)
+
+    async def _serve(self, store: RegionStore, blobs: BlobStore, fetches: Fetches, group: asyncio.TaskGroup) -> None:
+        """Wire the parts, run them, and take them down in order."""
+        log = await SqliteReportLog.open(store.database, partial(store.snapshot, self.node_id.path))
+        resources = await SqliteResources.open(store.database)
+        cursors = SqliteCursors(store.database)
+        acceptance = Acceptance(self.node_id.path, self._root, self.credentials.ca_certificates)
+        shelf = Shelf(self.node_id.path)
+
+        def appended() -> None:
+            upstream.wake()
+
+        def changed() -> None:
+            seeding.changed()
+            downstream.changed()
+
+        events = Events(self.node_id.path, store, log, self._clock, appended)
+        seeding = Seeding(
+            region=self.node_id.name,
+            max_age=self.config.compliance.max_age,
+            store=store,
+            blobs=blobs,
+            fetches=fetches,
+            acceptance=acceptance,
+            events=events,
+            clock=self._clock,
+        )
+        sink = RegionSink(
+            store=store,
+            resources=resources,
+            acceptance=acceptance,
+            shelf=shelf,
+            clock=self._clock,
+            changed=changed,
+        )
+        await sink.restore()
+        upstream = SessionUpstream(
+            credentials=self.credentials,
+            parent=NodeId(self.node_id.fleet, f"control/{self.config.control.name}"),
+            address=self.config.control.address,
+            log=log,
+            sink=sink,
+            clock=self._clock,
+            rng=self._rng,
+            software_version=__version__,
+        )
+        statuses = StatusRelay(upstream)
+        registry = RegionRegistry(
+            node_id=self.node_id,
+            resources=resources,
+            shelf=shelf,
+            cursors=cursors,
+            intake=Intake(
+                store=store,
+                log=log,
+                cursors=cursors,
+                events=events,
+                ca_certificates=self.credentials.ca_certificates,
+                clock=self._clock,
+                appended=appended,
+            ),
+            events=events,
+            statuses=statuses,
+            upstream=upstream,
+            clock=self._clock,
+        )
+        options = DownstreamOptions(max_sessions=self.config.maximum_stores)
+        downstream = SessionDownstream(self.node_id, registry, self._clock, options)
+        background = [
+            group.create_task(upstream.run(), name="upstream"),
+            group.create_task(statuses.run(), name="status relay"),
+            group.create_task(self._report_status(statuses, registry, blobs, log), name="own status"),
+        ]
+        try:
+            await self._listen(downstream, ArtifactServer(self.node_id, seeding), upstream)
+        finally:
+            fetches.stop_all(LinkDownError("the super hub is stopping"))
+            for task in background:
+                task.cancel()
+
+    async def _listen(
+        self, downstream: SessionDownstream, artifacts: ArtifactServer, upstream: SessionUpstream
+    ) -> None:
+        """Serve the stores until the drain; say goodbye downwards, then upwards."""
+        server, self.port = make_server(
+            self.credentials,
+            address=self.config.listen,
+            maximum_concurrent_rpcs=RPCS_PER_STORE * self.config.maximum_stores,
+        )
+        downstream.add_to(server)
+        artifacts.add_to(server)
+        services = (SESSION_SERVICE, ARTIFACT_SERVICE)
+        health = serve_health(server, services)
+        await server.start()
+        try:
+            await set_serving(health, services)
+            _LOG.info("%s listens at port %d", self.node_id.uri, self.port)
+            self.started.set()
+            await self._stopping.wait()
+            await health.enter_graceful_shutdown()
+            await downstream.drain(self.config.drain_s)
+            await upstream.drain()
+        finally:
+            await server.stop(self.config.drain_s if self._stopping.is_set() else 0)
+
+    async def _report_status(
+        self, statuses: StatusRelay, registry: RegionRegistry, blobs: BlobStore, log: SqliteReportLog
+    ) -> None:
+        """This hub's own status, now and then."""
+        while True:
+            status = HubStatus(
+                hub=self.node_id.path,
+                at=self._clock.now(),
+                software_version=__version__,
+                incarnation=log.incarnation,
+                devices_connected=registry.devices_connected,
+                cache_bytes=blobs.used_bytes,
+                cache_quota_bytes=blobs.quota_bytes,
+            )
+            statuses.set("hub", encode(status))
+            await asyncio.sleep(STATUS_PERIOD_S)
+
+
+async def main(directory: Path) -> None:
+    """Run the super hub of a directory until SIGTERM or SIGINT."""
+    hub = SuperHub(directory, SystemClock(), Random())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, hub.stop)
+    await hub.run()
+
+
+def _read_root(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"cannot read the pinned TUF root {path}: {error.strerror}; put the fleet's root.json there"
+        raise TrustRootError(msg) from error

@@ -1,0 +1,57 @@
+"""The super hub's configuration file, ``config.toml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from wavemesh.runtime.config import bounded
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """Where control is, and its name: ``main`` for ``control/main``."""
+
+    address: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OriginConfig:
+    """Where artifacts come from: blobs are at ``URL/blobs/SHA256``, over mutual TLS."""
+
+    url: str
+
+    def __post_init__(self) -> None:
+        """Refuse a URL that is not https."""
+        if not self.url.startswith("https://"):
+            msg = f"url must begin with https://, got {self.url!r}"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class ComplianceConfig:
+    """What may be seeded: days since a release was signed after which it does not enter the region any more."""
+
+    max_age_days: float = field(default=14.0, metadata=bounded(0.01, 3650))
+
+    @property
+    def max_age(self) -> timedelta:
+        """The same as a time span."""
+        return timedelta(days=self.max_age_days)
+
+
+@dataclass(frozen=True, slots=True)
+class SuperHubConfig:
+    """All of it. ``listen`` is "HOST:PORT"; the region and the fleet come from the certificate."""
+
+    listen: str
+    control: ControlConfig
+    origin: OriginConfig
+    cache_quota_bytes: int = field(default=64 * 1024 * _MIB, metadata=bounded(_MIB, 1 << 50))
+    compliance: ComplianceConfig = field(default_factory=ComplianceConfig)
+    maximum_stores: int = field(default=2000, metadata=bounded(1, 20_000))
+    parallel_fetches: int = field(default=4, metadata=bounded(1, 64))
+    drain_s: float = field(default=5.0, metadata=bounded(0, 120))

@@ -1,0 +1,203 @@
+"""Takes the reports of the stores: verifies them, merges them, and sends up what is news.
+
+Rules. Effect, own log and the child's cursor move in one transaction, so a report counts exactly once, whatever breaks
+(S3). Outcomes are verified one by one: signed by the device or its store's hub, about a device of that store. Intents
+and events go up once by their id; snapshots go up whole, as control waits for them. A report that cannot be believed is
+told to control as an event and then counts as taken, for a store that repeats it for ever would be stuck behind it.
+Verifying runs in a thread: a store that returns from a long outage brings thousands of signatures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from superhub.rollup import Heard, Rank, news
+from wavemesh.artifacts.digests import in_thread
+from wavemesh.codec.statements import decode, encode
+from wavemesh.errors import PeerError
+from wavemesh.identity.nodes import Role, is_within
+from wavemesh.session.frames import MAX_REPORT_BYTES, Report
+from wavemesh.trust.envelope import SignatureGateError, verify_node
+from wavemesh.trust.statements import (
+    DeviceOutcome,
+    Envelope,
+    EventReport,
+    IntentReport,
+    OperatorIntent,
+    OutcomeReport,
+    SnapshotReport,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime
+
+    from cryptography.x509 import Certificate
+
+    from superhub.events import Events
+    from superhub.store import RegionStore
+    from wavemesh.identity.nodes import NodeId
+    from wavemesh.runtime.clock import Clock
+    from wavemesh.runtime.sqlite import Transaction
+    from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog
+
+_CHUNK_BYTES = MAX_REPORT_BYTES - 4096
+_FRAMING_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Verified outcomes of a report, and why others of it were refused."""
+
+    heard: tuple[Heard, ...]
+    refused: tuple[str, ...]
+    snapshot: SnapshotReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToldOnce:
+    """A verified intent or event: goes up once by its id."""
+
+    id: str
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A report that cannot be believed."""
+
+    reason: str
+
+
+Judged: TypeAlias = Outcomes | ToldOnce | Refused
+
+
+class Intake:
+    """The reports of all stores of one region."""
+
+    def __init__(
+        self,
+        *,
+        store: RegionStore,
+        log: SqliteReportLog,
+        cursors: SqliteCursors,
+        events: Events,
+        ca_certificates: Sequence[Certificate],
+        clock: Clock,
+        appended: Callable[[], None],
+    ) -> None:
+        """``appended`` is called when reports are on disk and may go up."""
+        self._store = store
+        self._log = log
+        self._cursors = cursors
+        self._events = events
+        self._ca_certificates = ca_certificates
+        self._clock = clock
+        self._appended = appended
+
+    async def apply(self, child: NodeId, incarnation: str, first_number: int, reports: Sequence[Report]) -> None:
+        """Apply contiguous reports of a child and move its cursor behind them, in one transaction."""
+        judged = await in_thread(self._judge_all, child, reports, self._clock.now())
+        async with self._store.database.transaction() as tx:
+            await self._merge(tx, [one for one in judged if isinstance(one, Outcomes)])
+            for one in judged:
+                if isinstance(one, ToldOnce) and await self._store.is_first(tx, one.report.kind, one.id):
+                    await self._log.append(tx, one.report)
+            for reason in _refusals(judged):
+                await self._events.append_once(tx, "report-refused", child.path, reason, about=reason)
+            await self._cursors.advance(tx, child.path, incarnation, first_number + len(reports) - 1)
+        self._appended()
+
+    async def _merge(self, tx: Transaction, parts: Sequence[Outcomes]) -> None:
+        """Put what is news among outcomes into the store and into the log: snapshots whole, the others together."""
+        known = await self._store.ranks(tx, {one.key for part in parts for one in part.heard})
+        for part in parts:
+            if part.snapshot is None:
+                continue
+            fresh = news(part.heard, known)
+            known |= {one.key: one.rank for one in fresh}
+            await self._store.put_outcomes(tx, fresh)
+            believed = replace(part.snapshot, outcomes=tuple(one.envelope for one in part.heard))
+            await self._log.append(tx, Report("snapshot", encode(believed)))
+        fresh = news((one for part in parts if part.snapshot is None for one in part.heard), known)
+        await self._store.put_outcomes(tx, fresh)
+        for report in _outcome_reports(fresh):
+            await self._log.append(tx, report)
+
+    # -- judging, in a thread ---------------------------------------------------------------------------------------
+
+    def _judge_all(self, child: NodeId, reports: Sequence[Report], now: datetime) -> list[Judged]:
+        return [self._judge(child, report, now) for report in reports]
+
+    def _judge(self, child: NodeId, report: Report, now: datetime) -> Judged:
+        try:
+            match report.kind:
+                case "outcome":
+                    return self._outcomes(child, decode(OutcomeReport, report.body).outcomes, now)
+                case "snapshot":
+                    snapshot = decode(SnapshotReport, report.body)
+                    _check_within(snapshot.node, child)
+                    return replace(self._outcomes(child, snapshot.outcomes, now), snapshot=snapshot)
+                case "intent":
+                    body = decode(IntentReport, report.body)
+                    _check_within(body.via, child)
+                    _, intent = verify_node(body.intent, OperatorIntent, self._ca_certificates, now, Role.OPERATOR)
+                    return ToldOnce(intent.intent_id, report)
+                case "event":
+                    event = decode(EventReport, report.body)
+                    _check_within(event.node, child)
+                    return ToldOnce(event.event_id, report)
+                case _:
+                    return Refused(f"reports of kind {report.kind[:100]!r} are not known here")
+        except PeerError as error:
+            return Refused(f"{report.kind}: {error}")
+
+    def _outcomes(self, child: NodeId, envelopes: Iterable[Envelope], now: datetime) -> Outcomes:
+        heard: list[Heard] = []
+        refused: list[str] = []
+        for envelope in envelopes:
+            try:
+                heard.append(self._hear(child, envelope, now))
+            except PeerError as error:
+                refused.append(f"outcome: {error}")
+        return Outcomes(tuple(heard), tuple(refused))
+
+    def _hear(self, child: NodeId, envelope: Envelope, now: datetime) -> Heard:
+        signer, outcome = verify_node(envelope, DeviceOutcome, self._ca_certificates, now)
+        _check_within(outcome.device, child)
+        _check_within(signer.path, child)
+        payload_sha256 = hashlib.sha256(envelope.payload).hexdigest()
+        rank = Rank(outcome.attempt, outcome.sequence, signer.role is Role.DEVICE, payload_sha256)
+        return Heard(outcome, rank, envelope)
+
+
+def _check_within(path: str, child: NodeId) -> None:
+    if not is_within(path, child.path):
+        msg = f"{child.path} speaks for {path[:200]!r}, which is not below it"
+        raise SignatureGateError(msg)
+
+
+def _refusals(judged: Iterable[Judged]) -> list[str]:
+    reasons: list[str] = []
+    for one in judged:
+        if isinstance(one, Refused):
+            reasons.append(one.reason)
+        elif isinstance(one, Outcomes):
+            reasons.extend(one.refused)
+    return reasons
+
+
+def _outcome_reports(fresh: Iterable[Heard]) -> list[Report]:
+    """As few reports as hold the envelopes."""
+    chunks: list[list[Envelope]] = []
+    room = 0
+    for one in fresh:
+        size = len(encode(one.envelope)) + _FRAMING_BYTES
+        if size > room:
+            chunks.append([])
+            room = _CHUNK_BYTES
+        chunks[-1].append(one.envelope)
+        room -= size
+    return [Report("outcome", encode(OutcomeReport(tuple(chunk)))) for chunk in chunks]

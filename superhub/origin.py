@@ -1,0 +1,101 @@
+"""Reading blobs from the origin: HTTPS with mutual TLS, from any offset by Range.
+
+An origin that does not know a blob is an answer; everything else that goes wrong is a broken link, to be resumed. What
+comes is believed by nobody until its digest is verified.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from wavemesh.errors import BusyError, LinkDownError, LocalError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+    from pathlib import Path
+
+    from wavemesh.trust.statements import Digest
+
+STEP_BYTES = 512 * 1024
+CONNECT_S = 10.0
+STALL_S = 30.0
+DEFAULT_RETRY_S = 5.0
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
+
+
+class OriginTlsError(LocalError):
+    """The node's own identity files do not make a TLS context."""
+
+    reason = "ORIGIN_TLS"
+
+
+def client_context(identity: Path) -> ssl.SSLContext:
+    """TLS with node.key and node.crt, trusting ca.crt alone; raises OriginTlsError."""
+    try:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(identity / "ca.crt"))
+        context.load_cert_chain(identity / "node.crt", identity / "node.key")
+    except (OSError, ssl.SSLError) as error:
+        msg = f"{identity}: {error}; enrol the node again"
+        raise OriginTlsError(msg) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+class Origin:
+    """A BlobReader over one origin."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        """Use ``connect``."""
+        self._url = url.rstrip("/")
+        self._session = session
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: str, identity: Path, parallel: int) -> AsyncIterator[Origin]:
+        """An origin to read from; at most ``parallel`` connections are open at a time."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
+        connector = aiohttp.TCPConnector(ssl=client_context(identity), limit=parallel)
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=2 * STEP_BYTES
+        ) as session:
+            yield cls(url, session)
+
+    async def read(self, digest: Digest, offset: int) -> AsyncGenerator[memoryview, None]:
+        """The bytes from ``offset`` on; raises NotFoundError, BusyError, LinkDownError."""
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        url = f"{self._url}/blobs/{digest.sha256}"
+        try:
+            async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                _check_answer(response, digest, offset)
+                async for piece in response.content.iter_chunked(STEP_BYTES):
+                    yield memoryview(piece)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            msg = f"{url} from byte {offset}: {error or type(error).__name__}"
+            raise LinkDownError(msg) from error
+
+
+def _check_answer(response: aiohttp.ClientResponse, digest: Digest, offset: int) -> None:
+    """Raise unless the answer is the rest of the blob from ``offset`` on."""
+    status = response.status
+    if status == 404:
+        msg = f"the origin has no blob {digest.sha256}: publish it there"
+        raise NotFoundError(msg, sha256=digest.sha256)
+    if status in {429, 503}:
+        after = response.headers.get("Retry-After", "")
+        retry_after_s = float(after) if after.isascii() and after.isdigit() else DEFAULT_RETRY_S
+        msg = f"the origin is busy ({status})"
+        raise BusyError(msg, retry_after_s)
+    if offset:
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        is_right = status == 206 and match is not None
+        is_right = is_right and (int(match[1]), int(match[3])) == (offset, digest.size_bytes) if match else False
+    else:
+        is_right = status == 200 and response.content_length in {None, digest.size_bytes}
+    if not is_right:
+        msg = f"the origin answered {status} with {response.content_length} bytes for blob {digest.sha256} of "
+        raise LinkDownError(f"{msg}{digest.size_bytes} from byte {offset}")

@@ -1,0 +1,225 @@
+"""Seeds the region: what a store asks for is judged, fetched once, and streamed while it is still judged right.
+
+The shell of ``compliance.py``. An entry of a release into the region is durable before its first byte leaves. Every
+piece of a running stream is preceded by a new judgement if trust, holds or orders changed since the last one, so a hold
+ends transfers in their middle; a fetch from the origin that nobody may have any more is stopped. A refusal is explicit
+to the asking store and told to control once for each release and gate. When the cache is full, what no order names
+goes first, longest unused; when that is not enough, the store is refused with ``cache-quota``.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from superhub.compliance import Bundle, BundleNeeded, Entry, Finding, Pass, Refusal, RegionView, assess, decide
+from wavemesh.artifacts.blobstore import BlobMismatchError, FetchStoppedError, QuotaExceededError
+from wavemesh.errors import BusyError, GateError, NotFoundError
+from wavemesh.policy.gates import Gate
+from wavemesh.trust.envelope import SignatureGateError
+from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from datetime import timedelta
+
+    from superhub.acceptance import Acceptance
+    from superhub.events import Events
+    from superhub.store import RegionStore
+    from wavemesh.artifacts.blobstore import BlobStore
+    from wavemesh.artifacts.fetching import Fetches
+    from wavemesh.identity.nodes import NodeId
+    from wavemesh.runtime.clock import Clock
+    from wavemesh.trust.metadata import TrustedMetadata
+    from wavemesh.trust.releases import ReleaseManifest
+    from wavemesh.trust.statements import Digest, WaveOrder
+
+NOT_READY_RETRY_S = 2.0
+
+
+class Seeding:
+    """The BlobSource of one region."""
+
+    def __init__(
+        self,
+        *,
+        region: str,
+        max_age: timedelta,
+        store: RegionStore,
+        blobs: BlobStore,
+        fetches: Fetches,
+        acceptance: Acceptance,
+        events: Events,
+        clock: Clock,
+    ) -> None:
+        """``region`` is the region's name; ``max_age`` bounds the age of what may enter it."""
+        self._region = region
+        self._max_age = max_age
+        self._store = store
+        self._blobs = blobs
+        self._fetches = fetches
+        self._acceptance = acceptance
+        self._events = events
+        self._clock = clock
+        self._revision = 0
+        self._bundles: dict[ReleaseManifest, Bundle] = {}
+        self._bundles_by: TrustedMetadata | None = None
+
+    def changed(self) -> None:
+        """Trust, holds or orders changed: judge anew, and stop fetching what nobody may have now."""
+        self._revision += 1
+        for digest in self._fetches.active if self._acceptance.trusted is not None else ():
+            finding = self._judge(digest, ())
+            if isinstance(finding, Refusal):
+                self._fetches.stop(digest, _error(finding))
+
+    async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Those of the digests that would have to be fetched first."""
+        del peer  # presence is no secret among the stores of a region
+        return [digest for digest in digests if not self._blobs.has(digest)]
+
+    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+        """Judge and stream one blob; raises GateError, NotFoundError, BusyError, LinkDownError (origin)."""
+        revision = self._revision
+        await self._permit(peer, digest)
+        await self._make_room(digest)
+        try:
+            pieces = await self._fetches.open(digest, offset)
+        except BlobMismatchError as error:
+            await self._tell_mismatch(error)
+            raise
+        return self._guarded(peer, digest, pieces, revision)
+
+    async def _guarded(
+        self, peer: NodeId, digest: Digest, pieces: AsyncGenerator[bytes, None], revision: int
+    ) -> AsyncGenerator[bytes, None]:
+        async with aclosing(pieces):
+            try:
+                async for piece in pieces:
+                    if revision != self._revision:
+                        revision = self._revision
+                        await self._permit(peer, digest)
+                    yield piece
+            except FetchStoppedError:
+                await self._permit(peer, digest)  # says why, if it was stopped for a reason
+                raise
+            except BlobMismatchError as error:
+                await self._tell_mismatch(error)
+                raise
+
+    async def _tell_mismatch(self, error: BlobMismatchError) -> None:
+        gate = Gate.CHECKSUM.value
+        await self._events.tell_once("cache-mismatch", error.digest.sha256, str(error), gate=gate)
+
+    # -- judging ----------------------------------------------------------------------------------------------------
+
+    async def _permit(self, peer: NodeId, digest: Digest) -> None:
+        """Return if the blob may go to that store now; what that takes is durable then."""
+        while True:
+            finding = self._judge(digest, self._acceptance.orders_of(peer.path))
+            match finding:
+                case None:
+                    await self._refuse_unknown(digest)
+                case Refusal():
+                    await self._tell_refusal(finding)
+                    raise _error(finding)
+                case BundleNeeded(release):
+                    await self._read_bundle(release)  # one release a turn goes from unread to good or bad
+                case Pass(release, entry):
+                    await self._note_entry(peer, release, entry)
+                    return
+
+    def _judge(self, digest: Digest, orders: Iterable[WaveOrder]) -> Finding | None:
+        trusted = self._acceptance.trusted
+        if trusted is None:
+            msg = "no trust metadata has come from control yet"
+            raise BusyError(msg, NOT_READY_RETRY_S)
+        if trusted is not self._bundles_by:
+            self._bundles, self._bundles_by = {}, trusted
+        view = RegionView(
+            region=self._region,
+            max_age=self._max_age,
+            trust_expires_at=trusted.expires_at(),
+            holds=self._acceptance.holds,
+            entered=self._store.entered,
+        )
+        orders, now = list(orders), self._clock.now()
+        return decide(
+            assess(release, self._bundles.get(release, Bundle.UNREAD), orders, view, now)
+            for release in trusted.releases_with(digest)
+        )
+
+    async def _refuse_unknown(self, digest: Digest) -> None:
+        name = self._store.release_seen_with(digest.sha256)
+        trusted = self._acceptance.trusted
+        if name is None or trusted is None or not trusted.is_revoked(name):
+            msg = f"no release that is trusted here has blob {digest.sha256} of {digest.size_bytes} bytes"
+            raise NotFoundError(msg, sha256=digest.sha256)
+        refusal = Refusal(name, Gate.REVOKED.value, f"release {name} is revoked: {trusted.revocations()[name]}")
+        await self._tell_refusal(refusal)
+        raise _error(refusal)
+
+    async def _tell_refusal(self, refusal: Refusal) -> None:
+        await self._events.tell_once("compliance-refused", refusal.release, refusal.reason, gate=refusal.gate)
+
+    async def _read_bundle(self, release: ReleaseManifest) -> None:
+        """Fetch and check a signature bundle; what is known of it is kept until the metadata changes."""
+        trusted, digest = self._acceptance.trusted, release.signature.digest
+        if trusted is None or digest.size_bytes > MAX_BUNDLE_BYTES:
+            self._bundles[release] = Bundle.BAD
+            return
+        await self._make_room(digest)
+        await self._fetches.ensure(digest)
+        async with aclosing(self._blobs.read(digest)) as pieces:
+            content = b"".join([piece async for piece in pieces])
+        try:
+            verify_signature_bundle(content, release, trusted)
+        except SignatureGateError:
+            state = Bundle.BAD
+        else:
+            state = Bundle.GOOD
+        if self._bundles_by is trusted:
+            self._bundles[release] = state
+
+    async def _note_entry(self, peer: NodeId, release: ReleaseManifest, entry: Entry) -> None:
+        if entry is Entry.FIRST:
+            async with self._store.database.transaction() as tx:
+                await self._store.enter(tx, release, self._clock.now())
+        elif entry is Entry.OVER_AGE:
+            detail = f"release {release.name}, signed {release.signed_at.isoformat()}, was seeded as the region has it"
+            await self._events.tell_once("compliance-over-age", release.name, detail, about=peer.path)
+
+    # -- room -------------------------------------------------------------------------------------------------------
+
+    async def _make_room(self, digest: Digest) -> None:
+        """Evict until the blob fits; raises GateError cache-quota."""
+        if self._blobs.is_arriving(digest):
+            return
+        needed = self._needed()
+        for entry in self._blobs.entries():
+            if self._has_room(digest):
+                return
+            if entry.digest not in needed and entry.digest != digest and not self._blobs.is_arriving(entry.digest):
+                await self._blobs.delete(entry.digest)
+        try:
+            self._blobs.check_room(digest)
+        except QuotaExceededError as error:
+            raise GateError(Gate.CACHE_QUOTA.value, str(error)) from error
+
+    def _has_room(self, digest: Digest) -> bool:
+        try:
+            self._blobs.check_room(digest)
+        except QuotaExceededError:
+            return False
+        return True
+
+    def _needed(self) -> set[Digest]:
+        """Blobs of releases that some order names."""
+        trusted = self._acceptance.trusted
+        releases = trusted.releases() if trusted is not None else {}
+        names = {order.release for order in self._acceptance.orders()}
+        return {one.digest for name in names if name in releases for one in releases[name].artifacts}
+
+
+def _error(refusal: Refusal) -> GateError:
+    return GateError(refusal.gate, refusal.reason, release=refusal.release)
