@@ -98,7 +98,7 @@ def _uris(certificate: x509.Certificate) -> list[str]:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
-    except ValueError as error:
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         msg = f"certificate with malformed extensions: {error}"
         raise BadCertificateError(msg) from error
     return names.get_values_for_type(x509.UniformResourceIdentifier)
