@@ -20,12 +20,22 @@ def start() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="directory with config.toml, identity/ and trust/")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    code = 0
     try:
         run(main(arguments.dir))
-    except LocalError as error:
-        print(f"superhub: {error}", file=sys.stderr)  # noqa: T201  # the one line that whoever started it reads
-        return EXIT_LOCAL_FAULT
-    return 0
+    except* LocalError as faults:
+        for fault in leaves(faults):
+            print(f"superhub: {fault}", file=sys.stderr)  # noqa: T201  # what whoever started it must read
+        code = EXIT_LOCAL_FAULT
+    return code
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors of a group of groups."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
 
 
 if __name__ == "__main__":

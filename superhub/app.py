@@ -11,8 +11,9 @@ import asyncio
 import logging
 import signal
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
-from random import Random
+from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from superhub.acceptance import Acceptance
@@ -47,6 +48,7 @@ from wavemesh.trust.statements import HubStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from random import Random
 
     from wavemesh.artifacts.blobstore import BlobWriter
     from wavemesh.runtime.clock import Clock
@@ -63,6 +65,18 @@ class TrustRootError(LocalError):
     """The pinned TUF root of this node is missing or unreadable."""
 
     reason = "TRUST_ROOT"
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What runs, wired."""
+
+    sink: RegionSink
+    upstream: SessionUpstream
+    downstream: SessionDownstream
+    artifacts: ArtifactServer
+    statuses: StatusRelay
+    registry: RegionRegistry
 
 
 class SuperHub:
@@ -107,12 +121,31 @@ class SuperHub:
         await download(origin, writer, rng=self._rng, patience=ORIGIN_PATIENCE)
 
     async def _serve(self, store: RegionStore, blobs: BlobStore, fetches: Fetches, group: asyncio.TaskGroup) -> None:
-        """Wire the parts, run them, and take them down in order."""
+        """Run the parts, and take them down in order."""
         log = await SqliteReportLog.open(store.database, partial(store.snapshot, self.node_id.path))
         resources = await SqliteResources.open(store.database)
+        parts = self._wire(store, blobs, fetches, log, resources)
+        await parts.sink.restore()
+        background = [
+            group.create_task(parts.upstream.run(), name="upstream"),
+            group.create_task(parts.statuses.run(), name="status relay"),
+            group.create_task(self._report_status(parts, blobs, log), name="own status"),
+        ]
+        try:
+            await self._listen(parts)
+        finally:
+            fetches.stop_all(LinkDownError("the super hub is stopping"))
+            for task in background:
+                task.cancel()
+
+    def _wire(
+        self, store: RegionStore, blobs: BlobStore, fetches: Fetches, log: SqliteReportLog, resources: SqliteResources
+    ) -> _Parts:
+        """Make the parts and let them know each other."""
+        clock, authorities, path = self._clock, self.credentials.ca_certificates, self.node_id.path
+        acceptance = Acceptance(path, self._root, authorities)
+        shelf = Shelf(path)
         cursors = SqliteCursors(store.database)
-        acceptance = Acceptance(self.node_id.path, self._root, self.credentials.ca_certificates)
-        shelf = Shelf(self.node_id.path)
 
         def appended() -> None:
             upstream.wake()
@@ -121,7 +154,7 @@ class SuperHub:
             seeding.changed()
             downstream.changed()
 
-        events = Events(self.node_id.path, store, log, self._clock, appended)
+        events = Events(path, store, log, clock, appended)
         seeding = Seeding(
             region=self.node_id.name,
             max_age=self.config.compliance.max_age,
@@ -130,72 +163,55 @@ class SuperHub:
             fetches=fetches,
             acceptance=acceptance,
             events=events,
-            clock=self._clock,
+            clock=clock,
         )
         sink = RegionSink(
-            store=store,
-            resources=resources,
-            acceptance=acceptance,
-            shelf=shelf,
-            clock=self._clock,
-            changed=changed,
+            store=store, resources=resources, acceptance=acceptance, shelf=shelf, clock=clock, changed=changed
         )
-        await sink.restore()
         upstream = SessionUpstream(
             credentials=self.credentials,
             parent=NodeId(self.node_id.fleet, f"control/{self.config.control.name}"),
             address=self.config.control.address,
             log=log,
             sink=sink,
-            clock=self._clock,
+            clock=clock,
             rng=self._rng,
             software_version=__version__,
+        )
+        intake = Intake(
+            store=store,
+            log=log,
+            cursors=cursors,
+            events=events,
+            ca_certificates=authorities,
+            clock=clock,
+            appended=appended,
         )
         statuses = StatusRelay(upstream)
         registry = RegionRegistry(
             node_id=self.node_id,
-            resources=resources,
+            epoch=resources.epoch,
             shelf=shelf,
             cursors=cursors,
-            intake=Intake(
-                store=store,
-                log=log,
-                cursors=cursors,
-                events=events,
-                ca_certificates=self.credentials.ca_certificates,
-                clock=self._clock,
-                appended=appended,
-            ),
+            intake=intake,
             events=events,
             statuses=statuses,
             upstream=upstream,
-            clock=self._clock,
+            clock=clock,
         )
         options = DownstreamOptions(max_sessions=self.config.maximum_stores)
-        downstream = SessionDownstream(self.node_id, registry, self._clock, options)
-        background = [
-            group.create_task(upstream.run(), name="upstream"),
-            group.create_task(statuses.run(), name="status relay"),
-            group.create_task(self._report_status(statuses, registry, blobs, log), name="own status"),
-        ]
-        try:
-            await self._listen(downstream, ArtifactServer(self.node_id, seeding), upstream)
-        finally:
-            fetches.stop_all(LinkDownError("the super hub is stopping"))
-            for task in background:
-                task.cancel()
+        downstream = SessionDownstream(self.node_id, registry, clock, options)
+        return _Parts(sink, upstream, downstream, ArtifactServer(self.node_id, seeding), statuses, registry)
 
-    async def _listen(
-        self, downstream: SessionDownstream, artifacts: ArtifactServer, upstream: SessionUpstream
-    ) -> None:
+    async def _listen(self, parts: _Parts) -> None:
         """Serve the stores until the drain; say goodbye downwards, then upwards."""
         server, self.port = make_server(
             self.credentials,
             address=self.config.listen,
             maximum_concurrent_rpcs=RPCS_PER_STORE * self.config.maximum_stores,
         )
-        downstream.add_to(server)
-        artifacts.add_to(server)
+        parts.downstream.add_to(server)
+        parts.artifacts.add_to(server)
         services = (SESSION_SERVICE, ARTIFACT_SERVICE)
         health = serve_health(server, services)
         await server.start()
@@ -205,14 +221,12 @@ class SuperHub:
             self.started.set()
             await self._stopping.wait()
             await health.enter_graceful_shutdown()
-            await downstream.drain(self.config.drain_s)
-            await upstream.drain()
+            await parts.downstream.drain(self.config.drain_s)
+            await parts.upstream.drain()
         finally:
             await server.stop(self.config.drain_s if self._stopping.is_set() else 0)
 
-    async def _report_status(
-        self, statuses: StatusRelay, registry: RegionRegistry, blobs: BlobStore, log: SqliteReportLog
-    ) -> None:
+    async def _report_status(self, parts: _Parts, blobs: BlobStore, log: SqliteReportLog) -> None:
         """This hub's own status, now and then."""
         while True:
             status = HubStatus(
@@ -220,17 +234,17 @@ class SuperHub:
                 at=self._clock.now(),
                 software_version=__version__,
                 incarnation=log.incarnation,
-                devices_connected=registry.devices_connected,
+                devices_connected=parts.registry.devices_connected,
                 cache_bytes=blobs.used_bytes,
                 cache_quota_bytes=blobs.quota_bytes,
             )
-            statuses.set("hub", encode(status))
+            parts.statuses.set("hub", encode(status))
             await asyncio.sleep(STATUS_PERIOD_S)
 
 
 async def main(directory: Path) -> None:
     """Run the super hub of a directory until SIGTERM or SIGINT."""
-    hub = SuperHub(directory, SystemClock(), Random())
+    hub = SuperHub(directory, SystemClock(), SystemRandom())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, hub.stop)
     await hub.run()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import Hello, Rejection, Report, Resource, ResourceKey, StatusEntry
     from wavemesh.session.seams import Upstream
-    from wavemesh.session.sqlite import SqliteCursors, SqliteResources
+    from wavemesh.session.sqlite import SqliteCursors
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class RegionRegistry:
         self,
         *,
         node_id: NodeId,
-        resources: SqliteResources,
+        epoch: str,
         shelf: Shelf,
         cursors: SqliteCursors,
         intake: Intake,
@@ -56,7 +56,7 @@ class RegionRegistry:
     ) -> None:
         """Everything a store's session touches."""
         self._node_id = node_id
-        self._resources = resources
+        self._epoch = epoch
         self._shelf = shelf
         self._cursors = cursors
         self._intake = intake
@@ -71,7 +71,7 @@ class RegionRegistry:
     @property
     def epoch(self) -> str:
         """This hub's epoch for versions."""
-        return self._resources.epoch
+        return self._epoch
 
     @property
     def devices_connected(self) -> int:
