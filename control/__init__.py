@@ -1,0 +1,1 @@
+"""The control plane: plans waves, signs orders and permits, keeps ledgers, answers operators."""

@@ -1,0 +1,235 @@
+"""Control's database: one engine, one writer, migrations at start (ADR 4).
+
+Rules: writing transactions are serialised by a lock, so that a decision and the state it rests on are one; a
+transaction's ``after_commit`` callbacks run once its rows are on the disk and never otherwise, which is how mirrors in
+memory follow; ``after_rollback`` takes back what memory had to know before. SQLite runs in WAL with
+``synchronous=FULL``. What is particular to a database stands in this file alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from wavemesh.errors import LocalError
+from wavemesh.runtime.durable import Disk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+
+    from sqlalchemy import Connection, Executable, RowMapping, Table
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_BUSY_TIMEOUT_MS = 10_000
+_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA foreign_keys=ON",
+    f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}",
+)
+
+
+class DatabaseError(LocalError):
+    """The database cannot be opened, or is of a version this program does not know."""
+
+    reason = "DATABASE"
+
+
+class Transaction:
+    """One transaction: rows in, rows out, and what happens once it is durable."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        """Wrap a connection inside a transaction."""
+        self._connection = connection
+        self._after_commit: list[Callable[[], None]] = []
+        self._after_rollback: list[Callable[[], None]] = []
+
+    async def run(self, statement: Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
+        """Execute, once for each of ``rows`` if given; the number of rows it touched."""
+        if rows is not None and not rows:
+            return 0
+        result = await self._connection.execute(statement, rows)
+        return int(getattr(result, "rowcount", 0))
+
+    async def all(self, statement: Executable) -> Sequence[RowMapping]:
+        """Every row."""
+        return (await self._connection.execute(statement)).mappings().all()
+
+    async def first(self, statement: Executable) -> RowMapping | None:
+        """The first row, or None."""
+        return (await self._connection.execute(statement)).mappings().first()
+
+    async def scalar(self, statement: Executable) -> Any:
+        """The first column of the first row, or None."""
+        return (await self._connection.execute(statement)).scalar()
+
+    async def put(self, table: Table, *rows: Mapping[str, Any]) -> None:
+        """Insert rows, or replace the given columns of those that exist. All rows name the same columns."""
+        if not rows:
+            return
+        keys = [column.name for column in table.primary_key]
+        values = [name for name in rows[0] if name not in keys]
+        insert = self._insert(table)
+        if values:
+            insert = insert.on_conflict_do_update(
+                index_elements=keys, set_={name: insert.excluded[name] for name in values}
+            )
+        else:
+            insert = insert.on_conflict_do_nothing(index_elements=keys)
+        await self._connection.execute(insert, list(rows))
+
+    async def add_new(self, table: Table, row: Mapping[str, Any], unique: str) -> bool:
+        """Insert a row unless one with the same ``unique`` column exists; whether it was inserted."""
+        statement = self._insert(table).values(**row).on_conflict_do_nothing(index_elements=[unique])
+        return (await self._connection.execute(statement)).rowcount > 0
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call back, in the order given, once the transaction is durable; not at all if it is not."""
+        self._after_commit.append(callback)
+
+    def after_rollback(self, callback: Callable[[], None]) -> None:
+        """Call back, latest first, if the transaction fails."""
+        self._after_rollback.append(callback)
+
+    def committed(self) -> None:
+        """It is durable."""
+        for callback in self._after_commit:
+            callback()
+
+    def rolled_back(self) -> None:
+        """It failed."""
+        for callback in reversed(self._after_rollback):
+            callback()
+
+    def _insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        # Both dialects have the same upsert under two names.
+        if self._connection.dialect.name == "postgresql":
+            return postgresql.insert(table)
+        return sqlite.insert(table)
+
+
+class Database:
+    """The engine and its writer's lock."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Use ``open``."""
+        self._engine = engine
+        self._writer = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, path: Path) -> Database:
+        """Open or create the SQLite database and bring its schema up to date; raises DatabaseError."""
+        Disk().make_dir(path.parent)
+        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(_migrate, path)
+        except DBAPIError as error:
+            await engine.dispose()
+            msg = f"cannot use {path}: {error.orig}; restore it from its backup or move it away"
+            raise DatabaseError(msg) from error
+        except DatabaseError:
+            await engine.dispose()
+            raise
+        return cls(engine)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """A writing transaction; one at a time. Durable when the block has been left without an error.
+
+        A commit that began is waited for even when its task is cancelled: the mirrors in memory must know its end.
+        """
+        async with self._writer, self._engine.connect() as connection:
+            transaction = Transaction(connection)
+            outer = await connection.begin()
+            try:
+                yield transaction
+                cancelled = await _finish(outer.commit)
+            except BaseException as error:
+                transaction.rolled_back()
+                await _finish(outer.rollback)
+                if isinstance(error, DBAPIError):
+                    raise _fault(error) from error
+                raise
+            transaction.committed()
+            if cancelled is not None:
+                raise cancelled
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Transaction]:
+        """A consistent view for reading, beside the writer."""
+        async with self._engine.connect() as connection:
+            yield Transaction(connection)
+
+
+async def _finish(end: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.CancelledError | None:
+    """Commit or roll back to the end, cancelled or not; the cancellation that came meanwhile."""
+
+    async def attempt() -> DBAPIError | None:
+        try:
+            await end()
+        except DBAPIError as error:
+            return error
+        return None
+
+    cancelled: asyncio.CancelledError | None = None
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(attempt())
+        while not work.done():
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError as error:
+                cancelled = error
+    fault = work.result()
+    if fault is not None:
+        raise fault
+    return cancelled
+
+
+def _fault(error: DBAPIError) -> DatabaseError:
+    msg = f"the database failed: {error.orig}; look at the disk"
+    return DatabaseError(msg)
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    del record
+    # The driver shall not open transactions by itself: it would not for reads, and reads belong to a consistent view.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in _PRAGMAS:
+        cursor.execute(pragma)
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _migrate(connection: Connection, path: Path) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
+        msg = f"{path} has schema {current}, written by a newer control; start that version, or restore a backup"
+        raise DatabaseError(msg, schema=current)
+    command.upgrade(config, "head")

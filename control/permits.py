@@ -1,0 +1,79 @@
+"""Which permits a store hub gets, and what is exposed by those it has (semantics, "Permits and leases"). Pure.
+
+Rules:
+- A permit is for (wave, device) and bound to one incarnation of the store's hub. It is *outstanding* from its issue
+  until its device has a final outcome or it is written off.
+- By default a hub gets one for every target device that may still be tried; ``permitBatch`` keeps at most so many
+  outstanding at a time and is filled up again as outcomes come in.
+- A hub that shows another incarnation than the one its outstanding permits are bound to gets none. On that
+  incarnation's snapshot they are written off as spent, and the devices that may still be tried get permits of a higher
+  generation bound to the new one: the same devices, no more attempts, since devices burn attempts themselves.
+- Each issue is kept, so totals per (wave, hub) only grow: they are the number of issues.
+- Exposure is the number of devices named in outstanding permits (P6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from control.ledger import is_final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from control.ledger import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """The latest permit issued for one device of one wave."""
+
+    device: str
+    generation: int
+    hub_incarnation: str
+    written_off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoreShare:
+    """One store's share of a wave: its target devices in order, their permits and outcomes, by device path."""
+
+    devices: tuple[str, ...]
+    issues: Mapping[str, Issue]
+    outcomes: Mapping[str, Outcome]
+    attempts: int
+
+
+def outstanding(share: StoreShare) -> tuple[str, ...]:
+    """Devices named in outstanding permits, in order."""
+    return tuple(
+        device
+        for device in share.devices
+        if (issue := share.issues.get(device)) is not None
+        and not issue.written_off
+        and not is_final(share.outcomes.get(device), share.attempts)
+    )
+
+
+def to_write_off(share: StoreShare, hub_incarnation: str) -> tuple[str, ...]:
+    """Devices whose outstanding permits are bound to another incarnation than the one that sent its snapshot."""
+    return tuple(device for device in outstanding(share) if share.issues[device].hub_incarnation != hub_incarnation)
+
+
+def to_issue(share: StoreShare, *, hub_incarnation: str, batch: int | None) -> tuple[str, ...]:
+    """Devices that get a permit now, in order; none to a hub unknown or with another incarnation's outstanding."""
+    if not hub_incarnation or to_write_off(share, hub_incarnation):
+        return ()
+    held = frozenset(outstanding(share))
+    wanting = [
+        device
+        for device in share.devices
+        if device not in held and not is_final(share.outcomes.get(device), share.attempts)
+    ]
+    return tuple(wanting if batch is None else wanting[: max(0, batch - len(held))])
+
+
+def exposure(shares: Iterable[StoreShare]) -> int:
+    """Devices named in outstanding permits, in all."""
+    return sum(len(outstanding(share)) for share in shares)

@@ -1,0 +1,182 @@
+"""What operators read: rows and memory, put together as the answers of operator.proto. Changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select
+
+from control import requests, schema, store, views
+from control.rollout import region_of
+from wavemesh.codec.statements import to_proto
+from wavemesh.errors import NotFoundError
+from wavemesh.v1 import operator_pb2, report_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import RowMapping
+
+    from control.database import Database, Transaction
+    from control.desired import DesiredState
+    from control.fleet import Fleet
+    from control.intents import Intents
+    from control.releases import Releases
+    from control.store import WaveView
+
+
+class Queries:
+    """Answers to questions."""
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        database: Database,
+        desired: DesiredState,
+        fleet: Fleet,
+        intents: Intents,
+        releases: Releases,
+    ) -> None:
+        """``source`` is this node's path, by which ledgers say whose view they are."""
+        self._source = source
+        self._database = database
+        self._desired = desired
+        self._fleet = fleet
+        self._intents = intents
+        self._releases = releases
+
+    def wave_message(self, view: WaveView) -> operator_pb2.Wave:
+        """A wave as known here."""
+        return views.wave_message(view, self._fleet, self._desired)
+
+    async def wave(self, wave_id: str) -> WaveView:
+        """One wave; raises NotFoundError."""
+        async with self._database.reading() as tx:
+            return await _require(tx, requests.wave_id(wave_id))
+
+    async def waves(self, request: operator_pb2.ListWavesRequest) -> operator_pb2.ListWavesResponse:
+        """A page of waves, newest first."""
+        size, before = requests.page_size(request.page_size), requests.page_number(request.page_token)
+        async with self._database.reading() as tx:
+            found = await store.waves_before(tx, before, size + 1)
+            shown = [self.wave_message(await _require(tx, wave_id)) for _, wave_id in found[:size]]
+        token = str(found[size - 1][0]) if len(found) > size else ""
+        return operator_pb2.ListWavesResponse(waves=shown, next_page_token=token)
+
+    async def intents(self, request: operator_pb2.ListIntentsRequest) -> operator_pb2.ListIntentsResponse:
+        """A page of intents, newest first."""
+        size, before = requests.page_size(request.page_size), requests.page_number(request.page_token)
+        async with self._database.reading() as tx:
+            found = await self._intents.page(tx, before, size + 1)
+        shown = [views.intent_message(row) for _, row in found[:size]]
+        token = str(found[size - 1][0]) if len(found) > size else ""
+        return operator_pb2.ListIntentsResponse(intents=shown, next_page_token=token)
+
+    async def ledger(self, request: operator_pb2.GetLedgerRequest) -> operator_pb2.GetLedgerResponse:
+        """A wave's ledger, of one store or of all; raises NotFoundError."""
+        async with self._database.reading() as tx:
+            view = await _require(tx, requests.wave_id(request.wave_id))
+            rows = await store.ledger_rows(tx, request.wave_id)
+        stores = [path for path in view.targets if request.store in {"", path, path.rsplit("/", 1)[1]}]
+        if not stores:
+            msg = f"wave {request.wave_id} has no devices in a store {request.store!r}"
+            raise NotFoundError(msg, wave=request.wave_id, store=request.store)
+        devices = [device for path in stores for device in view.targets[path]]
+        return views.ledger_message(request.wave_id, devices, rows, view.outcomes, self._source)
+
+    async def devices(self, request: operator_pb2.ListDevicesRequest) -> operator_pb2.ListDevicesResponse:
+        """A page of devices, by path; the token is the last path."""
+        size = requests.page_size(request.page_size)
+        table = schema.devices
+        query = select(table).where(table.c.path > request.page_token).order_by(table.c.path).limit(size + 1)
+        if request.store:
+            stores = [path for path in self._fleet.stores if request.store in {path, path.rsplit("/", 1)[1]}]
+            if not stores:
+                msg = f"no store {request.store!r} is registered"
+                raise NotFoundError(msg, store=request.store)
+            query = query.where(table.c.store.in_(stores))
+        async with self._database.reading() as tx:
+            rows = await tx.all(query)
+            outcomes = await _open_outcomes(tx, [row["path"] for row in rows])
+        shown = [views.device_message(row, self._fleet, outcomes[row["path"]]) for row in rows[:size]]
+        token = rows[size - 1]["path"] if len(rows) > size else ""
+        return operator_pb2.ListDevicesResponse(devices=shown, next_page_token=token)
+
+    async def device(self, name: str) -> operator_pb2.Device:
+        """One device by name or path; raises NotFoundError, ConflictError for an ambiguous name."""
+        path = self._intents.find_device(name)
+        async with self._database.reading() as tx:
+            [row] = await tx.all(select(schema.devices).where(schema.devices.c.path == path))
+            outcomes = await _open_outcomes(tx, [path])
+        return views.device_message(row, self._fleet, outcomes[path])
+
+    async def fleet_status(self) -> operator_pb2.GetFleetStatusResponse:
+        """Hubs, devices by version, waves that are not closed."""
+        async with self._database.reading() as tx:
+            unclosed = [await _require(tx, wave_id) for wave_id in await store.unclosed_waves(tx)]
+            version = schema.devices.c.firmware_version
+            rows = await tx.all(select(version, func.count().label("devices")).group_by(version))
+        versions = Counter({row["firmware_version"] or "unknown": row["devices"] for row in rows})
+        paths = {region_of(path) for path in self._fleet.stores} | self._fleet.stores | set(self._fleet.hubs)
+        return operator_pb2.GetFleetStatusResponse(
+            hubs=[self._hub_message(path) for path in sorted(paths)],
+            devices=len(self._fleet.device_paths),
+            devices_connected=sum(self._fleet.is_connected(path) for path in self._fleet.devices),
+            waves=[self.wave_message(view) for view in unclosed],
+            firmware_versions=versions,
+        )
+
+    def releases(self) -> operator_pb2.ListReleasesResponse:
+        """Releases by name, and targets.json, to which the next one is added."""
+        return operator_pb2.ListReleasesResponse(
+            releases=[
+                views.release_message(manifest, self._releases.hold_reason(manifest))
+                for _, manifest in sorted(self._releases.all().items())
+            ],
+            targets=self._releases.trusted.source.targets,
+        )
+
+    async def audit(self, request: operator_pb2.ListAuditRequest) -> operator_pb2.ListAuditResponse:
+        """A page of the audit, newest first."""
+        size, before = requests.page_size(request.page_size), requests.page_number(request.page_token)
+        table = schema.audit
+        query = select(table).order_by(table.c.number.desc()).limit(size + 1)
+        if before is not None:
+            query = query.where(table.c.number < before)
+        async with self._database.reading() as tx:
+            rows = await tx.all(query)
+        token = str(rows[size - 1]["number"]) if len(rows) > size else ""
+        return operator_pb2.ListAuditResponse(
+            entries=[views.audit_message(row) for row in rows[:size]], next_page_token=token
+        )
+
+    def _hub_message(self, path: str) -> report_pb2.HubStatus:
+        status = self._fleet.hubs.get(path)
+        message: report_pb2.HubStatus = to_proto(status) if status else report_pb2.HubStatus(hub=path)
+        message.connected = self._fleet.is_connected(path)
+        return message
+
+
+async def _require(tx: Transaction, wave_id: str) -> WaveView:
+    view = await store.view(tx, wave_id)
+    if view is None:
+        msg = f"no wave {wave_id!r} is known here"
+        raise NotFoundError(msg, wave=wave_id)
+    return view
+
+
+async def _open_outcomes(tx: Transaction, paths: Sequence[str]) -> defaultdict[str, list[RowMapping]]:
+    """Outcomes in waves that are not closed, by device path."""
+    outcomes, waves = schema.outcomes, schema.waves
+    query = (
+        select(outcomes)
+        .join(waves, waves.c.wave_id == outcomes.c.wave_id)
+        .where(outcomes.c.device.in_(paths), waves.c.closed_at.is_(None))
+        .order_by(waves.c.number)
+    )
+    found: defaultdict[str, list[RowMapping]] = defaultdict(list)
+    for row in await tx.all(query):
+        found[row["device"]].append(row)
+    return found

@@ -1,0 +1,213 @@
+"""The releases control knows, and the holds on them.
+
+Rules:
+- What is published is one TUF set; it is kept as the resource ``tuf/metadata`` and verified against the pinned root
+  after each start. A new targets.json is believed for its signatures (threshold of release keys), never for who sends
+  it, and must be exactly one version on. Control adds snapshot and timestamp and signs them anew before they get old.
+- The hold list is the resource ``holds/fleet``: its epoch grows with each change; the same epoch is signed anew at
+  intervals, so that a view of it that is young says that control was heard lately.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from control.desired import EVERYBODY, Item
+from wavemesh.codec.statements import decode, encode
+from wavemesh.errors import ConflictError, GateError, LocalError, NotFoundError
+from wavemesh.session.frames import ResourceKey
+from wavemesh.trust.holds import check_not_held, find_hold
+from wavemesh.trust.metadata import load_trusted, recall_trusted
+from wavemesh.trust.releases import BadManifestError
+from wavemesh.trust.repository import LIFETIMES, REFRESH_AFTER, publish_targets, refresh_online
+from wavemesh.trust.statements import Envelope, Hold, HoldList, TrustMetadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from control.config import Config
+    from control.database import Transaction
+    from control.desired import DesiredState
+    from control.signing import Signing
+    from wavemesh.policy.document import Artifacts
+    from wavemesh.runtime.clock import Clock
+    from wavemesh.trust.metadata import TrustedMetadata
+    from wavemesh.trust.releases import ReleaseManifest
+
+METADATA_KEY = ResourceKey("tuf", "metadata")
+HOLDS_KEY = ResourceKey("holds", "fleet")
+MAX_HOLDS = 10_000
+
+
+class BootstrapError(LocalError):
+    """The first start lacks the TUF files that make the repository's beginning."""
+
+    reason = "BOOTSTRAP"
+
+
+class Releases:
+    """Releases and holds."""
+
+    def __init__(
+        self, pinned_root: bytes, *, desired: DesiredState, signing: Signing, clock: Clock, config: Config
+    ) -> None:
+        """Nothing is known before ``load``."""
+        self._pinned_root = pinned_root
+        self._desired = desired
+        self._signing = signing
+        self._clock = clock
+        self._config = config
+        self._trusted: TrustedMetadata | None = None
+        self._holds: HoldList | None = None
+
+    async def load(self, tx: Transaction, bootstrap: Path) -> None:
+        """Take up what was published, or begin with the files in ``bootstrap``.
+
+        Raises BootstrapError where there is neither, GateError where the signatures do not hold.
+        """
+        published = self._desired.get(EVERYBODY, METADATA_KEY)
+        if published is not None:
+            self._trusted = recall_trusted(self._pinned_root, decode(TrustMetadata, published.content))
+        else:
+            await self._publish(tx, self._first_set(bootstrap))
+        held = self._desired.get(EVERYBODY, HOLDS_KEY)
+        if held is not None:
+            self._holds = decode(HoldList, decode(Envelope, held.content).payload)
+        else:
+            await self._say_holds(tx, HoldList(1, (), self._clock.now()))
+
+    @property
+    def trusted(self) -> TrustedMetadata:
+        """The published set, verified."""
+        if self._trusted is None:
+            msg = "releases are used before they were loaded"
+            raise RuntimeError(msg)
+        return self._trusted
+
+    @property
+    def holds(self) -> HoldList:
+        """The hold list in force."""
+        if self._holds is None:
+            msg = "holds are used before they were loaded"
+            raise RuntimeError(msg)
+        return self._holds
+
+    @property
+    def hold_epoch(self) -> int:
+        """Epoch of the hold list in force."""
+        return self.holds.epoch
+
+    def all(self) -> Mapping[str, ReleaseManifest]:
+        """Releases by name."""
+        return self.trusted.releases()
+
+    def hold_reason(self, manifest: ReleaseManifest) -> str:
+        """Reason of the hold in force on a release; empty if there is none."""
+        hold = find_hold(manifest, self.holds)
+        return hold.reason or "on hold" if hold else ""
+
+    def find(self, artifacts: Artifacts) -> ReleaseManifest:
+        """The release whose files a policy names; raises NotFoundError."""
+        wanted = (artifacts.firmware, artifacts.config, artifacts.signature)
+        for manifest in self.all().values():
+            files = (manifest.firmware, manifest.config, manifest.signature)
+            if tuple(file and file.name for file in files) == wanted:
+                return manifest
+        names = ", ".join(name for name in wanted if name)
+        known = "; ".join(
+            f"{name}: {', '.join(file.name for file in one.artifacts)}" for name, one in sorted(self.all().items())
+        )
+        msg = f"artifacts {names} together are no published release; published are {known or 'none'}"
+        raise NotFoundError(msg, artifacts=names)
+
+    def require_usable(self, name: str) -> None:
+        """Raise GateError: signature (unknown), revoked, hold."""
+        check_not_held(self.trusted.require_release(name), self.holds)
+
+    def is_usable(self, name: str) -> bool:
+        """Whether a wave may go on with a release."""
+        try:
+            self.require_usable(name)
+        except GateError:
+            return False
+        return True
+
+    async def publish(self, tx: Transaction, targets: bytes, roots: Sequence[bytes]) -> bool:
+        """Publish a signed targets.json, after further roots if there are any; False if it was published before.
+
+        Raises ConflictError (not signed by enough release keys, not the next version), GateError, BadManifestError.
+        """
+        source = self.trusted.source
+        if targets == source.targets:
+            return False
+        grown = dataclasses.replace(source, roots=(*source.roots, *(one for one in roots if one not in source.roots)))
+        await self._publish(tx, publish_targets(grown, targets, self._signing.online, self._clock.now()))
+        return True
+
+    async def set_hold(self, tx: Transaction, name: str, reason: str) -> bool:
+        """Put a release on hold; False if it was, with that reason. Raises NotFoundError."""
+        manifest = self.all().get(name)
+        if manifest is None:
+            known = ", ".join(sorted(self.all())) or "none"
+            msg = f"no release {name!r} is published; published are {known}"
+            raise NotFoundError(msg, release=name)
+        if len(self.holds.holds) >= MAX_HOLDS:
+            msg = f"{MAX_HOLDS} holds are in force; revoke releases that never come back"
+            raise ConflictError(msg)
+        hold = Hold(name, manifest.firmware.digest.sha256 if manifest.firmware else "", reason)
+        return await self._change_holds(tx, {**self._by_release(), name: hold})
+
+    async def lift_hold(self, tx: Transaction, name: str) -> bool:
+        """Lift a hold; False if there is none."""
+        return await self._change_holds(tx, {key: hold for key, hold in self._by_release().items() if key != name})
+
+    async def refresh(self, tx: Transaction) -> None:
+        """Sign anew what gets old: timestamp and snapshot, and the hold list."""
+        now = self._clock.now()
+        if now - self.holds.issued_at >= timedelta(seconds=self._config.hold_resign_s):
+            await self._say_holds(tx, dataclasses.replace(self.holds, issued_at=now))
+        signed_at = self.trusted.timestamp.expires - LIFETIMES["timestamp"]
+        if now - signed_at >= REFRESH_AFTER:
+            await self._publish(tx, refresh_online(self.trusted.source, self._signing.online, now))
+
+    def _by_release(self) -> dict[str, Hold]:
+        return {hold.release: hold for hold in self.holds.holds}
+
+    async def _change_holds(self, tx: Transaction, holds: dict[str, Hold]) -> bool:
+        listed = tuple(holds[name] for name in sorted(holds))
+        if listed == self.holds.holds:
+            return False
+        await self._say_holds(tx, HoldList(self.hold_epoch + 1, listed, self._clock.now()))
+        return True
+
+    async def _say_holds(self, tx: Transaction, holds: HoldList) -> None:
+        [envelope] = await self._signing.sign([holds])
+        await self._desired.publish(tx, Item(EVERYBODY, HOLDS_KEY, encode(envelope), urgent=True))
+        # In force at once for the rest of this transaction; taken back if it fails.
+        before, self._holds = self._holds, holds
+        tx.after_rollback(lambda: setattr(self, "_holds", before))
+
+    async def _publish(self, tx: Transaction, metadata: TrustMetadata) -> None:
+        trusted = load_trusted(self._pinned_root, metadata, self._clock.now(), self._trusted)
+        if trusted.malformed_releases:
+            problems = "; ".join(f"{name}: {why}" for name, why in sorted(trusted.malformed_releases.items()))
+            msg = f"targets.json defines releases that nobody could read: {problems}"
+            raise BadManifestError(msg)
+        await self._desired.publish(tx, Item(EVERYBODY, METADATA_KEY, encode(metadata)))
+        before, self._trusted = self._trusted, trusted
+        tx.after_rollback(lambda: setattr(self, "_trusted", before))
+
+    def _first_set(self, bootstrap: Path) -> TrustMetadata:
+        try:
+            targets = (bootstrap / "targets.json").read_bytes()
+        except OSError as error:
+            msg = f"first start: {bootstrap / 'targets.json'}: {error.strerror}; put the signed targets.json there"
+            raise BootstrapError(msg) from error
+        further = sorted(bootstrap.glob("*.root.json"), key=lambda path: (len(path.name), path.name))
+        roots = (self._pinned_root, *(path.read_bytes() for path in further))
+        unique = tuple(dict.fromkeys(roots))
+        online = self._signing.online
+        return refresh_online(TrustMetadata(unique, b"", b"", targets), online, self._clock.now())

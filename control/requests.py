@@ -1,0 +1,115 @@
+"""What operators ask, checked: bounds, pages, the inventory's form. BadRequestError names the field."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from control.rollout import SEGMENT_LABEL, store_of
+from wavemesh.errors import ConflictError, PeerError
+from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from wavemesh.v1 import operator_pb2
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+MAX_LABELS = 64
+MAX_LABEL_CHARACTERS = 200
+MAX_WORD_CHARACTERS = 100
+MAX_REASON_BYTES = 1000
+_WAVE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class BadRequestError(PeerError):
+    """A field of a request is missing, malformed or out of bounds."""
+
+    reason = "BAD_REQUEST"
+
+    def __init__(self, field: str, problem: str) -> None:
+        """Name the field and say what it should be."""
+        super().__init__(f"{field}: {problem}", field=field)
+
+
+class AskHubError(ConflictError):
+    """Only the store's hub knows that."""
+
+    reason = "ASK_HUB"
+
+
+def page_size(size: int) -> int:
+    """Entries on a page; 0 means the default."""
+    if size > MAX_PAGE:
+        raise BadRequestError("page_size", f"{size}; at most {MAX_PAGE}")
+    return size or DEFAULT_PAGE
+
+
+def page_number(token: str) -> int | None:
+    """Where a page begins, for lists in order of number."""
+    if not token:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", token):
+        raise BadRequestError("page_token", f"{token[:50]!r} is none of ours; pass on the last answer's")
+    return int(token)
+
+
+def wave_id(text: str) -> str:
+    """A wave's id."""
+    if not _WAVE_ID.fullmatch(text):
+        raise BadRequestError("wave_id", f"{text[:80]!r}: use 1 to 64 letters, digits, '-' or '_'")
+    return text
+
+
+def reason(text: str) -> str:
+    """A mandatory reason."""
+    if not text.strip() or len(text.encode()) > MAX_REASON_BYTES:
+        raise BadRequestError("reason", f"missing or over {MAX_REASON_BYTES} bytes; say why, it is kept in the audit")
+    return text
+
+
+def store_row(item: operator_pb2.InventoryStore, index: int, fleet: str) -> dict[str, object]:
+    """A store to register, as a row."""
+    field = f"stores[{index}]"
+    _check_role(f"{field}.path", item.path, fleet, Role.STORE_HUB)
+    try:
+        ZoneInfo(item.time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        zone = item.time_zone[:MAX_WORD_CHARACTERS]
+        raise BadRequestError(f"{field}.time_zone", f"{zone!r} of {item.path} is no IANA time zone") from error
+    return {"path": item.path, "time_zone": item.time_zone}
+
+
+def device_row(item: operator_pb2.InventoryDevice, index: int, fleet: str, stores: Container[str]) -> dict[str, object]:
+    """A device to register, as a row; its store must be registered."""
+    field = f"devices[{index}]"
+    _check_role(f"{field}.path", item.path, fleet, Role.DEVICE)
+    if store_of(item.path) not in stores:
+        raise BadRequestError(f"{field}.path", f"store {store_of(item.path)} is not registered; register it too")
+    for name in ("device_class", "hardware_revision"):
+        value = getattr(item, name)
+        if not 1 <= len(value) <= MAX_WORD_CHARACTERS:
+            raise BadRequestError(f"{field}.{name}", f"of {item.path}: 1 to {MAX_WORD_CHARACTERS} characters")
+    labels = dict(item.labels)
+    if len(labels) > MAX_LABELS or any(len(text) > MAX_LABEL_CHARACTERS for pair in labels.items() for text in pair):
+        problem = f"of {item.path}: at most {MAX_LABELS} labels of {MAX_LABEL_CHARACTERS} characters"
+        raise BadRequestError(f"{field}.labels", problem)
+    return {
+        "path": item.path,
+        "store": store_of(item.path),
+        "device_class": item.device_class,
+        "hardware_revision": item.hardware_revision,
+        "segment": labels.get(SEGMENT_LABEL, ""),
+        "labels": labels,
+    }
+
+
+def _check_role(field: str, path: str, fleet: str, role: Role) -> None:
+    try:
+        is_right = NodeId(fleet, path).role is role
+    except BadNodeIdError as error:
+        raise BadRequestError(field, str(error)) from error
+    if not is_right:
+        raise BadRequestError(field, f"{path!r} is no path of a {role.value}")

@@ -1,0 +1,221 @@
+"""Control's tables (SQLAlchemy Core). Migrations live in ``control/migrations``; a test keeps both equal.
+
+Rules: nothing here is particular to SQLite. Times are microseconds since 1970 in UTC, so that they sort and compare
+the same everywhere; enums are stored by name. What can be derived (counts, ratios, exposure) is not stored.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.types import TypeDecorator
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware UTC datetime as microseconds since 1970."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        """To the database."""
+        del dialect
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        """From the database."""
+        del dialect
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+EVENT_ID_CHARACTERS = 64
+
+metadata = MetaData()
+
+#: Single values: "epoch" and "counter", of resource versions.
+meta = Table("meta", metadata, Column("name", String(50), primary_key=True), Column("value", Text, nullable=False))
+
+#: ``hub_incarnation`` is the one permits are bound to; empty until the hub was first heard.
+stores = Table(
+    "stores",
+    metadata,
+    Column("path", String(200), primary_key=True),
+    Column("time_zone", String(100), nullable=False),
+    Column("hub_incarnation", String(64), nullable=False, default=""),
+)
+
+#: What runs on it is a coarse copy of its status and its outcomes: written when it changes, not each time it is heard.
+devices = Table(
+    "devices",
+    metadata,
+    Column("path", String(300), primary_key=True),
+    Column("store", String(200), nullable=False, index=True),
+    Column("device_class", String(100), nullable=False),
+    Column("hardware_revision", String(100), nullable=False),
+    Column("segment", String(200), nullable=False, index=True),
+    Column("labels", JSON, nullable=False),
+    Column("firmware_version", String(100), nullable=False, default=""),
+    Column("firmware_sha256", String(64), nullable=False, default=""),
+    Column("config_version", String(100), nullable=False, default=""),
+    Column("last_seen_at", UtcTime),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("payload", LargeBinary, nullable=False),
+)
+
+#: ``state`` is never PAUSED here: a wave is paused while it runs and a row of ``pauses`` is in force.
+waves = Table(
+    "waves",
+    metadata,
+    Column("wave_id", String(64), primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("cohort", String(400), nullable=False),
+    Column("device_class", String(100), nullable=False),
+    Column("hardware_revision", String(100), nullable=False),
+    Column("release", String(200), nullable=False, index=True),
+    Column("firmware_sha256", String(64), nullable=False),
+    Column("firmware_size_bytes", BigInteger, nullable=False),
+    Column("policy_digest", String(64), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("permit_batch", Integer),
+    Column("halt_ratio", Float, nullable=False),
+    Column("halt_least_outcomes", Integer, nullable=False),
+    Column("state", String(20), nullable=False, index=True),
+    Column("state_reason", Text, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("planned_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+    Column("closed_at", UtcTime),
+)
+
+wave_targets = Table(
+    "wave_targets",
+    metadata,
+    Column("wave_id", String(64), primary_key=True),
+    Column("device", String(300), primary_key=True),
+    Column("store", String(200), nullable=False),
+    Index("ix_wave_targets_device", "device"),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("wave_id", String(64), primary_key=True),
+    Column("device", String(300), primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("gate", String(100), nullable=False),
+    Column("by_device", Boolean, nullable=False),
+    Column("payload_sha256", String(64), nullable=False),
+    Column("signed_by", String(400), nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("slot", String(10), nullable=False),
+    Column("firmware_sha256", String(64), nullable=False),
+    Column("firmware_version", String(100), nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Index("ix_outcomes_device", "device"),
+)
+
+#: One row an issue; the highest generation of a device is the one in force.
+permits = Table(
+    "permits",
+    metadata,
+    Column("wave_id", String(64), primary_key=True),
+    Column("device", String(300), primary_key=True),
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("store", String(200), nullable=False),
+    Column("hub_incarnation", String(64), nullable=False),
+    Column("issued_at", UtcTime, nullable=False),
+    Column("written_off", Boolean, nullable=False, default=False),
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("wave_id", String(64), primary_key=True),
+    Column("origin", String(200), primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("since", UtcTime, nullable=False),
+)
+
+intents = Table(
+    "intents",
+    metadata,
+    Column("intent_id", String(64), primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("kind", String(30), nullable=False),
+    Column("wave_id", String(64), nullable=False),
+    Column("device", String(300), nullable=False),
+    Column("operator", String(200), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("disposition", String(20), nullable=False, index=True),
+    Column("waiting_for", JSON, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("received_at", UtcTime, nullable=False),
+    Column("settled_at", UtcTime),
+    Column("payload_sha256", String(64), nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+)
+
+#: ``event_id`` is set for what was reported from below, so that a replay is kept once.
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("actor", String(400), nullable=False),
+    Column("action", String(100), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("event_id", String(EVENT_ID_CHARACTERS), unique=True),
+)
+
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("child", String(200), primary_key=True),
+    Column("incarnation", String(64), primary_key=True),
+    Column("through", BigInteger, nullable=False),
+)
+
+#: Desired state as signed and published; ``scope`` is a region's path, or empty for everybody. TUF metadata and the
+#: hold list are kept here and nowhere else.
+resources = Table(
+    "resources",
+    metadata,
+    Column("scope", String(200), primary_key=True),
+    Column("type", String(30), primary_key=True),
+    Column("name", String(400), primary_key=True),
+    Column("counter", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("audience", JSON, nullable=False),
+    Column("urgent", Boolean, nullable=False),
+)

@@ -1,0 +1,182 @@
+"""What operators see: rows, ledgers and status as the messages of operator.proto."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from control.ledger import count, gate_counts
+from control.rollout import region_of
+from control.waves import order_key
+from wavemesh.codec.statements import to_proto
+from wavemesh.session.frames import ResourceKey
+from wavemesh.trust.statements import OutcomeKind, WaveState
+from wavemesh.v1 import operator_pb2, report_pb2, rollout_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import RowMapping
+
+    from control.desired import DesiredState
+    from control.fleet import Fleet
+    from control.intents import IntentRow
+    from control.ledger import Counts, Outcome
+    from control.store import WaveView
+    from wavemesh.trust.releases import ReleaseManifest
+
+_COUNTS = tuple(kind.name.lower() for kind in OutcomeKind)
+_ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
+
+
+def counts_message(counts: Counts) -> operator_pb2.LedgerCounts:
+    """Counts, field by field."""
+    return operator_pb2.LedgerCounts(**{name: getattr(counts, name) for name in _COUNTS})
+
+
+def wave_message(view: WaveView, fleet: Fleet, desired: DesiredState) -> operator_pb2.Wave:
+    """A wave as known here: ledger, exposure, and who heard of it."""
+    row, counts = view.row, view.counts()
+    message = operator_pb2.Wave(
+        wave_id=row.wave_id,
+        cohort=row.cohort,
+        release=row.release,
+        state=rollout_pb2.WaveState.ValueType(view.state.value),
+        counts=counts_message(counts),
+        rollback_ratio=counts.rollback_ratio,
+    )
+    message.planned_at.FromDatetime(row.planned_at)
+    message.expires_at.FromDatetime(row.expires_at)
+    pauses = {pause.origin: pause.reason for pause in view.pauses}
+    for store_path, devices in view.targets.items():
+        delivered = is_told(view, store_path, fleet, desired)
+        # Whoever has heard that the wave ended swaps nothing more; the others still may, with what they hold.
+        exposed = 0 if view.row.state in _ENDED and delivered else view.exposed(store_path)
+        message.stores.add(
+            store=store_path,
+            devices=[device.rsplit("/", 1)[1] for device in devices],
+            counts=counts_message(view.counts([store_path])),
+            exposure=exposed,
+            connected=fleet.is_connected(store_path),
+            order_delivered=delivered,
+        )
+        message.exposure += exposed
+        hub = fleet.hubs.get(store_path)
+        for pause in hub.local_pauses if hub else ():
+            if pause.wave_id == row.wave_id:
+                pauses.setdefault(pause.origin, pause.reason)
+    for origin, reason in pauses.items():
+        message.pauses.add(origin=origin, reason=reason)
+    message.state_reason = row.state_reason or "; ".join(
+        f"paused by {origin}: {reason}" for origin, reason in pauses.items()
+    )
+    return message
+
+
+def is_told(view: WaveView, store_path: str, fleet: Fleet, desired: DesiredState) -> bool:
+    """Whether a store's hub has heard the latest on the wave, as far as is known."""
+    is_over = view.row.closed_at is not None
+    key = ResourceKey("closed", view.row.wave_id) if is_over else order_key(view.row.wave_id, store_path)
+    resource = desired.get(region_of(store_path), key)
+    # A last word that is withdrawn was out long enough for everybody.
+    return is_over if resource is None else fleet.is_delivered(store_path, resource)
+
+
+def ledger_message(
+    wave_id: str,
+    targets: Iterable[str],
+    rows: Mapping[str, RowMapping],
+    outcomes: Mapping[str, Outcome],
+    source: str,
+) -> operator_pb2.GetLedgerResponse:
+    """One entry a target, by path; those unheard are pending."""
+    devices = sorted(targets)
+    message = operator_pb2.GetLedgerResponse(
+        wave_id=wave_id,
+        counts=counts_message(count(devices, outcomes)),
+        gates=gate_counts(devices, outcomes),
+        source=source,
+    )
+    for device in devices:
+        if device in rows:
+            message.entries.append(entry_message(rows[device]))
+        else:
+            message.entries.add(device=device, kind=report_pb2.OUTCOME_KIND_PENDING)
+    return message
+
+
+def entry_message(row: RowMapping) -> operator_pb2.LedgerEntry:
+    """An outcome as kept."""
+    entry = operator_pb2.LedgerEntry(
+        device=row["device"],
+        kind=report_pb2.OutcomeKind.ValueType(OutcomeKind[row["kind"]].value),
+        gate=row["gate"],
+        attempt=row["attempt"],
+        sequence=row["sequence"],
+        evidence=row["evidence"],
+        slot=row["slot"],
+        firmware_sha256=row["firmware_sha256"],
+        firmware_version=row["firmware_version"],
+        signed_by=row["signed_by"],
+    )
+    entry.at.FromDatetime(row["at"])
+    return entry
+
+
+def intent_message(row: IntentRow) -> operator_pb2.IntentRecord:
+    """An intent and its fate."""
+    record = operator_pb2.IntentRecord(
+        intent_id=row.intent_id,
+        kind=rollout_pb2.IntentKind.ValueType(row.kind.value),
+        wave_id=row.wave_id,
+        device=row.device,
+        operator=row.operator,
+        reason=row.reason,
+        disposition=operator_pb2.Disposition.ValueType(row.disposition.value),
+        waiting_for=row.waiting_for,
+        detail=row.detail,
+    )
+    record.received_at.FromDatetime(row.received_at)
+    return record
+
+
+def device_message(row: RowMapping, fleet: Fleet, outcomes: Iterable[RowMapping]) -> operator_pb2.Device:
+    """A device as registered and last heard."""
+    message = operator_pb2.Device(
+        path=row["path"],
+        labels=row["labels"],
+        device_class=row["device_class"],
+        hardware_revision=row["hardware_revision"],
+        outcomes=[entry_message(outcome) for outcome in outcomes],
+    )
+    status = fleet.devices.get(row["path"])
+    if status is not None:
+        message.status.CopyFrom(to_proto(status))
+        message.status.connected = fleet.is_connected(row["path"])
+    return message
+
+
+def release_message(manifest: ReleaseManifest, hold_reason: str) -> operator_pb2.Release:
+    """A release as published, and its hold."""
+    message = operator_pb2.Release(
+        name=manifest.name,
+        version=manifest.version,
+        device_class=manifest.device_class,
+        hardware_revisions=manifest.hardware_revisions,
+        regions=manifest.regions,
+        hold_reason=hold_reason,
+    )
+    message.signed_at.FromDatetime(manifest.signed_at)
+    if manifest.firmware:
+        message.firmware.CopyFrom(to_proto(manifest.firmware.digest))
+    if manifest.config:
+        message.config.CopyFrom(to_proto(manifest.config.digest))
+    return message
+
+
+def audit_message(row: RowMapping) -> operator_pb2.AuditEntry:
+    """Who did what."""
+    entry = operator_pb2.AuditEntry(
+        actor=row["actor"], action=row["action"], subject=row["subject"], detail=row["detail"]
+    )
+    entry.at.FromDatetime(row["at"])
+    return entry
