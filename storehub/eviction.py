@@ -28,10 +28,10 @@ class CachedBlob:
 
 
 @dataclass(frozen=True, slots=True)
-class WaveNeed:
-    """Blobs that a wave which is not closed needs here."""
+class Need:
+    """Blobs that something active needs here, and what: "target of wave 142"."""
 
-    wave_id: str
+    reason: str
     blobs: tuple[Digest, ...]
 
 
@@ -44,12 +44,12 @@ class DeviceImages:
     last_known_good_sha256: str
 
 
-def pins(waves: Iterable[WaveNeed], devices: Iterable[DeviceImages]) -> Mapping[str, tuple[str, ...]]:
+def pins(needs: Iterable[Need], devices: Iterable[DeviceImages]) -> Mapping[str, tuple[str, ...]]:
     """Reasons to keep a blob, by SHA-256, in words an operator reads."""
     reasons: dict[str, set[str]] = {}
-    for wave in waves:
-        for digest in wave.blobs:
-            reasons.setdefault(digest.sha256, set()).add(f"target of wave {wave.wave_id}")
+    for need in needs:
+        for digest in need.blobs:
+            reasons.setdefault(digest.sha256, set()).add(need.reason)
     for device in devices:
         kind = device.device_class or "unknown"
         if device.running_sha256:

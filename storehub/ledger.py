@@ -1,8 +1,8 @@
 """Merges outcomes into the ledger of a wave and sums it.
 
 One entry a target device: the outcome with the highest (attempt, sequence); at equal numbers the device's own word
-beats an inference, and the payload's digest breaks a tie that no honest signer makes. Merging is idempotent, commutative and associative, so replays and reorderings change nothing and
-counts are derived, never kept. Target devices without an entry are pending.
+beats an inference, and the payload's digest breaks a tie that no honest signer makes. Merging is
+idempotent, commutative and associative, so replays and reorderings change nothing and counts are derived, never kept. Target devices without an entry are pending.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def summarise(devices: Iterable[str], entries: Mapping[str, Entry]) -> Summary:
     """Sum the entries of the target devices (paths); entries of other devices do not count."""
     targets = set(devices)
     latest = [entries[device].outcome for device in targets if device in entries]
-    counts = Counter({kind: 0 for kind in OutcomeKind})
+    counts = Counter(dict.fromkeys(OutcomeKind, 0))
     counts.update(outcome.kind for outcome in latest)
     counts[OutcomeKind.PENDING] += len(targets) - len(latest)
     gates = Counter(outcome.gate for outcome in latest if outcome.gate and outcome.kind not in _NOT_FAILURES)

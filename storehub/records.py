@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ class IntentSource(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class IntentRecord:
-    """An intent and its fate. ``report_number`` is the number of the report that carries it up, 0 when none does;
-    ``counter`` and ``epoch`` are the version under which a rollback is served to its device.
+    """An intent and its fate. ``device_path`` is the device of this store it is about, empty if none;
+    ``report_number`` is the number of the report that carries it up, 0 when none does; ``counter`` and ``epoch`` are
+    the version under which a rollback is served to its device; ``digests`` are what a prefetch wants.
     """
 
     intent: OperatorIntent
@@ -82,9 +83,10 @@ class IntentRecord:
     source: IntentSource
     disposition: Disposition
     received_at: datetime
+    device_path: str = ""
     waiting_for: tuple[str, ...] = ()
     detail: str = ""
     report_number: int = 0
     epoch: str = ""
     counter: int = 0
-    digests: tuple[Digest, ...] = field(default=())
+    digests: tuple[Digest, ...] = ()

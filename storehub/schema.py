@@ -60,6 +60,7 @@ CREATE TABLE intents (
     operator TEXT NOT NULL,
     source TEXT NOT NULL,
     disposition INTEGER NOT NULL,
+    device_path TEXT NOT NULL,
     waiting_for TEXT NOT NULL,
     detail TEXT NOT NULL,
     received_at INTEGER NOT NULL,

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from wavemesh.errors import GateError
+from wavemesh.policy.gates import Gate
+from wavemesh.trust.freshness import check_not_expired
+from wavemesh.trust.holds import check_hold_view, check_not_held
 from wavemesh.trust.statements import WaveState
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from wavemesh.policy.document import Policy
+    from wavemesh.trust.metadata import TrustedMetadata
     from wavemesh.trust.statements import HoldList, WaveOrder
 
 
@@ -66,6 +71,7 @@ class Surroundings:
 
     now: datetime
     zone: ZoneInfo
+    trusted: TrustedMetadata | None
     policy: Policy | None
     holds: HoldList | None
     pauses: Sequence[PauseHere]
@@ -82,39 +88,35 @@ def standing_of(order: WaveOrder, around: Surroundings) -> WaveStanding:
         )
     if order.state is WaveState.CLOSED:
         return WaveStanding(Standing.CLOSED, "", "closed by control")
-    pauses = [(p.origin, p.reason) for p in (*order.pauses, *mine)]
+    pauses = [(p.origin, p.reason) for p in order.pauses] + [(p.origin, p.reason) for p in mine]
     if order.state is WaveState.PAUSED or pauses:
         return WaveStanding(Standing.PAUSED, "", _by(pauses) or "paused by control")
     if order.state is not WaveState.RUNNING:
         return WaveStanding(Standing.WAITING, "", "planned, not started")
-    return _circumstances(order, around)
+    try:
+        _check_circumstances(order, around)
+    except GateError as error:
+        return WaveStanding(Standing.WAITING, error.gate, str(error))
+    return WaveStanding(Standing.LIVE)
 
 
 def _by(pauses: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{origin}: {reason}" for origin, reason in sorted(set(pauses)))
 
 
-def _circumstances(order: WaveOrder, around: Surroundings) -> WaveStanding:
-    """What may keep a running wave from leasing for now."""
-    now, policy, holds = around.now, around.policy, around.holds
+def _check_circumstances(order: WaveOrder, around: Surroundings) -> None:
+    """Raise the GateError that keeps a running wave from leasing for now."""
+    now, policy = around.now, around.policy
     if around.clock_gate:
-        return _waiting("clock", around.clock_gate)
-    if now >= order.expires_at:
-        return _waiting("permit", f"the order expired at {order.expires_at.isoformat()}")
-    if policy is None:
-        return _waiting("signature", f"the policy {order.policy_digest} of the order is not held yet")
-    if holds is None or holds.epoch < order.least_hold_epoch:
-        held = "none" if holds is None else f"epoch {holds.epoch}"
-        return _waiting("hold", f"the order needs hold epoch {order.least_hold_epoch}, held here: {held}")
-    if any(hold.release == order.release for hold in holds.holds):
-        return _waiting("hold", f"release {order.release} is on hold")
-    longest = timedelta(hours=policy.guardrails.hold_max_age_hours)
-    if now - holds.issued_at > longest:
-        return _waiting("hold", f"the hold list of {holds.issued_at.isoformat()} is older than {longest}")
-    if policy.windows.swap is not None and not policy.windows.swap.contains(now, around.zone):
-        return _waiting("window", f"outside the swap window {policy.windows.swap}")
-    return WaveStanding(Standing.LIVE)
-
-
-def _waiting(gate: str, detail: str) -> WaveStanding:
-    return WaveStanding(Standing.WAITING, gate, detail)
+        raise GateError(Gate.CLOCK.value, around.clock_gate)
+    check_not_expired(Gate.PERMIT, f"the order of wave {order.wave_id}", order.expires_at, now)
+    if around.trusted is None or policy is None:
+        missing = "trust metadata" if around.trusted is None else f"the policy {order.policy_digest}"
+        raise GateError(Gate.SIGNATURE.value, f"{missing} is not held yet")
+    release = around.trusted.require_release(order.release)
+    check_hold_view(around.holds, now, timedelta(seconds=policy.guardrails.hold_max_age_s), order.least_hold_epoch)
+    if around.holds is not None:
+        check_not_held(release, around.holds)
+    window = policy.windows.swap
+    if window is not None and not window.contains(now, around.zone):
+        raise GateError(Gate.WINDOW.value, f"outside the swap window {window}")

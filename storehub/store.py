@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from storehub.ledger import Entry, supersedes
 from storehub.records import DeviceRecord, Disposition, IntentRecord, IntentSource, SlotRecord, WaveRecord
@@ -32,10 +33,12 @@ from wavemesh.trust.statements import (
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping
-    from datetime import datetime
     from pathlib import Path
 
     from wavemesh.runtime.sqlite import Transaction
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 MAX_INTENTS = 5_000
 MAX_CLOSED_WAVES = 100
@@ -132,15 +135,25 @@ class HubStore:
         times = (to_stamp(slot.granted_at), to_stamp(slot.expires_at), to_stamp(slot.until))
         await tx.execute(
             "INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (slot.device, slot.wave_id, slot.use.value, slot.attempt, *times)
-            + (record.lease_id, record.grant, record.intent_id, record.epoch, record.counter),
+            (
+                slot.device,
+                slot.wave_id,
+                slot.use.value,
+                slot.attempt,
+                *times,
+                record.lease_id,
+                record.grant,
+                record.intent_id,
+                record.epoch,
+                record.counter,
+            ),
         )
         tx.on_commit(lambda: self._slots.__setitem__(slot.device, record))
 
     async def end_slot(self, tx: Transaction, device: str) -> None:
         """Free a device's slot."""
         await tx.execute("DELETE FROM slots WHERE device = ?", (device,))
-        tx.on_commit(lambda: self._slots.pop(device, None) and None)
+        tx.on_commit(partial(_drop, self._slots, device))
 
     async def merge(self, tx: Transaction, entry: Entry) -> bool:
         """Merge an outcome into the ledger; returns whether it changed anything."""
@@ -180,7 +193,7 @@ class HubStore:
         for _, wave_id in closed[: max(0, len(closed) + 1 - MAX_CLOSED_WAVES)]:
             await tx.execute("DELETE FROM outcomes WHERE wave_id = ?", (wave_id,))
             await tx.execute("DELETE FROM waves WHERE wave_id = ?", (wave_id,))
-            tx.on_commit(lambda gone=wave_id: self._drop_wave(gone))
+            tx.on_commit(partial(self._drop_wave, wave_id))
 
     def _drop_wave(self, wave_id: str) -> None:
         self._waves.pop(wave_id, None)
@@ -195,22 +208,34 @@ class HubStore:
     async def drop_pause(self, tx: Transaction, wave_id: str, origin: str) -> None:
         """Lift a pause of one origin here."""
         await tx.execute("DELETE FROM pauses WHERE wave_id = ? AND origin = ?", (wave_id, origin))
-        tx.on_commit(lambda: self._pauses.pop((wave_id, origin), None) and None)
+        tx.on_commit(partial(_drop, self._pauses, (wave_id, origin)))
 
     async def put_intent(self, tx: Transaction, record: IntentRecord) -> None:
         """Keep an intent and its fate; the oldest finished ones go beyond MAX_INTENTS."""
         intent_id = record.intent.intent_id
         await tx.execute(
-            "INSERT OR REPLACE INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (intent_id, encode(record.envelope), record.operator, record.source.value, record.disposition.value)
-            + (json.dumps(record.waiting_for), record.detail, to_stamp(record.received_at), record.report_number)
-            + (record.epoch, record.counter, json.dumps([[d.sha256, d.size_bytes] for d in record.digests])),
+            "INSERT OR REPLACE INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                intent_id,
+                encode(record.envelope),
+                record.operator,
+                record.source.value,
+                record.disposition.value,
+                record.device_path,
+                json.dumps(record.waiting_for),
+                record.detail,
+                to_stamp(record.received_at),
+                record.report_number,
+                record.epoch,
+                record.counter,
+                json.dumps([[digest.sha256, digest.size_bytes] for digest in record.digests]),
+            ),
         )
         tx.on_commit(lambda: self._intents.__setitem__(intent_id, record))
         excess = len(self._intents) + 1 - MAX_INTENTS
         for old in _oldest_finished(self._intents, excess) if excess > 0 else ():
             await tx.execute("DELETE FROM intents WHERE intent_id = ?", (old,))
-            tx.on_commit(lambda gone=old: self._intents.pop(gone, None) and None)
+            tx.on_commit(partial(_drop, self._intents, old))
 
     async def change_intent(
         self,
@@ -239,6 +264,10 @@ class HubStore:
             entry = _entry(row)
             self._ledgers.setdefault(entry.outcome.wave_id, {})[entry.outcome.device] = entry
         self._intents = {row["intent_id"]: _intent(row) for row in await rows("SELECT * FROM intents")}
+
+
+def _drop(mapping: dict[K, V], key: K) -> None:
+    mapping.pop(key, None)
 
 
 def _oldest_finished(intents: Mapping[str, IntentRecord], count: int) -> list[str]:
@@ -293,6 +322,7 @@ def _intent(row: sqlite3.Row) -> IntentRecord:
         source=IntentSource(row["source"]),
         disposition=Disposition(row["disposition"]),
         received_at=from_stamp(row["received_at"]),
+        device_path=row["device_path"],
         waiting_for=tuple(json.loads(row["waiting_for"])),
         detail=row["detail"],
         report_number=row["report_number"],

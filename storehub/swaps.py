@@ -263,22 +263,23 @@ def _judge(slot: Slot, view: HubView) -> Inference | None:
     """What to say of a device whose slot ended; None when it spoke for itself or never armed."""
     if slot.use is SlotUse.ROLLBACK or view.now < slot.until:
         return None
+    key = (slot.wave_id, slot.device)
     device = view.devices.get(slot.device)
     heard = device is not None and device.connected_since is not None and device.heard_in_session
     if device is not None and heard:
         if device.state not in IN_SWAP:
             return None
         gate = device.gate or "watchdog"
-        return _infer(slot.wave_id, slot.device, slot.attempt, view, OutcomeKind.FAILED, gate)
+        return _infer(view, key, slot.attempt, OutcomeKind.FAILED, gate)
     if _has_witness(view, slot.device):
-        return _infer(slot.wave_id, slot.device, slot.attempt, view, OutcomeKind.SILENT, "watchdog")
-    return _infer(slot.wave_id, slot.device, slot.attempt, view, OutcomeKind.UNKNOWN, "lease-expired")
+        return _infer(view, key, slot.attempt, OutcomeKind.SILENT, "watchdog")
+    return _infer(view, key, slot.attempt, OutcomeKind.UNKNOWN, "lease-expired")
 
 
 def _convictions(view: HubView) -> tuple[Inference, ...]:
     """UNKNOWN that became SILENT: a witness is heard now and the device still is not."""
     return tuple(
-        _infer(wave_id, device, word.attempt, view, OutcomeKind.SILENT, "watchdog")
+        _infer(view, (wave_id, device), word.attempt, OutcomeKind.SILENT, "watchdog")
         for (wave_id, device), word in view.words.items()
         if word.kind is OutcomeKind.UNKNOWN
         and not word.by_device
@@ -287,8 +288,9 @@ def _convictions(view: HubView) -> tuple[Inference, ...]:
     )
 
 
-def _infer(wave_id: str, device: str, attempt: int, view: HubView, kind: OutcomeKind, gate: str) -> Inference:
-    word = view.words.get((wave_id, device))
+def _infer(view: HubView, key: tuple[str, str], attempt: int, kind: OutcomeKind, gate: str) -> Inference:
+    wave_id, device = key
+    word = view.words.get(key)
     base = word.sequence if word is not None and word.attempt == attempt else 0
     sequence = base if kind is OutcomeKind.UNKNOWN else base + 1
     seen = view.devices.get(device)

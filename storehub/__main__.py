@@ -1,0 +1,32 @@
+"""``python -m storehub --dir DIR``: run a store hub until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from storehub.app import main
+from wavemesh.errors import LocalError
+from wavemesh.runtime.grpc import run
+
+EXIT_LOCAL_FAULT = 1
+
+
+def entry() -> int:
+    """Read the command line and run; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="storehub", description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True, help="directory of the node: config.toml, identity/, trust/")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        run(main(arguments.dir))
+    except LocalError as error:
+        sys.stderr.write(f"storehub: {error}\n")
+        return EXIT_LOCAL_FAULT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,220 @@
+"""The store hub's composition root: opens what is durable, joins the parts, runs them in one TaskGroup.
+
+    DIR/config.toml  DIR/identity/  DIR/trust/root.json  DIR/state/hub.sqlite3  DIR/state/cache/
+
+It starts and runs the same whether the super hub can be reached or not. On stop it says goodbye in both directions, so
+that children come back at once to the next process and the parent knows at once that this one is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from storehub.asks import Asks
+from storehub.belief import Belief
+from storehub.cache import Cache
+from storehub.clockguard import ClockGuard
+from storehub.config import load
+from storehub.hub import Hub
+from storehub.intents import Intents
+from storehub.operator import SERVICE_NAME as OPERATOR_SERVICE
+from storehub.operator import OperatorApi
+from storehub.reportlog import HubReportLog, snapshot_of
+from storehub.scheduler import Scheduler
+from storehub.service import DeviceRegistry
+from storehub.statuses import Statuses
+from storehub.store import HubStore
+from storehub.upstream import HubSink
+from storehub.views import Views
+from wavemesh import __version__
+from wavemesh.artifacts.blobstore import BlobStore
+from wavemesh.artifacts.transfer import SERVICE_NAME as ARTIFACT_SERVICE
+from wavemesh.artifacts.transfer import ArtifactClient, ArtifactServer
+from wavemesh.errors import LocalError
+from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.nodes import NodeId, Role
+from wavemesh.runtime.clock import SystemClock
+from wavemesh.runtime.durable import Disk
+from wavemesh.runtime.grpc import make_bulk_channel, make_server, serve_health, set_serving
+from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
+from wavemesh.session.link import DownstreamOptions, SessionDownstream, SessionUpstream, UpstreamOptions
+from wavemesh.session.parent import ParentOptions
+from wavemesh.session.sqlite import SqliteCursors, SqliteResources
+from wavemesh.trust.freshness import ClockSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import grpc
+
+    from wavemesh.runtime.clock import Clock
+
+_LOG = logging.getLogger(__name__)
+STOP_GRACE_S = 2.0
+RETURN_AFTER_S = 0.5
+PRUNE_INTERVAL_S = 300.0
+
+
+class BadRoleError(LocalError):
+    """The identity in this directory is not a store hub's."""
+
+    reason = "BAD_ROLE"
+
+
+class _StoppedError(Exception):
+    """Ends the TaskGroup after an orderly stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A store hub, joined and not yet running."""
+
+    hub: Hub
+    server: grpc.aio.Server
+    port: int
+    upstream: SessionUpstream
+    downstream: SessionDownstream
+    scheduler: Scheduler
+    cache: Cache
+    statuses: Statuses
+    asks: Asks
+    intents: Intents
+
+
+async def open_hub(directory: Path, clock: Clock) -> Hub:
+    """Open everything durable; raises LocalError."""
+    config = load(directory)
+    credentials = NodeCredentials.load(directory / "identity")
+    if credentials.node_id.role is not Role.STORE_HUB:
+        msg = f"{directory / 'identity'} is of {credentials.node_id.uri}, not of a store hub"
+        raise BadRoleError(msg)
+    root = _read_root(directory / "trust" / "root.json")
+    Disk().make_dir(directory / "state")
+    store = await HubStore.open(directory / "state" / "hub.sqlite3")
+    return Hub(
+        credentials=credentials,
+        config=config,
+        clock=clock,
+        store=store,
+        log=await HubReportLog.open(store.database, snapshot_of(store, credentials.node_id.path)),
+        resources=await SqliteResources.open(store.database),
+        cursors=SqliteCursors(store.database),
+        belief=Belief(credentials.node_id.path, root, credentials.ca_certificates),
+        clock_guard=ClockGuard(store, ClockSource.HARDWARE if config.hardware_clock else ClockSource.UNCONFIRMED),
+    )
+
+
+def _read_root(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"cannot read the pinned TUF root {path}: {error.strerror}"
+        raise BadRoleError(msg) from error
+
+
+def join(hub: Hub, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
+    """Join the parts; fetches of the cache become tasks of ``group``."""
+    config, credentials = hub.config, hub.credentials
+    parent = NodeId(credentials.node_id.fleet, credentials.node_id.path.rsplit("/", 2)[0])
+    rng = random.Random()  # noqa: S311  # jitter, not a secret
+    intents = Intents(hub)
+    sink = HubSink(hub, intents)
+    sink.restore()
+    upstream = SessionUpstream(
+        credentials=credentials,
+        parent=parent,
+        address=config.parent,
+        log=hub.log,
+        sink=sink,
+        clock=hub.clock,
+        rng=rng,
+        software_version=__version__,
+        options=UpstreamOptions(backoff_base_s=config.reconnect_min_s, backoff_cap_s=config.reconnect_max_s),
+    )
+    scheduler = Scheduler(hub)
+    client = ArtifactClient(lambda: make_bulk_channel(credentials, config.parent, parent))
+    cache = Cache(hub, blobs, client, group, rng)
+    views = Views(hub, cache, scheduler, upstream)
+    statuses = Statuses(hub, views, upstream.set_status)
+    asks = Asks(hub, upstream)
+    registry = DeviceRegistry(hub, asks, statuses.device_changed)
+    terms = ParentOptions(__version__, heartbeat_interval_s=config.heartbeat_interval_s)
+    downstream = SessionDownstream(credentials.node_id, registry, hub.clock, DownstreamOptions(terms=terms))
+    server, port = make_server(
+        credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs
+    )
+    downstream.add_to(server)
+    ArtifactServer(credentials.node_id, cache).add_to(server)
+    OperatorApi(hub, intents, views).add_to(server)
+    hub.changed = downstream.changed
+    hub.wake_upstream = upstream.wake
+    if isinstance(hub.log, HubReportLog):
+        hub.log.listener = intents.acknowledged
+    return App(hub, server, port, upstream, downstream, scheduler, cache, statuses, asks, intents)
+
+
+async def run(
+    directory: Path, stop: asyncio.Event, ready: Callable[[App], None] | None = None, clock: Clock | None = None
+) -> None:
+    """Run a store hub until ``stop`` is set; ``ready`` is called once it listens. Raises LocalError."""
+    hub = await open_hub(directory, clock or SystemClock())
+    try:
+        blobs = await BlobStore.open(directory / "state" / "cache", hub.config.quota_bytes, hub.clock)
+        async with asyncio.TaskGroup() as group:
+            app = join(hub, blobs, group)
+            await app.intents.acknowledged(hub.log.first_number - 1)
+            await _start(app)
+            for part in (
+                app.upstream.run(),
+                app.scheduler.run(),
+                app.cache.run(),
+                app.cache.scrub(),
+                app.statuses.run(),
+                _prune(app),
+            ):
+                group.create_task(part)
+            if ready is not None:
+                ready(app)
+            await stop.wait()
+            await _drain(app)
+            raise _StoppedError
+    except* _StoppedError:
+        _LOG.info("stopped")
+    finally:
+        await hub.store.close()
+
+
+async def _start(app: App) -> None:
+    services = (SESSION_SERVICE, ARTIFACT_SERVICE, OPERATOR_SERVICE)
+    health = serve_health(app.server, services)
+    await app.server.start()
+    await set_serving(health, services)
+    _LOG.info("%s listens at port %d", app.hub.path, app.port)
+
+
+async def _prune(app: App) -> None:
+    while True:
+        await app.asks.prune_logs()
+        await asyncio.sleep(PRUNE_INTERVAL_S)
+
+
+async def _drain(app: App) -> None:
+    _LOG.info("stopping")
+    await app.downstream.drain(RETURN_AFTER_S)
+    await app.upstream.drain()
+    await app.server.stop(STOP_GRACE_S)
+
+
+async def main(directory: Path) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run(directory, stop)

@@ -1,0 +1,300 @@
+"""What this hub believes of what its parent sent: every resource verified for itself before it is durable here.
+
+Rules, by type:
+- ``tuf``: a TUF client's full checks, from the pinned root, never back behind what was accepted before.
+- ``policy``, ``holds``, ``order``, ``permit``, ``closed``: signed by the keys that the targets metadata gives to the
+  role control; the content must be the one its name says and concern this very store.
+- ``intent``: signed by an operator's own certificate.
+- Orders, permits and hold lists never go back to a lower generation or epoch: gate ``replay``.
+- What arrives before any TUF metadata waits, held but believed by nobody, until the metadata is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from wavemesh.codec.statements import decode
+from wavemesh.errors import GateError, PeerError
+from wavemesh.identity.nodes import Role, is_within
+from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, Policy, policy_digest, policy_from_json
+from wavemesh.policy.gates import Gate
+from wavemesh.trust.envelope import SignatureGateError, verify_node, verify_role, verify_role_payload
+from wavemesh.trust.holds import check_successor
+from wavemesh.trust.metadata import TrustedMetadata, load_trusted, recall_trusted
+from wavemesh.trust.statements import (
+    Digest,
+    Envelope,
+    HoldList,
+    OperatorIntent,
+    Permit,
+    TrustMetadata,
+    WaveClosed,
+    WaveOrder,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from cryptography.x509 import Certificate
+
+    from wavemesh.identity.nodes import NodeId
+    from wavemesh.session.frames import Resource, ResourceKey
+    from wavemesh.trust.releases import ReleaseManifest
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPolicy:
+    """A policy and the digest that names it."""
+
+    digest: str
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPermit:
+    """A permit and the envelope in which a device gets it."""
+
+    permit: Permit
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class HeldIntent:
+    """An operator's intent, as signed, and who signed it."""
+
+    intent: OperatorIntent
+    envelope: Envelope
+    operator: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """A resource that cannot be judged before TUF metadata is held."""
+
+    resource: Resource
+
+
+Finding: TypeAlias = (
+    TrustedMetadata | HeldPolicy | HoldList | WaveOrder | HeldPermit | WaveClosed | HeldIntent | Unproven
+)
+
+
+class Belief:
+    """Verified desired state; ``store`` is this hub's path, ``root`` the pinned TUF root."""
+
+    def __init__(self, store: str, root: bytes, ca_certificates: Sequence[Certificate]) -> None:
+        """Start with nothing."""
+        self._store = store
+        self._root = root
+        self._ca_certificates = ca_certificates
+        self._found: dict[ResourceKey, Finding] = {}
+        self._generations: dict[str, int] = {}
+        self._hold_epoch = 0
+        self.trusted: TrustedMetadata | None = None
+        self.holds: HoldList | None = None
+        self.orders: dict[str, WaveOrder] = {}
+        self.policies: dict[str, Policy] = {}
+        self.permits: dict[tuple[str, str], HeldPermit] = {}
+        self.closed: dict[str, WaveClosed] = {}
+        self.intents: dict[str, HeldIntent] = {}
+
+    # -- judging ----------------------------------------------------------------------------------------------------
+
+    def judge(self, resource: Resource, now: datetime) -> Finding:
+        """Verify one resource against what is believed now; raises GateError."""
+        kind = resource.key.type
+        try:
+            if kind == "tuf":
+                return self._judge_trust(resource, now)
+            if kind == "intent":
+                return self._judge_intent(resource, now)
+            if kind not in {"policy", "holds", "order", "permit", "closed"}:
+                raise SignatureGateError(f"resources of type {kind!r} are not known here")
+            if self.trusted is None:
+                return Unproven(resource)
+            return self._judge_control(resource, self.trusted)
+        except GateError:
+            raise
+        except (PeerError, KeyError) as error:
+            raise SignatureGateError(f"{kind} {resource.key.name!r}: {error}") from error
+
+    def _judge_trust(self, resource: Resource, now: datetime) -> TrustedMetadata:
+        return load_trusted(self._root, decode(TrustMetadata, resource.content), now, self.trusted)
+
+    def _judge_intent(self, resource: Resource, now: datetime) -> HeldIntent:
+        held = self.judge_intent(decode(Envelope, resource.content), now)
+        if held.intent.intent_id != resource.key.name:
+            raise SignatureGateError(f"intent {held.intent.intent_id!r} came under the name {resource.key.name!r}")
+        return held
+
+    def judge_intent(self, envelope: Envelope, now: datetime) -> HeldIntent:
+        """Verify an intent wherever it came from; raises GateError."""
+        operator, intent = verify_node(envelope, OperatorIntent, self._ca_certificates, now, Role.OPERATOR)
+        return HeldIntent(intent, envelope, operator)
+
+    def _judge_control(self, resource: Resource, trusted: TrustedMetadata) -> Finding:
+        envelope = decode(Envelope, resource.content)
+        name = resource.key.name
+        match resource.key.type:
+            case "policy":
+                payload = verify_role_payload(envelope, POLICY_PAYLOAD_TYPE, trusted)
+                _expect_name(name, policy_digest(payload))
+                return HeldPolicy(name, policy_from_json(payload))
+            case "holds":
+                return self._newer_holds(verify_role(envelope, HoldList, trusted))
+            case "order":
+                return self._newer_order(name, verify_role(envelope, WaveOrder, trusted))
+            case "permit":
+                return self._newer_permit(name, HeldPermit(verify_role(envelope, Permit, trusted), envelope))
+            case _:
+                closed = verify_role(envelope, WaveClosed, trusted)
+                _expect_name(name, closed.wave_id)
+                return closed
+
+    def _newer_holds(self, holds: HoldList) -> HoldList:
+        if holds.epoch < self._hold_epoch:
+            raise _replay(f"hold list of epoch {holds.epoch} after {self._hold_epoch}")
+        check_successor(holds, self.holds)
+        return holds
+
+    def _newer_order(self, name: str, order: WaveOrder) -> WaveOrder:
+        _expect_name(name, f"{order.wave_id}/{self._store.rsplit('/', 1)[1]}")
+        if order.store != self._store:
+            raise SignatureGateError(f"order of wave {order.wave_id} is for {order.store}")
+        least = self._generations.get(order.wave_id, 0)
+        if order.generation < least:
+            raise _replay(f"order of wave {order.wave_id}: generation {order.generation} after {least}")
+        held = self.orders.get(order.wave_id)
+        if held is not None and (order.generation, order.issued_at) < (held.generation, held.issued_at):
+            raise _replay(f"order of wave {order.wave_id}: generation {order.generation} after {held.generation}")
+        return order
+
+    def _newer_permit(self, name: str, found: HeldPermit) -> HeldPermit:
+        permit = found.permit
+        if not is_within(permit.device, self._store):
+            raise SignatureGateError(f"permit of wave {permit.wave_id} is for {permit.device}")
+        parts = (permit.wave_id, self._store.rsplit("/", 1)[1], permit.device.rsplit("/", 1)[1])
+        _expect_name(name, "/".join(parts))
+        held = self.permits.get((permit.wave_id, permit.device))
+        if held is not None and permit.generation < held.permit.generation:
+            raise _replay(f"permit {name}: generation {permit.generation} after {held.permit.generation}")
+        return found
+
+    # -- believing --------------------------------------------------------------------------------------------------
+
+    def accept(self, key: ResourceKey, finding: Finding) -> None:
+        """Believe what was judged; what only waited for trust is judged by ``reconsider``."""
+        self._found[key] = finding
+        match finding:
+            case TrustedMetadata():
+                self.trusted = finding
+            case HeldPolicy():
+                self.policies[finding.digest] = finding.policy
+            case HoldList():
+                self.holds = finding
+                self._hold_epoch = max(self._hold_epoch, finding.epoch)
+            case WaveOrder():
+                self.orders[finding.wave_id] = finding
+                self._generations[finding.wave_id] = finding.generation
+            case HeldPermit():
+                self.permits[finding.permit.wave_id, finding.permit.device] = finding
+            case WaveClosed():
+                self.closed[finding.wave_id] = finding
+            case HeldIntent():
+                self.intents[finding.intent.intent_id] = finding
+            case Unproven():
+                pass
+
+    def forget(self, key: ResourceKey) -> None:
+        """Stop believing what the parent took back; hold lists and trust only ever change for newer ones."""
+        match self._found.pop(key, None):
+            case HeldPolicy(digest=digest):
+                self.policies.pop(digest, None)
+            case WaveOrder(wave_id=wave_id):
+                self.orders.pop(wave_id, None)
+            case HeldPermit(permit=permit):
+                self.permits.pop((permit.wave_id, permit.device), None)
+            case WaveClosed(wave_id=wave_id):
+                self.closed.pop(wave_id, None)
+            case HeldIntent(intent=intent):
+                self.intents.pop(intent.intent_id, None)
+            case _:
+                pass
+
+    def reconsider(self, now: datetime) -> list[tuple[ResourceKey, Finding | GateError]]:
+        """Judge what waited for trust; believed is what holds. Returns each with its finding or its refusal."""
+        verdicts: list[tuple[ResourceKey, Finding | GateError]] = []
+        for key, finding in list(self._found.items()):
+            if not isinstance(finding, Unproven) or self.trusted is None:
+                continue
+            try:
+                found = self.judge(finding.resource, now)
+            except GateError as error:
+                del self._found[key]
+                verdicts.append((key, error))
+            else:
+                self.accept(key, found)
+                verdicts.append((key, found))
+        return verdicts
+
+    def remember(self, generations: Mapping[str, int], hold_epoch: int) -> None:
+        """Never go back behind these, though the resources that said so may be gone."""
+        self._generations.update(generations)
+        self._hold_epoch = hold_epoch
+
+    def restore(self, resources: Iterable[Resource], now: datetime) -> list[GateError]:
+        """Believe again what was durable before a restart; returns what no longer holds.
+
+        TUF metadata is believed expired or not, so that a dark hub keeps its keys; freshness is the gates' business.
+        """
+        refused: list[GateError] = []
+        for resource in sorted(resources, key=lambda one: one.key.type != "tuf"):
+            try:
+                if resource.key.type == "tuf":
+                    self.accept(resource.key, recall_trusted(self._root, decode(TrustMetadata, resource.content)))
+                else:
+                    self.accept(resource.key, self.judge(resource, now))
+            except GateError as error:
+                refused.append(error)
+        return refused
+
+    def is_believed(self, key: ResourceKey) -> bool:
+        """Whether the resource was verified, so that children may have it."""
+        return key in self._found and not isinstance(self._found[key], Unproven)
+
+    # -- what follows -----------------------------------------------------------------------------------------------
+
+    def release(self, name: str) -> ReleaseManifest | None:
+        """The verified manifest of a release."""
+        return self.trusted.releases().get(name) if self.trusted is not None else None
+
+    def blobs_of_release(self, name: str) -> tuple[Digest, ...]:
+        """What a release consists of; empty while its manifest is not known."""
+        manifest = self.release(name)
+        return blobs_of(manifest) if manifest is not None else ()
+
+    def known_blobs(self) -> Mapping[Digest, tuple[str, ...]]:
+        """Every blob that some verified release names, and its names."""
+        names: dict[Digest, list[str]] = {}
+        for manifest in self.trusted.releases().values() if self.trusted is not None else ():
+            for artifact in manifest.artifacts:
+                if artifact.name not in names.setdefault(artifact.digest, []):
+                    names[artifact.digest].append(artifact.name)
+        return {digest: tuple(sorted(found)) for digest, found in names.items()}
+
+
+def blobs_of(manifest: ReleaseManifest) -> tuple[Digest, ...]:
+    """Firmware, config and signature bundle of a release, as far as it has them; the bundle first, it is small."""
+    artifacts = (manifest.signature, manifest.config, manifest.firmware)
+    return tuple(artifact.digest for artifact in artifacts if artifact is not None)
+
+
+def _expect_name(name: str, expected: str) -> None:
+    if name != expected:
+        raise SignatureGateError(f"a resource named {name!r} has the content of {expected!r}")
+
+
+def _replay(what: str) -> GateError:
+    return GateError(Gate.REPLAY.value, f"{what}: an older word was played again")

@@ -1,0 +1,356 @@
+"""The store's cache: fetches each blob once, ahead of need where it may, and serves it while it still arrives.
+
+- Wanted is what active waves and open prefetches name, by verified releases; nothing else is fetched. A want with a
+  window is fetched inside it only. Fetches go one at a time over a bulk channel that lives as long as bytes move, resume
+  where they stopped, and back off while the WAN is dark.
+- Arrived bytes are verified against the signed digest before they are visible; the signature bundle of a release is
+  verified too. A gate from above (hold, freshness, signature) is kept, shown, and tried again at the longest back-off.
+- Bytes that do not match on a read or a scrub are gone at once; every wave that needs them is paused here (origin
+  ``hub:NAME``), control is told, and the pause is lifted when a refetch has brought them back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from storehub.eviction import CachedBlob, DeviceImages, Need, make_room, pins
+from storehub.records import Disposition
+from storehub.standing import PauseEffect, PauseHere
+from wavemesh.artifacts.blobstore import BlobMismatchError
+from wavemesh.artifacts.download import Patience, download
+from wavemesh.artifacts.fetching import Fetches
+from wavemesh.errors import BusyError, GateError, LocalError, NotFoundError, WavemeshError
+from wavemesh.policy.gates import Gate
+from wavemesh.policy.windows import Window
+from wavemesh.trust.holds import check_not_held
+from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
+from wavemesh.trust.statements import IntentKind, WaveState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from datetime import datetime
+    from random import Random
+
+    from storehub.hub import Hub
+    from wavemesh.artifacts.blobstore import BlobEntry, BlobStore, BlobWriter
+    from wavemesh.artifacts.transfer import ArtifactClient
+    from wavemesh.identity.nodes import NodeId
+    from wavemesh.trust.statements import Digest
+
+_LOG = logging.getLogger(__name__)
+FETCH_ATTEMPTS = 5
+PARALLEL_FETCHES = 2
+WINDOW_RETRY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a blob is not here yet, how often that was so, and when it is tried again."""
+
+    gate: str
+    detail: str
+    times: int
+    retry_at: datetime
+
+
+class Cache:
+    """Fills and serves one blob store. Also the ``BlobSource`` of the hub's ArtifactServer."""
+
+    def __init__(
+        self, hub: Hub, blobs: BlobStore, client: ArtifactClient, group: asyncio.TaskGroup, rng: Random
+    ) -> None:
+        """Fetches run as tasks of ``group``."""
+        self._hub = hub
+        self._blobs = blobs
+        self._client = client
+        self._rng = rng
+        self._fetches = Fetches(blobs, self._fetch, group, PARALLEL_FETCHES)
+        self.troubles: dict[Digest, Trouble] = {}
+        self._proven_bundles: set[Digest] = set()
+
+    @property
+    def origin(self) -> str:
+        """The origin of this hub's own pauses."""
+        return f"hub:{self._hub.credentials.node_id.name}"
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes accounted against the quota."""
+        return self._blobs.used_bytes
+
+    @property
+    def quota_bytes(self) -> int:
+        """The quota."""
+        return self._blobs.quota_bytes
+
+    def entries(self) -> Sequence[BlobEntry]:
+        """All blobs, oldest use first: the order of eviction."""
+        return self._blobs.entries()
+
+    # -- keeping it filled ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Fetch what is wanted for as long as the hub runs."""
+        seen = -1
+        while True:
+            await self.fill()
+            seen = await self._hub.bell.wait(seen, self._hub.config.fetch_retry_min_s)
+
+    async def fill(self) -> None:
+        """Begin what may be fetched now and settle what has arrived."""
+        now = self._hub.clock.now()
+        await self._settle()
+        missing = [digest for digest in self._open_wants(now) if not self._blobs.has(digest)]
+        for digest in missing:
+            trouble = self.troubles.get(digest)
+            if self._blobs.is_arriving(digest) or (trouble is not None and now < trouble.retry_at):
+                continue
+            try:
+                self._check_release(digest)
+                await self._make_room(missing)
+            except WavemeshError as error:
+                await self._trouble(digest, error)
+                continue
+            self._fetches.begin(digest)
+
+    def _open_wants(self, now: datetime) -> list[Digest]:
+        """What may be fetched now, small things first within each wave."""
+        hub = self._hub
+        wants: dict[Digest, None] = {}
+        for record in hub.store.waves.values():
+            if record.closed_at is not None or record.order.state in {WaveState.HALTED, WaveState.CLOSED}:
+                continue
+            policy = hub.belief.policies.get(record.order.policy_digest)
+            window = policy.windows.prefetch if policy is not None else None
+            if policy is not None and (window is None or window.contains(now, hub.config.zone)):
+                wants.update(dict.fromkeys(record.blobs))
+        for intent in hub.store.intents.values():
+            if intent.disposition is Disposition.QUEUED and intent.digests:
+                text = intent.intent.window
+                if not text or Window.parse(text).contains(now, hub.config.zone):
+                    wants.update(dict.fromkeys(intent.digests))
+        return list(wants)
+
+    def pins(self) -> Mapping[str, tuple[str, ...]]:
+        """Reasons to keep blobs, by SHA-256."""
+        store = self._hub.store
+        needs = [
+            Need(f"target of wave {wave_id}", record.blobs)
+            for wave_id, record in store.waves.items()
+            if record.closed_at is None
+        ]
+        needs += [
+            Need("prefetch asked for", intent.digests)
+            for intent in store.intents.values()
+            if intent.intent.kind is IntentKind.PREFETCH and intent.disposition is Disposition.QUEUED
+        ]
+        images = (
+            DeviceImages(d.status.device_class, d.status.firmware_sha256, d.last_known_good_sha256)
+            for d in store.devices.values()
+        )
+        return pins(needs, images)
+
+    async def _make_room(self, wanted: Sequence[Digest]) -> None:
+        blobs = [CachedBlob(entry.digest, entry.last_used_at) for entry in self._blobs.entries()]
+        for digest in make_room(blobs, self.pins(), wanted, self._blobs.quota_bytes):
+            if not self._blobs.is_arriving(digest):
+                _LOG.info("evicting %s", digest.sha256)
+                await self._blobs.delete(digest)
+
+    def _check_release(self, digest: Digest) -> None:
+        """Raise GateError unless some release with this blob may be used."""
+        trusted, holds = self._hub.belief.trusted, self._hub.belief.holds
+        releases = trusted.releases_with(digest) if trusted is not None else ()
+        if not releases:
+            msg = f"no verified release has blob {digest.sha256}"
+            raise GateError(Gate.SIGNATURE.value, msg)
+        refusal: GateError | None = None
+        for release in releases:
+            try:
+                if holds is not None:
+                    check_not_held(release, holds)
+            except GateError as error:
+                refusal = error
+            else:
+                return
+        if refusal is not None:
+            raise refusal
+
+    async def _fetch(self, writer: BlobWriter) -> None:
+        """Bring one blob to its end; retries a few times by itself."""
+        config = self._hub.config
+        patience = Patience(FETCH_ATTEMPTS, config.fetch_retry_min_s, config.fetch_retry_max_s)
+        try:
+            await download(self._client, writer, rng=self._rng, patience=patience)
+        except BlobMismatchError as error:
+            await self.mismatch(error)
+            await self._trouble(writer.digest, error)
+            raise
+        except WavemeshError as error:
+            await self._trouble(writer.digest, error)
+            raise
+        self.troubles.pop(writer.digest, None)
+        self._hub.bell.ring()
+
+    async def _trouble(self, digest: Digest, error: WavemeshError) -> None:
+        """Remember why a blob is not here; a gate is an event, once."""
+        config, old = self._hub.config, self.troubles.get(digest)
+        gate = _gate_of(error)
+        times = old.times + 1 if old is not None and old.gate == gate else 1
+        ceiling_s = min(config.fetch_retry_max_s, config.fetch_retry_min_s * 2.0 ** min(times, 16))
+        wait_s = config.fetch_retry_max_s if gate else self._rng.uniform(ceiling_s / 2, ceiling_s)
+        retry_at = self._hub.clock.now() + timedelta(seconds=wait_s)
+        self.troubles[digest] = Trouble(gate, str(error), times, retry_at)
+        _LOG.warning("blob %s: %s", digest.sha256, error)
+        if gate and times == 1:
+            async with self._hub.store.database.transaction() as tx:
+                subject = ", ".join(self._hub.belief.known_blobs().get(digest, (digest.sha256,)))
+                await self._hub.report_event(tx, "cache-refused", gate=gate, subject=subject, detail=str(error))
+
+    # -- settling ---------------------------------------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        """Bundles that arrived are verified, prefetches that are complete say so, healed waves go on."""
+        store = self._hub.store
+        await self._prove_bundles()
+        finished = [
+            intent
+            for intent in store.intents.values()
+            if intent.intent.kind is IntentKind.PREFETCH
+            and intent.disposition is Disposition.QUEUED
+            and intent.digests
+            and all(self._blobs.has(digest) for digest in intent.digests)
+        ]
+        healed = [
+            wave_id
+            for wave_id, origin in store.pauses
+            if origin == self.origin and (wave_id not in store.waves or self._is_whole(wave_id))
+        ]
+        if not finished and not healed:
+            return
+        async with store.database.transaction() as tx:
+            for intent in finished:
+                done = replace(intent, disposition=Disposition.APPLIED, detail="cached and verified", waiting_for=())
+                await store.put_intent(tx, done)
+            for wave_id in healed:
+                await store.drop_pause(tx, wave_id, self.origin)
+                await self._hub.report_event(tx, "cache-healed", gate=Gate.CHECKSUM.value, wave_id=wave_id)
+        self._hub.changed(None)
+        self._hub.bell.ring()
+
+    def _is_whole(self, wave_id: str) -> bool:
+        return all(
+            self._blobs.has(digest) and self.troubles.get(digest) is None
+            for digest in self._hub.store.waves[wave_id].blobs
+        )
+
+    async def _prove_bundles(self) -> None:
+        """Verify the signature bundles of releases whose bundle is here (k of n release keys)."""
+        trusted = self._hub.belief.trusted
+        for release in trusted.releases().values() if trusted is not None else ():
+            digest = release.signature.digest
+            if trusted is None or digest in self._proven_bundles or not self._blobs.has(digest):
+                continue
+            try:
+                verify_signature_bundle(await self._read_small(digest), release, trusted)
+            except GateError as error:
+                await self._trouble(digest, error)
+                await self._pause_waves(digest, error.gate, str(error))
+            except BlobMismatchError as error:
+                await self.mismatch(error)
+                continue
+            self._proven_bundles.add(digest)
+
+    async def _read_small(self, digest: Digest) -> bytes:
+        if digest.size_bytes > MAX_BUNDLE_BYTES:
+            msg = f"signature bundle of {digest.size_bytes} bytes; at most {MAX_BUNDLE_BYTES} are accepted"
+            raise GateError(Gate.SIGNATURE.value, msg)
+        async with aclosing(self._blobs.follow(digest, 0)) as pieces:
+            return b"".join([piece async for piece in pieces])
+
+    # -- mismatches -------------------------------------------------------------------------------------------------
+
+    async def mismatch(self, error: BlobMismatchError) -> None:
+        """Bytes on disk are not what they should be: pause, tell, refetch (H2)."""
+        _LOG.error("cache: %s", error)
+        await self._pause_waves(error.digest, Gate.CHECKSUM.value, str(error))
+        self._proven_bundles.discard(error.digest)
+        self.troubles.pop(error.digest, None)
+        self._hub.bell.ring()
+
+    async def _pause_waves(self, digest: Digest, gate: str, detail: str) -> None:
+        store = self._hub.store
+        async with store.database.transaction() as tx:
+            await self._hub.report_event(tx, "cache-mismatch", gate=gate, subject=digest.sha256, detail=detail)
+            for wave_id, record in list(store.waves.items()):
+                if record.closed_at is None and digest in record.blobs:
+                    pause = PauseHere(wave_id, self.origin, f"{gate}: {detail}"[:500], PauseEffect.PAUSE)
+                    await store.put_pause(tx, pause)
+        self._hub.changed(None)
+
+    async def scrub(self) -> None:
+        """Read and verify everything, over and over, an interval apart."""
+        while True:
+            await asyncio.sleep(self._hub.config.scrub_interval_s)
+            for entry in self._blobs.entries():
+                if entry.is_complete and self._blobs.has(entry.digest):
+                    try:
+                        await self._blobs.scrub(entry.digest)
+                    except BlobMismatchError as error:
+                        await self.mismatch(error)
+                    except (NotFoundError, LocalError) as error:
+                        _LOG.warning("scrub: %s", error)
+
+    # -- serving ----------------------------------------------------------------------------------------------------
+
+    async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Those of the digests that are not held."""
+        del peer  # every device of the store may know what its hub holds
+        return [digest for digest in digests if not self._blobs.has(digest)]
+
+    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+        """The bytes for a device, fetched meanwhile if they are wanted and may be fetched now."""
+        del peer  # devices of the store share its cache; whether one may install what it reads, it verifies itself
+        self._check_release(digest)
+        if self._blobs.has(digest):
+            return self._guarded(self._blobs.follow(digest, offset))
+        if self._blobs.is_arriving(digest):
+            return self._blobs.follow(digest, offset)
+        trouble = self.troubles.get(digest)
+        if trouble is not None and trouble.gate:
+            raise GateError(trouble.gate, trouble.detail)
+        wants = self._open_wants(self._hub.clock.now())
+        if digest not in wants:
+            if digest in self._known_wants():
+                msg = f"blob {digest.sha256} is fetched within its prefetch window only"
+                raise BusyError(msg, retry_after_s=WINDOW_RETRY_S, gate=Gate.WINDOW.value)
+            msg = f"blob {digest.sha256} belongs to no active wave of this store"
+            raise NotFoundError(msg, sha256=digest.sha256)
+        await self._make_room([want for want in wants if not self._blobs.has(want)])
+        return await self._fetches.open(digest, offset)
+
+    def _known_wants(self) -> set[Digest]:
+        return {blob for r in self._hub.store.waves.values() if r.closed_at is None for blob in r.blobs}
+
+    async def _guarded(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """The pieces; what turns out to be corrupt on the way pauses its waves."""
+        async with aclosing(pieces):
+            try:
+                async for piece in pieces:
+                    yield piece
+            except BlobMismatchError as error:
+                await self.mismatch(error)
+                raise
+
+
+def _gate_of(error: WavemeshError) -> str:
+    """The gate behind a failed fetch; empty for accidents that a further fetch heals."""
+    if isinstance(error, GateError):
+        return error.gate
+    is_room = isinstance(error, LocalError) and not isinstance(error, BlobMismatchError)
+    return Gate.CACHE_QUOTA.value if is_room else ""

@@ -1,0 +1,75 @@
+"""The store hub's ``config.toml``. Times in seconds; production defaults, the lab shortens them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from wavemesh.runtime.config import bounded, load_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GroupConfig:
+    """Devices of this store that form an availability group of the policy."""
+
+    role: str
+    group: str
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How a store hub runs. ``parent`` is the super hub's "host:port".
+
+    ``lease_s``: time from grant to ARM. ``trial_allowance_s``: reboot and commit, beyond the policy's health budget.
+    ``watchdog_s``: until the board's watchdog has brought a dead device back. ``witness_s``: how long another device
+    must have been connected before one that is not counts as silent. ``hardware_clock``: the clock survives power-off.
+    """
+
+    listen: str
+    parent: str
+    time_zone: str = "UTC"
+    quota_bytes: int = field(default=64 * 1024 * MIB, metadata=bounded(MIB, 1 << 50))
+    max_concurrent_swaps: int = field(default=5, metadata=bounded(1, 1000))
+    maximum_concurrent_rpcs: int = field(default=4096, metadata=bounded(16, 100_000))
+    lease_s: float = field(default=300.0, metadata=bounded(0.5, 86_400))
+    trial_allowance_s: float = field(default=300.0, metadata=bounded(0.5, 86_400))
+    watchdog_s: float = field(default=600.0, metadata=bounded(0.5, 86_400))
+    witness_s: float = field(default=60.0, metadata=bounded(0, 86_400))
+    scheduling_interval_s: float = field(default=1.0, metadata=bounded(0.05, 60))
+    status_interval_s: float = field(default=0.5, metadata=bounded(0.05, 60))
+    hub_status_interval_s: float = field(default=30.0, metadata=bounded(0.5, 3600))
+    ping_relay_timeout_s: float = field(default=5.0, metadata=bounded(0.1, 60))
+    fetch_retry_min_s: float = field(default=1.0, metadata=bounded(0.01, 3600))
+    fetch_retry_max_s: float = field(default=60.0, metadata=bounded(0.05, 3600))
+    scrub_interval_s: float = field(default=3600.0, metadata=bounded(1, 30 * 86_400))
+    log_retention_s: float = field(default=86_400.0, metadata=bounded(60, 30 * 86_400))
+    heartbeat_interval_s: float = field(default=15.0, metadata=bounded(0.05, 600))
+    reconnect_min_s: float = field(default=1.0, metadata=bounded(0.01, 600))
+    reconnect_max_s: float = field(default=60.0, metadata=bounded(0.05, 3600))
+    hardware_clock: bool = True
+    groups: tuple[GroupConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a time zone that does not exist."""
+        try:
+            ZoneInfo(self.time_zone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            msg = f"time_zone {self.time_zone!r} is not an IANA time zone (for example America/Chicago)"
+            raise ValueError(msg) from error
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The store's time zone."""
+        return ZoneInfo(self.time_zone)
+
+
+def load(directory: Path) -> Config:
+    """Read ``DIR/config.toml``; raises ConfigError."""
+    return load_config(directory / "config.toml", Config)

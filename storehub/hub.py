@@ -1,0 +1,140 @@
+"""What all parts of a store hub share: identity, disk, beliefs, and the bell that says that something changed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from storehub.standing import Surroundings, WaveStanding, standing_of
+from wavemesh.codec.statements import encode
+from wavemesh.session.frames import Report
+from wavemesh.trust.statements import EventReport, OutcomeReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from storehub.belief import Belief
+    from storehub.clockguard import ClockGuard
+    from storehub.config import Config
+    from storehub.store import HubStore
+    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.runtime.clock import Clock
+    from wavemesh.runtime.sqlite import Transaction
+    from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
+    from wavemesh.trust.statements import Envelope, WaveOrder
+
+EVENT_DETAIL_MAX = 2000
+
+
+class Bell:
+    """Tells any number of listeners that something changed; a ring between two waits is never missed."""
+
+    def __init__(self) -> None:
+        """Start silent."""
+        self.rings = 0
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake all who wait."""
+        self.rings += 1
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self, seen: int, timeout_s: float | None = None) -> int:
+        """Wait until there were more rings than ``seen``, or the time is over; returns how many there were."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.rings <= seen:
+                    await self._event.wait()
+        except TimeoutError:
+            pass
+        return self.rings
+
+
+@dataclass(slots=True)
+class Presence:
+    """A device with an open session: since when, its incarnation, and whether it has said its state in it."""
+
+    since: datetime
+    incarnation: str
+    is_heard: bool = False
+
+
+@dataclass(slots=True)
+class Hub:
+    """The parts. ``present`` has the devices with an open session, by path.
+
+    ``changed`` tells the sessions that the desired state of one device (None: of all) may have changed, and
+    ``wake_upstream`` that reports were appended; the composition root sets both.
+    """
+
+    credentials: NodeCredentials
+    config: Config
+    clock: Clock
+    store: HubStore
+    log: SqliteReportLog
+    resources: SqliteResources
+    cursors: SqliteCursors
+    belief: Belief
+    clock_guard: ClockGuard
+    present: dict[str, Presence] = field(default_factory=dict)
+    bell: Bell = field(default_factory=Bell)
+    changed: Callable[[str | None], None] = lambda _: None
+    wake_upstream: Callable[[], None] = lambda: None
+
+    @property
+    def path(self) -> str:
+        """This hub's node path."""
+        return self.credentials.node_id.path
+
+    @property
+    def uri(self) -> str:
+        """This hub's SPIFFE id."""
+        return self.credentials.node_id.uri
+
+    def device_path(self, name: str) -> str:
+        """Path of a device of this store."""
+        return f"{self.path}/device/{name}"
+
+    def standing(self, order: WaveOrder) -> WaveStanding:
+        """Where a wave stands at this hub now."""
+        now = self.clock.now()
+        around = Surroundings(
+            now=now,
+            zone=self.config.zone,
+            trusted=self.belief.trusted,
+            policy=self.belief.policies.get(order.policy_digest),
+            holds=self.belief.holds,
+            pauses=tuple(self.store.pauses.values()),
+            clock_gate=self.clock_guard.distrust(now),
+        )
+        return standing_of(order, around)
+
+    async def report_outcomes(self, tx: Transaction, *outcomes: Envelope) -> None:
+        """Append outcomes, as signed, to the log that goes up."""
+        await self.report(tx, Report("outcome", encode(OutcomeReport(outcomes))))
+
+    async def report(self, tx: Transaction, report: Report) -> int:
+        """Append to the log that goes up, and wake the session once that is durable; returns the report's number."""
+        number = await self.log.append(tx, report)
+        tx.on_commit(self.wake_upstream)
+        return number
+
+    async def report_event(
+        self, tx: Transaction, kind: str, *, gate: str = "", wave_id: str = "", subject: str = "", detail: str = ""
+    ) -> None:
+        """Append an event of this hub to the log that goes up."""
+        event = EventReport(
+            event_id=secrets.token_hex(16),
+            node=self.path,
+            kind=kind,
+            gate=gate,
+            wave_id=wave_id,
+            subject=subject,
+            detail=detail[:EVENT_DETAIL_MAX],
+            at=self.clock.now(),
+        )
+        await self.report(tx, Report("event", encode(event)))

@@ -1,0 +1,317 @@
+"""What operators want, and what becomes of it at this hub.
+
+What lowers risk is done at once, WAN or no WAN, and told to control: a pause or halt is in force here from the moment
+it is durable; a rollback goes to its device as soon as a slot is free; a prefetch is queued for the cache. What raises
+risk (start, resume, override) is queued for control, because a hub sees one store and control sees the fleet.
+
+Everything is idempotent twice over: by the intent's id for ever, and by effect while the effect is in force.
+
+A pause given here stays until control's order carries the same origin (from then on control's word counts), or until
+its own origin's resume was handed to control. A halt given here stays until control's order says so as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from storehub.records import Disposition, IntentRecord, IntentSource
+from storehub.standing import PauseEffect, PauseHere
+from wavemesh.codec.statements import encode
+from wavemesh.errors import BusyError, ConflictError, ForbiddenError, NotFoundError
+from wavemesh.identity.nodes import BadNodeIdError, NodeId
+from wavemesh.policy.reader import parse_policy
+from wavemesh.policy.windows import Window
+from wavemesh.session.frames import Report
+from wavemesh.trust.statements import IntentKind, IntentReport, WaveState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from storehub.belief import HeldIntent
+    from storehub.hub import Hub
+    from storehub.store import HubStore
+    from wavemesh.runtime.sqlite import Transaction
+    from wavemesh.trust.statements import Digest, Envelope, OperatorIntent, WaveOrder
+
+CONTROL = "control"
+MAX_QUEUED = 1000
+_NEEDS_REASON = frozenset({IntentKind.PAUSE_WAVE, IntentKind.HALT_WAVE, IntentKind.ROLLBACK_DEVICE})
+_NEEDS_WAVE = frozenset({IntentKind.START_WAVE, IntentKind.PAUSE_WAVE, IntentKind.RESUME_WAVE, IntentKind.HALT_WAVE})
+
+
+class AskControlError(ConflictError):
+    """Only control knows or may do this."""
+
+    reason = "ASK_CONTROL"
+
+
+class Intents:
+    """Takes intents from operators and from the parent."""
+
+    def __init__(self, hub: Hub) -> None:
+        """Take intents for that hub."""
+        self._hub = hub
+
+    # -- from operators ---------------------------------------------------------------------------------------------
+
+    async def submit(self, envelope: Envelope, caller: NodeId) -> tuple[IntentRecord, bool]:
+        """Take an intent; returns its record and whether it, or its effect, was there before.
+
+        Raises GateError, ForbiddenError, ConflictError, NotFoundError, BusyError, PolicyError.
+        """
+        hub = self._hub
+        held = hub.belief.judge_intent(envelope, hub.clock.now())
+        if held.operator != caller:
+            msg = f"the intent is signed by {held.operator.uri}, but {caller.uri} gave it: sign it yourself"
+            raise ForbiddenError(msg, peer=caller.uri)
+        self._check(held.intent)
+        async with hub.store.database.transaction() as tx:
+            known = hub.store.intents.get(held.intent.intent_id)
+            if known is not None:
+                if known.envelope.payload != envelope.payload:
+                    msg = f"intent id {held.intent.intent_id!r} was used for another intent already"
+                    raise ConflictError(msg)
+                return known, True
+            in_force = self._in_force(held)
+            record = in_force if in_force is not None else await self._act(tx, held)
+            await hub.store.put_intent(tx, record)
+        self._told()
+        return record, in_force is not None
+
+    def _told(self) -> None:
+        self._hub.changed(None)
+        self._hub.bell.ring()
+
+    def _check(self, intent: OperatorIntent) -> None:
+        name = self._hub.credentials.node_id.name
+        if intent.stores and name not in intent.stores:
+            msg = f"the intent is for {', '.join(intent.stores)}; this is {name}"
+            raise AskControlError(msg)
+        if intent.kind in _NEEDS_REASON and not intent.reason:
+            msg = f"{intent.kind.name} needs a reason"
+            raise ConflictError(msg)
+        if intent.kind in _NEEDS_WAVE and not intent.wave_id:
+            msg = f"{intent.kind.name} needs a wave"
+            raise ConflictError(msg)
+        queued = sum(record.disposition is Disposition.QUEUED for record in self._hub.store.intents.values())
+        if queued >= MAX_QUEUED:
+            msg = f"{queued} intents wait here already"
+            raise BusyError(msg, retry_after_s=60.0)
+
+    def _in_force(self, held: HeldIntent) -> IntentRecord | None:
+        """The record of an intent whose effect is in force already; None when there is something to do."""
+        intent, hub = held.intent, self._hub
+        order = hub.belief.orders.get(intent.wave_id)
+        origin = origin_of(held.operator)
+        pause = hub.store.pauses.get((intent.wave_id, origin))
+        at_control = order is not None and any(one.origin == origin for one in order.pauses)
+        halted = self._is_halted(intent.wave_id)
+        match intent.kind:
+            case IntentKind.PAUSE_WAVE if pause is not None or at_control:
+                return self._record(held, Disposition.APPLIED, f"{origin} has paused the wave already")
+            case IntentKind.PAUSE_WAVE | IntentKind.HALT_WAVE if halted:
+                return self._record(held, Disposition.APPLIED, "the wave is halted already")
+            case IntentKind.START_WAVE if order is not None and order.state is not WaveState.PLANNED:
+                return self._record(held, Disposition.APPLIED, f"the wave was started: it is {order.state.name}")
+            case IntentKind.RESUME_WAVE if order is not None and not halted and pause is None and not at_control:
+                return self._record(held, Disposition.APPLIED, f"no pause of {origin} is in force")
+        for other in self._hub.store.intents.values():
+            if _is_open(other) and _effect(other.intent, other.operator) == _effect(intent, held.operator.uri):
+                detail = f"asked before as {other.intent.intent_id}"
+                return self._record(held, other.disposition, detail, other.waiting_for)
+        return None
+
+    def _is_halted(self, wave_id: str) -> bool:
+        order = self._hub.belief.orders.get(wave_id)
+        here = any(p.wave_id == wave_id and p.effect is PauseEffect.HALT for p in self._hub.store.pauses.values())
+        return here or (order is not None and order.state is WaveState.HALTED)
+
+    async def _act(self, tx: Transaction, held: HeldIntent) -> IntentRecord:
+        """Do what may be done here, and pass the intent on to control."""
+        intent = held.intent
+        wave = self._hub.store.waves.get(intent.wave_id)
+        if intent.kind in _NEEDS_WAVE and wave is not None and wave.closed_state is not None:
+            return self._record(held, Disposition.REFUSED, f"wave {intent.wave_id} is {wave.closed_state.name}")
+        if intent.kind is IntentKind.RESUME_WAVE and self._is_halted(intent.wave_id):
+            return self._record(held, Disposition.REFUSED, "a halt is for ever: plan a new wave")
+        match intent.kind:
+            case IntentKind.PAUSE_WAVE | IntentKind.HALT_WAVE:
+                await self._pause(tx, held)
+                record = self._record(held, Disposition.APPLIED, "in force at this hub", (CONTROL,))
+            case IntentKind.ROLLBACK_DEVICE:
+                path = self._device(intent)
+                record = self._record(held, Disposition.QUEUED, "waits for a swap slot and the device", (path,))
+                record = replace(record, device_path=path)
+            case IntentKind.PREFETCH:
+                record = self._prefetch(held)
+            case _:
+                record = self._record(held, Disposition.QUEUED, "raises risk: control decides", (CONTROL,))
+        report = Report("intent", encode(IntentReport(held.envelope, self._hub.path)))
+        return replace(record, report_number=await self._hub.report(tx, report))
+
+    async def _pause(self, tx: Transaction, held: HeldIntent) -> None:
+        effect = PauseEffect.HALT if held.intent.kind is IntentKind.HALT_WAVE else PauseEffect.PAUSE
+        pause = PauseHere(held.intent.wave_id, origin_of(held.operator), held.intent.reason, effect)
+        await self._hub.store.put_pause(tx, pause)
+
+    def _device(self, intent: OperatorIntent) -> str:
+        """Path of the device meant; raises NotFoundError, AskControlError."""
+        hub = self._hub
+        given = intent.device
+        path = given if "/" in given else hub.device_path(given)
+        try:
+            node = NodeId(hub.credentials.node_id.fleet, path)
+        except BadNodeIdError as error:
+            raise NotFoundError(str(error)) from error
+        if not node.is_child_of(hub.credentials.node_id):
+            msg = f"{path} is no device of this store"
+            raise AskControlError(msg)
+        targets = {name for record in hub.store.waves.values() for name in record.order.devices}
+        if path not in hub.store.devices and node.name not in targets:
+            msg = f"no device {given!r} was ever heard here"
+            raise NotFoundError(msg, device=given)
+        return path
+
+    def _prefetch(self, held: HeldIntent) -> IntentRecord:
+        digests = self._wanted(held.intent)
+        if not digests:
+            detail = "the release of this policy is not known here yet"
+            return self._record(held, Disposition.QUEUED, detail, (CONTROL,))
+        record = self._record(held, Disposition.QUEUED, "the cache fetches it", (self._hub.path,))
+        return replace(record, digests=digests)
+
+    def _wanted(self, intent: OperatorIntent) -> tuple[Digest, ...]:
+        """The artifacts that the policy names, by verified releases; empty when one is not known. PolicyError."""
+        policy = parse_policy(intent.policy_yaml, "policy.yaml")
+        if intent.window:
+            Window.parse(intent.window)
+        names = {name: digest for digest, found in self._hub.belief.known_blobs().items() for name in found}
+        wanted = [
+            name for name in (policy.artifacts.signature, policy.artifacts.config, policy.artifacts.firmware) if name
+        ]
+        return tuple(names[name] for name in wanted) if all(name in names for name in wanted) else ()
+
+    def _record(
+        self, held: HeldIntent, disposition: Disposition, detail: str, waiting_for: tuple[str, ...] = ()
+    ) -> IntentRecord:
+        return IntentRecord(
+            intent=held.intent,
+            envelope=held.envelope,
+            operator=held.operator.uri,
+            source=IntentSource.OPERATOR,
+            disposition=disposition,
+            received_at=self._hub.clock.now(),
+            waiting_for=waiting_for,
+            detail=detail,
+        )
+
+    # -- from the parent --------------------------------------------------------------------------------------------
+
+    async def take(self, tx: Transaction, held: HeldIntent) -> None:
+        """Do what control passed down; once, whoever gave the same intent here before."""
+        intent, hub = held.intent, self._hub
+        name = hub.credentials.node_id.name
+        if intent.intent_id in hub.store.intents or (intent.stores and name not in intent.stores):
+            return
+        record = self._record(held, Disposition.APPLIED, "control passed it down")
+        match intent.kind:
+            case IntentKind.PAUSE_WAVE | IntentKind.HALT_WAVE:
+                await self._pause(tx, held)
+            case IntentKind.ROLLBACK_DEVICE:
+                try:
+                    path = self._device(intent)
+                except (NotFoundError, AskControlError):
+                    return
+                record = replace(record, disposition=Disposition.QUEUED, device_path=path, waiting_for=(path,))
+            case IntentKind.PREFETCH:
+                record = self._prefetch(held)
+            case _:
+                return
+        await hub.store.put_intent(tx, replace(record, source=IntentSource.PARENT))
+
+    async def withdraw(self, tx: Transaction, intent_id: str) -> None:
+        """Control took an intent back: a pause it passed down is lifted, a rollback not yet done is forgotten."""
+        record = self._hub.store.intents.get(intent_id)
+        if record is None or record.source is not IntentSource.PARENT:
+            return
+        if record.intent.kind is IntentKind.PAUSE_WAVE:
+            await self._hub.store.drop_pause(tx, record.intent.wave_id, origin_of(NodeId.parse(record.operator)))
+        if record.disposition is Disposition.QUEUED:
+            await self._hub.store.change_intent(tx, intent_id, Disposition.APPLIED, "control took it back")
+
+    async def order_arrived(self, tx: Transaction, order: WaveOrder) -> None:
+        """Control's word on a wave takes the place of the pauses here that it carries."""
+        origins = {pause.origin for pause in order.pauses}
+        for wave_id, origin in list(self._hub.store.pauses):
+            effect = self._hub.store.pauses[wave_id, origin].effect
+            carried = origin in origins if effect is PauseEffect.PAUSE else order.state is WaveState.HALTED
+            if wave_id == order.wave_id and carried:
+                await self._hub.store.drop_pause(tx, wave_id, origin)
+
+    async def resolve_prefetches(self, tx: Transaction) -> None:
+        """Trust metadata changed: prefetches whose release was not known may be now."""
+        for record in list(self._hub.store.intents.values()):
+            if record.intent.kind is IntentKind.PREFETCH and _is_open(record) and not record.digests:
+                digests = self._wanted(record.intent)
+                if digests:
+                    waiting = (self._hub.path,)
+                    found = replace(record, digests=digests, detail="the cache fetches it", waiting_for=waiting)
+                    await self._hub.store.put_intent(tx, found)
+
+    # -- reports ----------------------------------------------------------------------------------------------------
+
+    async def acknowledged(self, through: int) -> None:
+        """Reports up to that number are safe with the parent: what waited for control is handed over."""
+        handed = [
+            record
+            for record in self._hub.store.intents.values()
+            if 0 < record.report_number <= through and CONTROL in record.waiting_for
+        ]
+        if not handed:
+            return
+        async with self._hub.store.database.transaction() as tx:
+            for record in handed:
+                await self._hand_over(tx, record)
+        self._told()
+
+    async def _hand_over(self, tx: Transaction, record: IntentRecord) -> None:
+        intent = record.intent
+        waiting = tuple(who for who in record.waiting_for if who != CONTROL)
+        keeps_waiting = intent.kind is IntentKind.PREFETCH
+        disposition = record.disposition if keeps_waiting else Disposition.APPLIED
+        detail = "in force at this hub; handed to control" if intent.kind.lowers_risk else "handed to control"
+        await self._hub.store.put_intent(
+            tx,
+            replace(
+                record,
+                disposition=disposition,
+                detail=record.detail if keeps_waiting else detail,
+                waiting_for=record.waiting_for if keeps_waiting else waiting,
+                report_number=0,
+            ),
+        )
+        if intent.kind is IntentKind.RESUME_WAVE:
+            await self._hub.store.drop_pause(tx, intent.wave_id, origin_of(NodeId.parse(record.operator)))
+
+
+async def renumber(tx: Transaction, store: HubStore, numbers: Mapping[int, int]) -> None:
+    """The report log started anew: intents not handed over yet are carried by other numbers (old to new)."""
+    for record in list(store.intents.values()):
+        if record.report_number in numbers:
+            await store.put_intent(tx, replace(record, report_number=numbers[record.report_number]))
+
+
+def origin_of(operator: NodeId) -> str:
+    """The origin under which an operator's pauses are kept: "operator:alice"."""
+    return f"operator:{operator.name}"
+
+
+def _is_open(record: IntentRecord) -> bool:
+    return record.disposition is Disposition.QUEUED
+
+
+def _effect(intent: OperatorIntent, operator: str) -> tuple[object, ...]:
+    """What an intent would change; equal effects that both wait are one wish."""
+    who = operator if intent.kind is IntentKind.RESUME_WAVE else ""
+    return (intent.kind, intent.wave_id, intent.device.rsplit("/", 1)[-1], intent.policy_yaml, intent.window, who)

@@ -1,0 +1,243 @@
+"""The operator's API on the LAN, for this store's own view; it works the same with the WAN dark.
+
+Only operators' certificates are served. What a store cannot know or do is refused with reason ASK_CONTROL.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from storehub import views
+from storehub.intents import AskControlError
+from storehub.schema import from_stamp, to_stamp
+from wavemesh.codec.statements import from_proto
+from wavemesh.errors import ForbiddenError, NotFoundError, PeerError
+from wavemesh.identity.nodes import NodeId, Role
+from wavemesh.runtime.grpc import peer_of
+from wavemesh.runtime.status import answers
+from wavemesh.trust.statements import Envelope
+from wavemesh.v1 import operator_pb2, operator_pb2_grpc, report_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import grpc
+
+    from storehub.hub import Hub
+    from storehub.intents import Intents
+    from storehub.records import WaveRecord
+    from storehub.views import Views
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+T = TypeVar("T")
+
+SERVICE_NAME = operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+MAX_CACHE_PAGE = 10_000
+DEFAULT_LINES = 200
+MAX_LINES = 5_000
+WATCH_INTERVAL_S = 5.0
+
+
+class OperatorApi:
+    """The servicer."""
+
+    def __init__(self, hub: Hub, intents: Intents, shown: Views) -> None:
+        """Serve that hub's view."""
+        self._hub = hub
+        self._intents = intents
+        self._views = shown
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the service."""
+        # The generated base class knows streaming handlers as generators only; ours are coroutines that write.
+        operator_pb2_grpc.add_OperatorServiceServicer_to_server(cast("Any", self), server)
+
+    def _caller(self, context: Context) -> NodeId:
+        caller = peer_of(context, self._hub.credentials.node_id.fleet)
+        if caller.role is not Role.OPERATOR:
+            msg = f"{caller.uri} is no operator"
+            raise ForbiddenError(msg, peer=caller.uri)
+        return caller
+
+    # -- intents ----------------------------------------------------------------------------------------------------
+
+    @answers
+    async def SubmitIntent(  # noqa: N802  # the names of handlers are those of the contract
+        self, request: operator_pb2.SubmitIntentRequest, context: Context
+    ) -> operator_pb2.SubmitIntentResponse:
+        """Do now what lowers risk, queue the rest."""
+        record, duplicate = await self._intents.submit(from_proto(Envelope, request.intent), self._caller(context))
+        return operator_pb2.SubmitIntentResponse(record=views.intent(record), duplicate=duplicate)
+
+    @answers
+    async def ListIntents(  # noqa: N802
+        self, request: operator_pb2.ListIntentsRequest, context: Context
+    ) -> operator_pb2.ListIntentsResponse:
+        """Newest first."""
+        self._caller(context)
+        records = sorted(self._hub.store.intents.values(), key=lambda one: one.received_at, reverse=True)
+        page, token = _page(records, request.page_size, request.page_token)
+        return operator_pb2.ListIntentsResponse(intents=[views.intent(one) for one in page], next_page_token=token)
+
+    # -- waves ------------------------------------------------------------------------------------------------------
+
+    def _wave(self, wave_id: str) -> WaveRecord:
+        record = self._hub.store.waves.get(wave_id)
+        if record is None:
+            msg = f"wave {wave_id!r} is not known at {self._hub.path}; control may know it"
+            raise NotFoundError(msg, wave_id=wave_id)
+        return record
+
+    @answers
+    async def ListWaves(  # noqa: N802
+        self, request: operator_pb2.ListWavesRequest, context: Context
+    ) -> operator_pb2.ListWavesResponse:
+        """Newest first."""
+        self._caller(context)
+        records = sorted(self._hub.store.waves.values(), key=lambda one: one.first_seen_at, reverse=True)
+        page, token = _page(records, request.page_size, request.page_token)
+        return operator_pb2.ListWavesResponse(waves=[self._views.wave(one) for one in page], next_page_token=token)
+
+    @answers
+    async def GetWave(  # noqa: N802
+        self, request: operator_pb2.GetWaveRequest, context: Context
+    ) -> operator_pb2.GetWaveResponse:
+        """One wave."""
+        self._caller(context)
+        return operator_pb2.GetWaveResponse(wave=self._views.wave(self._wave(request.wave_id)))
+
+    @answers
+    async def WatchWave(  # noqa: N802
+        self, request: operator_pb2.WatchWaveRequest, context: Context
+    ) -> None:
+        """The wave now and whenever it changed, until it closes."""
+        self._caller(context)
+        last: operator_pb2.Wave | None = None
+        while True:
+            seen = self._hub.bell.rings
+            record = self._wave(request.wave_id)
+            wave = self._views.wave(record)
+            if wave != last:
+                last = wave
+                await context.write(operator_pb2.WatchWaveResponse(wave=wave))
+            if record.closed_at is not None:
+                return
+            await self._hub.bell.wait(seen, WATCH_INTERVAL_S)
+
+    @answers
+    async def GetLedger(  # noqa: N802
+        self, request: operator_pb2.GetLedgerRequest, context: Context
+    ) -> operator_pb2.GetLedgerResponse:
+        """This store's ledger."""
+        self._caller(context)
+        self._own_store(request.store)
+        return self._views.ledger(self._wave(request.wave_id))
+
+    def _own_store(self, name: str) -> None:
+        own = self._hub.credentials.node_id.name
+        if name not in {"", own, self._hub.path}:
+            msg = f"this is {own}; ask control about {name}"
+            raise AskControlError(msg)
+
+    # -- devices ----------------------------------------------------------------------------------------------------
+
+    @answers
+    async def ListDevices(  # noqa: N802
+        self, request: operator_pb2.ListDevicesRequest, context: Context
+    ) -> operator_pb2.ListDevicesResponse:
+        """By path."""
+        self._caller(context)
+        self._own_store(request.store)
+        page, token = _page(self._views.device_paths(), request.page_size, request.page_token)
+        return operator_pb2.ListDevicesResponse(
+            devices=[self._views.device(one) for one in page], next_page_token=token
+        )
+
+    def _device(self, given: str) -> str:
+        path = given if "/" in given else self._hub.device_path(given)
+        if path not in self._views.device_paths():
+            msg = f"device {given!r} is not known at {self._hub.path}"
+            raise NotFoundError(msg, device=given)
+        return path
+
+    @answers
+    async def GetDevice(  # noqa: N802
+        self, request: operator_pb2.GetDeviceRequest, context: Context
+    ) -> operator_pb2.GetDeviceResponse:
+        """One device."""
+        self._caller(context)
+        return operator_pb2.GetDeviceResponse(device=self._views.device(self._device(request.device)))
+
+    @answers
+    async def GetDeviceLogs(  # noqa: N802
+        self, request: operator_pb2.GetDeviceLogsRequest, context: Context
+    ) -> operator_pb2.GetDeviceLogsResponse:
+        """The newest lines, oldest first."""
+        self._caller(context)
+        path = self._device(request.device)
+        limit = min(request.limit or DEFAULT_LINES, MAX_LINES)
+        since = to_stamp(request.since.ToDatetime(UTC)) if request.HasField("since") else 0
+        rows = await self._hub.store.database.fetch_all(
+            "SELECT at, level, wave_id, text FROM device_logs WHERE device = ? AND at > ? AND (? = '' OR wave_id = ?) "
+            "ORDER BY at DESC, number DESC LIMIT ?",
+            (path, since, request.wave_id, request.wave_id, limit),
+        )
+        lines = [
+            report_pb2.LogLine(
+                at=views.stamp(from_stamp(row["at"])), level=row["level"], wave_id=row["wave_id"], text=row["text"]
+            )
+            for row in reversed(rows)
+        ]
+        return operator_pb2.GetDeviceLogsResponse(lines=lines)
+
+    # -- the rest ---------------------------------------------------------------------------------------------------
+
+    @answers
+    async def GetFleetStatus(  # noqa: N802
+        self, _: operator_pb2.GetFleetStatusRequest, context: Context
+    ) -> operator_pb2.GetFleetStatusResponse:
+        """This store in one page."""
+        self._caller(context)
+        return self._views.fleet()
+
+    @answers
+    async def ListCache(  # noqa: N802
+        self, request: operator_pb2.ListCacheRequest, context: Context
+    ) -> operator_pb2.ListCacheResponse:
+        """What the cache holds."""
+        self._caller(context)
+        return self._views.cache(min(request.limit or DEFAULT_PAGE, MAX_CACHE_PAGE))
+
+    @answers
+    async def ListReleases(  # noqa: N802
+        self, _: operator_pb2.ListReleasesRequest, context: Context
+    ) -> operator_pb2.ListReleasesResponse:
+        """Releases by the metadata held here."""
+        self._caller(context)
+        return operator_pb2.ListReleasesResponse(releases=self._views.releases())
+
+    async def _ask_control(self, request: object, context: Context) -> Any:
+        """What only control does."""
+        self._caller(context)
+        msg = f"{type(request).__name__.removesuffix('Request')} is for control: select its context"
+        raise AskControlError(msg)
+
+    PlanWave = answers(_ask_control)
+    PublishRelease = answers(_ask_control)
+    SetHold = answers(_ask_control)
+    ApplyInventory = answers(_ask_control)
+    ListAudit = answers(_ask_control)
+
+
+def _page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:
+    """A page and the token of the next; the token is the number of items before it."""
+    if page_token and not (page_token.isascii() and page_token.isdigit() and len(page_token) < 10):
+        msg = f"page token {page_token[:40]!r} is none of ours"
+        raise PeerError(msg)
+    start, size = int(page_token or "0"), min(page_size or DEFAULT_PAGE, MAX_PAGE)
+    end = start + size
+    return items[start:end], str(end) if end < len(items) else ""

@@ -1,0 +1,233 @@
+"""Carries out what ``swaps.decide`` decides: persists leases, then lets them be served; signs what must be inferred.
+
+One pass looks at the whole hub and writes one transaction. It runs when something changed and once an interval, because
+leases and maxima run out by themselves.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from storehub.ledger import Entry
+from storehub.records import Disposition, SlotRecord
+from storehub.schema import from_stamp, to_stamp
+from storehub.standing import Standing
+from storehub.swaps import (
+    DeviceView,
+    Group,
+    HubView,
+    PermitView,
+    RollbackWish,
+    Timing,
+    WaveView,
+    Word,
+    decide,
+    occupants,
+)
+from wavemesh.codec.statements import encode
+from wavemesh.trust.envelope import sign_as_node
+from wavemesh.trust.statements import DeviceOutcome, IntentKind, Lease, LeaseGrant
+
+if TYPE_CHECKING:
+    from storehub.hub import Hub
+    from storehub.swaps import Decision, Inference, Slot
+    from wavemesh.policy.document import Policy
+    from wavemesh.runtime.sqlite import Transaction
+    from wavemesh.trust.statements import WaveOrder
+
+INCARNATION_FACT = "incarnation"
+SINCE_FACT = "incarnation_since"
+
+
+class Scheduler:
+    """The loop around the decision."""
+
+    def __init__(self, hub: Hub) -> None:
+        """Schedule the swaps of that hub."""
+        self._hub = hub
+
+    async def run(self) -> None:
+        """Decide for as long as the hub runs."""
+        seen = -1
+        while True:
+            seen = await self._hub.bell.wait(seen, self._hub.config.scheduling_interval_s)
+            await self.step()
+
+    async def step(self) -> Decision:
+        """One pass. The view is taken inside the transaction, so nothing moves between decision and disk."""
+        hub = self._hub
+        async with hub.store.database.transaction() as tx:
+            await self._note_incarnation(tx)
+            await hub.clock_guard.tick(tx, hub.clock.now())
+            decision = decide(self.view())
+            await self._persist(tx, decision)
+        self._tell(decision)
+        return decision
+
+    def swaps_active(self) -> int:
+        """Devices inside a swap now."""
+        return len(occupants(self.view()))
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def view(self) -> HubView:
+        """Everything a decision looks at."""
+        hub, config = self._hub, self._hub.config
+        since = hub.store.fact(SINCE_FACT)
+        return HubView(
+            now=hub.clock.now(),
+            timing=Timing(config.lease_s, config.watchdog_s, config.witness_s),
+            incarnation=hub.log.incarnation,
+            incarnation_since=from_stamp(int(since)) if since else hub.clock.now(),
+            default_limit=config.max_concurrent_swaps,
+            waves=tuple(self._wave(order) for _, order in sorted(hub.belief.orders.items())),
+            devices={path: self._device(path) for path in hub.store.devices},
+            permits={
+                key: PermitView(held.permit.attempts, held.permit.expires_at, held.permit.hub_incarnation)
+                for key, held in hub.belief.permits.items()
+            },
+            slots={device: record.slot for device, record in hub.store.slots.items()},
+            words={
+                key: Word(e.outcome.kind, e.outcome.attempt, e.outcome.sequence, e.by_device, e.received_at)
+                for key, e in hub.store.entries().items()
+            },
+            rollbacks=self._rollbacks(),
+        )
+
+    def _wave(self, order: WaveOrder) -> WaveView:
+        hub, config = self._hub, self._hub.config
+        policy = hub.belief.policies.get(order.policy_digest)
+        limit = policy.guardrails.max_concurrent_swaps if policy else config.max_concurrent_swaps
+        trial_s = policy.guardrails.rollback_on_health_loss_s if policy else 0.0
+        devices = frozenset(hub.device_path(name) for name in order.devices)
+        return WaveView(
+            wave_id=order.wave_id,
+            leasable=hub.standing(order).standing is Standing.LIVE,
+            devices=devices,
+            expires_at=order.expires_at,
+            max_concurrent_swaps=limit,
+            trial_s=trial_s + config.trial_allowance_s,
+            groups=self._groups(policy, devices) if policy else (),
+        )
+
+    def _groups(self, policy: Policy, targets: frozenset[str]) -> tuple[Group, ...]:
+        """The policy's groups by this store's configuration; a group it does not know is all the wave's devices."""
+        members = {
+            (group.role, group.group): frozenset(self._hub.device_path(name) for name in group.devices)
+            for group in self._hub.config.groups
+        }
+        return tuple(
+            Group(members.get((group.role, group.group), targets), group.min_up)
+            for group in policy.guardrails.availability
+        )
+
+    def _device(self, path: str) -> DeviceView:
+        record = self._hub.store.devices[path]
+        presence = self._hub.present.get(path)
+        status = record.status
+        return DeviceView(
+            path=path,
+            state=status.state,
+            wave_id=status.wave_id,
+            attempt=status.attempt,
+            said_at=status.at,
+            seen_at=record.seen_at,
+            connected_since=presence.since if presence else None,
+            heard_in_session=presence is not None and presence.is_heard,
+            gate=status.gate,
+        )
+
+    def _rollbacks(self) -> tuple[RollbackWish, ...]:
+        relayed = {record.intent_id for record in self._hub.store.slots.values() if record.intent_id}
+        waiting = (
+            record
+            for record in self._hub.store.intents.values()
+            if record.intent.kind is IntentKind.ROLLBACK_DEVICE
+            and record.disposition is Disposition.QUEUED
+            and not record.counter
+            and record.intent.intent_id not in relayed
+            and record.device_path
+        )
+        ordered = sorted(waiting, key=lambda record: (record.received_at, record.intent.intent_id))
+        return tuple(RollbackWish(r.intent.intent_id, r.device_path, r.intent.wave_id) for r in ordered)
+
+    # -- acting -----------------------------------------------------------------------------------------------------
+
+    async def _note_incarnation(self, tx: Transaction) -> None:
+        store, incarnation = self._hub.store, self._hub.log.incarnation
+        if store.fact(INCARNATION_FACT) != incarnation:
+            await store.put_fact(tx, INCARNATION_FACT, incarnation)
+            await store.put_fact(tx, SINCE_FACT, str(to_stamp(self._hub.clock.now())))
+
+    async def _persist(self, tx: Transaction, decision: Decision) -> None:
+        hub = self._hub
+        for slot in decision.ended:
+            await self._end(tx, slot)
+        for inference in decision.inferred:
+            await self._infer(tx, inference)
+        for wish, slot in decision.relayed:
+            version = await hub.resources.next_version(tx)
+            await hub.store.put_slot(tx, SlotRecord(slot, intent_id=wish.intent_id))
+            record = replace(
+                hub.store.intents[wish.intent_id],
+                epoch=version.epoch,
+                counter=version.counter,
+                detail="told the device",
+            )
+            await hub.store.put_intent(tx, record)
+        for slot in decision.granted:
+            await self._grant(tx, slot)
+
+    async def _end(self, tx: Transaction, slot: Slot) -> None:
+        hub = self._hub
+        record = hub.store.slots[slot.device]
+        await hub.store.end_slot(tx, slot.device)
+        intent = hub.store.intents.get(record.intent_id)
+        if intent is None or intent.disposition is not Disposition.QUEUED:
+            return
+        if hub.clock.now() < slot.until:
+            await hub.store.change_intent(tx, record.intent_id, Disposition.APPLIED, "the device rolled back")
+        else:
+            detail = "the device was told and did not answer within the maxima; it still has the intent"
+            await hub.store.change_intent(tx, record.intent_id, Disposition.QUEUED, detail, (slot.device,))
+
+    async def _infer(self, tx: Transaction, inference: Inference) -> None:
+        hub, now = self._hub, self._hub.clock.now()
+        record = hub.store.devices.get(inference.device)
+        outcome = DeviceOutcome(
+            wave_id=inference.wave_id,
+            device=inference.device,
+            attempt=inference.attempt,
+            sequence=inference.sequence,
+            kind=inference.kind,
+            gate=inference.gate,
+            evidence=inference.evidence,
+            boot_id="",
+            slot=record.status.slot if record else "",
+            firmware_sha256=record.status.firmware_sha256 if record else "",
+            firmware_version=record.status.firmware_version if record else "",
+            log_sha256="",
+            at=now,
+        )
+        envelope = sign_as_node(outcome, hub.credentials)
+        if await hub.store.merge(tx, Entry(outcome, envelope, hub.uri, by_device=False, received_at=now)):
+            await hub.report_outcomes(tx, envelope)
+
+    async def _grant(self, tx: Transaction, slot: Slot) -> None:
+        hub = self._hub
+        lease_id = secrets.token_hex(16)
+        lease = Lease(slot.wave_id, slot.device, lease_id, slot.attempt, slot.granted_at, slot.expires_at)
+        permit = hub.belief.permits[slot.wave_id, slot.device].envelope
+        version = await hub.resources.next_version(tx)
+        grant = encode(LeaseGrant(sign_as_node(lease, hub.credentials), permit))
+        await hub.store.put_slot(tx, SlotRecord(slot, lease_id, grant, epoch=version.epoch, counter=version.counter))
+
+    def _tell(self, decision: Decision) -> None:
+        changed = {slot.device for slot in (*decision.ended, *decision.granted)}
+        changed |= {slot.device for _, slot in decision.relayed}
+        for device in sorted(changed):
+            self._hub.changed(device)
+        if changed or decision.inferred:
+            self._hub.bell.ring()
