@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509 import verification
 
 from wavemesh.errors import PeerError
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 MAX_CERTIFICATE_BYTES = 16 * 1024
 MAX_CA_CERTIFICATES = 16
 _MAX_CHAIN_DEPTH = 4
+# What reading a hostile certificate raises; some of these are no ValueErrors, and parts are parsed only when asked for.
+CERTIFICATE_ERRORS = (
+    ValueError,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    UnsupportedAlgorithm,
+)
 
 
 class BadCertificateError(PeerError):
@@ -43,7 +52,7 @@ def load_certificate(der: bytes) -> x509.Certificate:
         raise BadCertificateError(msg)
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except CERTIFICATE_ERRORS as error:
         msg = f"not a DER certificate: {error}"
         raise BadCertificateError(msg) from error
 
@@ -98,7 +107,7 @@ def _uris(certificate: x509.Certificate) -> list[str]:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except CERTIFICATE_ERRORS as error:
         msg = f"certificate with malformed extensions: {error}"
         raise BadCertificateError(msg) from error
     return names.get_values_for_type(x509.UniformResourceIdentifier)

@@ -16,7 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from wavemesh.errors import LocalError, PeerError
-from wavemesh.identity.certificates import MAX_CA_CERTIFICATES, node_id_of, validity_problem, verify_certificate
+from wavemesh.identity.certificates import (
+    CERTIFICATE_ERRORS,
+    MAX_CA_CERTIFICATES,
+    node_id_of,
+    validity_problem,
+    verify_certificate,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -127,7 +133,7 @@ def _parse_key(path: Path, pem: bytes) -> ec.EllipticCurvePrivateKey:
 def _parse_certificates(path: Path, pem: bytes) -> list[x509.Certificate]:
     try:
         certificates = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except CERTIFICATE_ERRORS as error:
         msg = f"{path} holds no certificates in PEM: {error}"
         raise CredentialsError(msg) from error
     if len(certificates) > MAX_CA_CERTIFICATES:
