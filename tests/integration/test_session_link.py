@@ -44,7 +44,7 @@ def bodies(registry: MemoryRegistry) -> list[bytes]:
 
 async def test_everything_that_travels(fleet: Fleet, registry: MemoryRegistry) -> None:
     """M2: resources down, reports and status up, asks both ways, over one stream."""
-    policy, order = resource("p", b"policy"), resource("142/store-208", b"order", type="order")
+    policy, order = resource("p", b"policy"), resource("142/store-208", b"order", kind="order")
     registry.wanted = by_key(policy, order)
     async with serving(fleet, registry) as parent, dialling(fleet, parent.address) as child:
         child.upstream.set_status("device", b"IDLE")
@@ -169,13 +169,15 @@ async def test_an_older_session_inside_the_registry_is_waited_for(fleet: Fleet, 
 
 async def test_urgent_resources_overtake(fleet: Fleet, registry: MemoryRegistry) -> None:
     """M5: a pause overtakes bulk traffic, here 400 resources of which one update is under way."""
-    bulk = [resource(f"bulk-{number}", bytes([number % 256]) * 16_000 + bytes([number // 256])) for number in range(400)]
+    bulk = [
+        resource(f"bulk-{number}", bytes([number % 256]) * 16_000 + bytes([number // 256])) for number in range(400)
+    ]
     registry.wanted = by_key(*bulk)
     sink = MemorySink()
     sink.gate = asyncio.Event()
     async with serving(fleet, registry) as parent, dialling(fleet, parent.address, sink=sink):
         await until(lambda: "connected" in sink.events, sink)
-        registry.wanted = by_key(*bulk, resource("142/store-208", b"pause", type="order", urgent=True))
+        registry.wanted = by_key(*bulk, resource("142/store-208", b"pause", kind="order", urgent=True))
         parent.downstream.changed()
         sink.gate.set()
         await until(lambda: "settled" in sink.events, sink)
@@ -187,7 +189,7 @@ async def test_urgent_resources_overtake(fleet: Fleet, registry: MemoryRegistry)
 
 
 async def test_refused_content_is_noted_and_not_sent_again(fleet: Fleet, registry: MemoryRegistry) -> None:
-    bad, good = resource("bad", b"x", type="order"), resource("good", b"y", type="order")
+    bad, good = resource("bad", b"x", kind="order"), resource("good", b"y", kind="order")
     registry.wanted = by_key(bad)
     sink = MemorySink()
     sink.refuses["bad"] = "signature"
@@ -198,7 +200,7 @@ async def test_refused_content_is_noted_and_not_sent_again(fleet: Fleet, registr
         await until(lambda: len(registry.verdicts) == 2, registry)
         # New trust metadata lifts the refusal: what could not be verified may verify now.
         sink.refuses.clear()
-        registry.wanted = by_key(bad, good, resource("metadata", b"root", type="tuf"))
+        registry.wanted = by_key(bad, good, resource("metadata", b"root", kind="tuf"))
         parent.downstream.changed()
         await until(lambda: len(sink.resources) == 3, sink)
     assert [rejection.gate for _, rejected in registry.verdicts for rejection in rejected] == ["signature"]
