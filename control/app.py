@@ -56,27 +56,38 @@ class NotControlError(LocalError):
 
 
 @dataclass(frozen=True, slots=True)
+class Core:
+    """What the adapters share."""
+
+    database: Database
+    desired: DesiredState
+    signing: Signing
+    releases: Releases
+    waves: Waves
+    intents: Intents
+    fleet: Fleet
+    changes: Changes
+    clock: Clock
+    config: Config
+
+
+@dataclass(frozen=True, slots=True)
 class Control:
     """A running control; ``port`` is where it listens."""
 
     port: int
-    downstream: session.SessionDownstream
-    waves: Waves
-    releases: Releases
-    intents: Intents
-    fleet: Fleet
-    _database: Database
-    _changes: Changes
+    core: Core
 
     async def tick(self) -> None:
         """Do what the clock alone makes due."""
-        async with self._database.transaction() as tx:
-            await self.releases.refresh(tx)
-            await self.waves.settle_all(tx)
-            await self.waves.forget_closed(tx)
-            await self.intents.expire(tx)
-        await self.intents.progress()
-        self._changes.notify()
+        core = self.core
+        async with core.database.transaction() as tx:
+            await core.releases.refresh(tx)
+            await core.waves.settle_all(tx)
+            await core.waves.forget_closed(tx)
+            await core.intents.expire(tx)
+        await core.intents.progress()
+        core.changes.notify()
 
 
 async def run(directory: Path, clock: Clock, stop: asyncio.Event) -> None:
@@ -91,95 +102,120 @@ async def run(directory: Path, clock: Clock, stop: asyncio.Event) -> None:
 @asynccontextmanager
 async def serving(directory: Path, config: Config, clock: Clock) -> AsyncIterator[Control]:
     """A control that serves inside the block; nothing is due by the clock unless ``tick`` is called."""
-    credentials = NodeCredentials.load(directory / "identity")
-    credentials.check_validity(clock.now())
-    node_id = credentials.node_id
-    if node_id.role is not Role.CONTROL:
-        msg = f"{directory / 'identity'} is the identity of {node_id.uri}, which is no control"
-        raise NotControlError(msg)
+    credentials = _credentials(directory, clock)
     database = await Database.open(directory / "state" / "control.sqlite")
     async with contextlib.aclosing(database):
-        desired = await DesiredState.load(database, await _epoch(database))
-        signing = Signing.load(directory / "keys", node_id.uri)
-        releases = Releases(_pinned_root(directory), desired=desired, signing=signing, clock=clock, config=config)
-        async with database.transaction() as tx:
-            await releases.load(tx, directory / "trust" / "bootstrap")
-        changes, fleet = Changes(), Fleet()
-        waves = Waves(desired=desired, releases=releases, signing=signing, clock=clock, config=config)
-        intents = Intents(
-            database=database,
-            desired=desired,
-            waves=waves,
-            fleet=fleet,
-            changes=changes,
-            clock=clock,
-            config=config,
-        )
-        await intents.load()
-        reports = Reports(
-            database=database,
-            waves=waves,
-            intents=intents,
-            fleet=fleet,
-            ca_certificates=credentials.ca_certificates,
-            clock=clock,
-        )
-        registry = ControlRegistry(
-            fleet_name=node_id.fleet,
-            database=database,
-            desired=desired,
-            fleet=fleet,
-            reports=reports,
-            waves=waves,
-            intents=intents,
-            signing=signing,
-            changes=changes,
-            ca_certificates=credentials.ca_certificates,
-            clock=clock,
-        )
+        core = await _load(directory, credentials, database, config, clock)
+        registry = _registry(core, credentials)
         await registry.load()
         terms = ParentOptions(__version__, heartbeat_interval_s=config.heartbeat_s)
-        downstream = session.SessionDownstream(node_id, registry, clock, session.DownstreamOptions(terms=terms))
-        desired.subscribe(downstream.changed)
-        queries = Queries(
-            source=node_id.path,
-            database=database,
-            desired=desired,
-            fleet=fleet,
-            intents=intents,
-            releases=releases,
-        )
-        api = operator_api.OperatorApi(
-            fleet_name=node_id.fleet,
-            database=database,
-            waves=waves,
-            intents=intents,
-            releases=releases,
-            registry=registry,
-            fleet=fleet,
-            queries=queries,
-            changes=changes,
-            ca_certificates=credentials.ca_certificates,
-            clock=clock,
-            config=config,
-        )
+        options = session.DownstreamOptions(terms=terms)
+        downstream = session.SessionDownstream(credentials.node_id, registry, clock, options)
+        core.desired.subscribe(downstream.changed)
         server, port = make_server(
             credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs
         )
         downstream.add_to(server)
-        api.add_to(server)
+        _api(core, credentials, registry).add_to(server)
         health = serve_health(server, _SERVICES)
         await server.start()
         await set_serving(health, _SERVICES)
-        _LOG.info("%s listens at port %d", node_id.uri, port)
+        _LOG.info("%s listens at port %d", credentials.node_id.uri, port)
         try:
-            yield Control(port, downstream, waves, releases, intents, fleet, database, changes)
+            yield Control(port, core)
         finally:
             _LOG.info("draining")
             await health.enter_graceful_shutdown()
-            changes.end()
+            core.changes.end()
             await downstream.drain(_RETURN_AFTER_S)
             await server.stop(config.drain_s)
+
+
+async def _load(
+    directory: Path, credentials: NodeCredentials, database: Database, config: Config, clock: Clock
+) -> Core:
+    """Take up what is on disk."""
+    desired = await DesiredState.load(database, await _epoch(database))
+    signing = Signing.load(directory / "keys", credentials.node_id.uri)
+    releases = Releases(_pinned_root(directory), desired=desired, signing=signing, clock=clock, config=config)
+    async with database.transaction() as tx:
+        await releases.load(tx, directory / "trust" / "bootstrap")
+    changes, fleet = Changes(), Fleet()
+    waves = Waves(desired=desired, releases=releases, signing=signing, clock=clock, config=config)
+    intents = Intents(
+        database=database, desired=desired, waves=waves, fleet=fleet, changes=changes, clock=clock, config=config
+    )
+    await intents.load()
+    return Core(
+        database=database,
+        desired=desired,
+        signing=signing,
+        releases=releases,
+        waves=waves,
+        intents=intents,
+        fleet=fleet,
+        changes=changes,
+        clock=clock,
+        config=config,
+    )
+
+
+def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
+    reports = Reports(
+        database=core.database,
+        waves=core.waves,
+        intents=core.intents,
+        fleet=core.fleet,
+        ca_certificates=credentials.ca_certificates,
+        clock=core.clock,
+    )
+    return ControlRegistry(
+        fleet_name=credentials.node_id.fleet,
+        database=core.database,
+        desired=core.desired,
+        fleet=core.fleet,
+        reports=reports,
+        waves=core.waves,
+        intents=core.intents,
+        signing=core.signing,
+        changes=core.changes,
+        ca_certificates=credentials.ca_certificates,
+        clock=core.clock,
+    )
+
+
+def _api(core: Core, credentials: NodeCredentials, registry: ControlRegistry) -> operator_api.OperatorApi:
+    queries = Queries(
+        source=credentials.node_id.path,
+        database=core.database,
+        desired=core.desired,
+        fleet=core.fleet,
+        intents=core.intents,
+        releases=core.releases,
+    )
+    return operator_api.OperatorApi(
+        fleet_name=credentials.node_id.fleet,
+        database=core.database,
+        waves=core.waves,
+        intents=core.intents,
+        releases=core.releases,
+        registry=registry,
+        fleet=core.fleet,
+        queries=queries,
+        changes=core.changes,
+        ca_certificates=credentials.ca_certificates,
+        clock=core.clock,
+        config=core.config,
+    )
+
+
+def _credentials(directory: Path, clock: Clock) -> NodeCredentials:
+    credentials = NodeCredentials.load(directory / "identity")
+    credentials.check_validity(clock.now())
+    if credentials.node_id.role is not Role.CONTROL:
+        msg = f"{directory / 'identity'} is the identity of {credentials.node_id.uri}, which is no control"
+        raise NotControlError(msg)
+    return credentials
 
 
 async def _tick_forever(control: Control, interval_s: float) -> None:
