@@ -3,15 +3,16 @@
 Rules: the leaf chains to one of the fleet's roots, through intermediates if need be, and every certificate of the chain
 is valid at ``now`` (RFC 5280 path validation by the cryptography package); the leaf has exactly one URI SAN, the node's
 SPIFFE id; the fleet in it is the fleet its CA carries as its own URI SAN (``spiffe://FLEET``), so that the CA of one
-fleet cannot speak for another. CA certificates may be roots and intermediates: a root is what is issued by itself.
+fleet cannot speak for another. CA certificates may be roots and intermediates: a root is what signed itself.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509 import verification
 
 from wavemesh.errors import PeerError
@@ -69,8 +70,8 @@ def node_id_of(certificate: x509.Certificate) -> NodeId:
 def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Certificate], now: datetime) -> NodeId:
     """The node that the leaf proves at ``now``; raises BadCertificateError or BadNodeIdError."""
     node_id = node_id_of(leaf)
-    roots = [certificate for certificate in ca_certificates if certificate.issuer == certificate.subject]
-    intermediates = [certificate for certificate in ca_certificates if certificate.issuer != certificate.subject]
+    roots = [certificate for certificate in ca_certificates if is_root(certificate)]
+    intermediates = [certificate for certificate in ca_certificates if not is_root(certificate)]
     if not roots:
         msg = "no root among the CA certificates: nothing can be verified"
         raise BadCertificateError(msg)
@@ -91,6 +92,16 @@ def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Ce
         msg = f"certificate of {node_id.uri} comes from a CA of {', '.join(sorted(fleets)) or 'no fleet'}"
         raise BadCertificateError(msg)
     return node_id
+
+
+@lru_cache(maxsize=4 * MAX_CA_CERTIFICATES)
+def is_root(certificate: x509.Certificate) -> bool:
+    """Whether the certificate signed itself; equal names alone would let an intermediate pose as an anchor."""
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (*CERTIFICATE_ERRORS, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def validity_problem(certificate: x509.Certificate, now: datetime) -> str | None:

@@ -19,6 +19,7 @@ from wavemesh.errors import LocalError, PeerError
 from wavemesh.identity.certificates import (
     CERTIFICATE_ERRORS,
     MAX_CA_CERTIFICATES,
+    is_root,
     node_id_of,
     validity_problem,
     verify_certificate,
@@ -59,7 +60,9 @@ class NodeCredentials:
         """Read node.key, node.crt (leaf first, then intermediates) and ca.crt; raises CredentialsError."""
         key_pem, chain_pem, ca_pem = (_read(directory / name) for name in (KEY_FILE, CERTIFICATE_FILE, CA_FILE))
         key = _parse_key(directory / KEY_FILE, key_pem)
-        leaf, *intermediates = _parse_certificates(directory / CERTIFICATE_FILE, chain_pem)
+        leaf, *chain = _parse_certificates(directory / CERTIFICATE_FILE, chain_pem)
+        # Whom to trust is for ca.crt alone to say: what came with the leaf may link to an anchor, never be one.
+        intermediates = [certificate for certificate in chain if not is_root(certificate)]
         authorities = _parse_certificates(directory / CA_FILE, ca_pem)
         if leaf.public_key() != key.public_key():
             msg = f"{directory / KEY_FILE} is not the key of {directory / CERTIFICATE_FILE}: enrol the node again"

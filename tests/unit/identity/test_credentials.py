@@ -178,3 +178,51 @@ async def test_mutual_tls_works_with_these_credentials(credentials: CredentialsF
 async def _call(channel: grpc.aio.Channel) -> bytes:
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/none/None")
     return await call(b"", timeout=5)
+
+
+def test_an_intermediate_may_stand_between(ca: FleetCa) -> None:
+    """The CA root is offline later on; what verifies today must accept that chain, and one of another fleet never."""
+    chain = intermediate(ca)
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    leaf = chain.issue(NodeId(ca.fleet, HUB), key, not_before=NOW, not_after=NOW + timedelta(days=1))
+    assert verify_certificate(leaf, [ca.certificate, chain.certificate], NOW).path == HUB
+    with pytest.raises(BadCertificateError, match="not valid"):
+        verify_certificate(leaf, [ca.certificate], NOW)
+    below = intermediate(chain)
+    leaf = below.issue(NodeId(ca.fleet, HUB), key, not_before=NOW, not_after=NOW + timedelta(days=1))
+    with pytest.raises(BadCertificateError, match="not valid"):
+        verify_certificate(leaf, [ca.certificate, chain.certificate, below.certificate], NOW)
+
+
+def test_what_comes_with_the_leaf_is_no_anchor(tmp_path: Path, ca: FleetCa) -> None:
+    liar = FleetCa.create(ca.fleet, NOW)
+    make(tmp_path / "liar", liar)
+    make(tmp_path / "node", ca)
+    chain = (tmp_path / "liar" / "node.crt").read_bytes() + (tmp_path / "liar" / "ca.crt").read_bytes()
+    (tmp_path / "node" / "node.crt").write_bytes(chain)
+    shutil.copy(tmp_path / "liar" / "node.key", tmp_path / "node" / "node.key")
+    with pytest.raises(CredentialsError, match="does not fit"):
+        NodeCredentials.load(tmp_path / "node")
+
+
+def intermediate(above: FleetCa) -> FleetCa:
+    """A CA issued by that one, as a later form of the fleet's CA would."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    identifier = above.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    builder = x509.CertificateBuilder(
+        issuer_name=above.certificate.subject,
+        subject_name=x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "below " + above.fleet)]),
+        public_key=key.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=NOW,
+        not_valid_after=NOW + timedelta(days=365),
+    )
+    usage = above.certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    certificate = (
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+        .sign(above._key, hashes.SHA256())
+    )
+    return FleetCa(above.fleet, certificate, key)
