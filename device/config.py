@@ -6,6 +6,7 @@ supervisor reads the same file.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,13 @@ FILE_NAME = "config.toml"
 MIB = 1024 * 1024
 
 
+class ClockKind(enum.Enum):
+    """Where the time comes from: a battery-backed clock is believed at start, any other once control confirmed it."""
+
+    HARDWARE = "hardware"
+    NETWORK = "network"
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """What the device is, as enrolled."""
@@ -22,6 +30,7 @@ class Device:
     device_class: str
     hardware_revision: str
     region: str = ""
+    clock: ClockKind = ClockKind.HARDWARE
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,18 @@ def may_arm(order: WaveOrder) -> bool:
     return order.state is WaveState.RUNNING and not order.pauses
 
 
+def _judge_release(
+    order: WaveOrder, policy: Policy, trusted: TrustedMetadata, holds: HoldList, facts: Facts
+) -> Judgement:
+    try:
+        release = trusted.require_release(order.release)
+        _check_release(release, order, policy, holds, facts)
+    except GateError as error:
+        return Refused(error.gate, str(error))
+    target = _target(order, policy, release, facts)
+    return Done() if target.firmware is None and target.config is None else Actionable(target)
+
+
 def _check_release(release: ReleaseManifest, order: WaveOrder, policy: Policy, holds: HoldList, facts: Facts) -> None:
     check_device_fit(release, facts.device_class, facts.hardware_revision)
     if order.device_class != facts.device_class:

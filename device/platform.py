@@ -64,6 +64,10 @@ class Slots(Protocol):
         """SHA-256 of the first ``size_bytes`` read back from the medium, lower-case hex."""
         ...
 
+    async def discard(self, slot: SlotName) -> None:
+        """Forget how far a write came: its bytes turned out wrong."""
+        ...
+
     async def seal(self, slot: SlotName, label: SlotLabel) -> None:
         """Label a slot whose content was verified."""
         ...
@@ -77,7 +81,7 @@ class SlotWriter(Protocol):
         """Bytes written so far, where the download goes on."""
         ...
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Append and hash; not durable until ``sync``."""
         ...
 

@@ -107,6 +107,13 @@ def advance(progress: Progress, event: Event) -> Step:
 # --- rules of (state, event) -----------------------------------------------------------------------------------------
 
 
+def _reconsider(progress: Progress, event: Ordered) -> Step:
+    """REFUSED: a new generation of the same order does not lift what the device itself refused."""
+    if progress.target is not None and progress.target.same_bytes(event.target):
+        return Step(replace(progress, target=event.target))
+    return _accept(progress, event)
+
+
 def _accept(progress: Progress, event: Ordered) -> Step:
     """Take up a wave; the one that just ended is not taken up again (the shell offers only unfinished waves)."""
     fresh = Progress(wave_id=event.target.wave_id, target=event.target, attempt=event.burned)
@@ -346,6 +353,7 @@ TRANSITIONS: Mapping[UpdateState, Mapping[type, Rule]] = _table(
         S.AWAITING_SIGNOFF: {SignoffOverdue: _overdue, RollbackAsked: _operator_from_trial},
         S.REFUSED: {
             **_ENDED,
+            Ordered: _reconsider,
             Halted: _halt_before_arm,
             RecheckDue: _recheck,
             RollbackAsked: _operator_before_arm,

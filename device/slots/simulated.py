@@ -155,6 +155,10 @@ class SimulatedSlots:
         async with Worker() as worker:
             return (await worker.run(_hash_file, self.path(slot), size_bytes)).hexdigest()
 
+    async def discard(self, slot: SlotName) -> None:
+        """Forget the mark."""
+        self._disk.remove(self._mark_path(slot))
+
     async def seal(self, slot: SlotName, label: SlotLabel) -> None:
         """Label the slot, then forget the mark."""
         self._disk.write_atomic(self._label_path(slot), json.dumps(to_plain(label)).encode(), 0o644)
@@ -195,7 +199,7 @@ class SimulatedWriter:
             await self.close()
             raise
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Append; raises SlotError past the image's size, DiskFaultError."""
         if self._offset + len(data) > self._image.size_bytes:
             msg = f"{self._path}: more bytes came than the {self._image.size_bytes} of the image"
@@ -227,7 +231,7 @@ class SimulatedWriter:
         # Flushed before the first write: from here on the mark says what may be believed.
         self._sync()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         self._disk.write(self._descriptor, data, self._path)
         self._hash.update(data)
         self._offset += len(data)

@@ -1,0 +1,272 @@
+"""The thin shell around the update machine: feeds it events, performs its effects in their order, runs its activities.
+
+Rules. One event at a time. Progress is durable before any other effect of its step. One activity at a time: the one
+of the machine's state; it is stopped, and has ended, before the next begins, and what a stopped one still says is not
+heard. Orders, intents and closings are levels: after every change of what is held they are looked at again as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from device.bootenv import MAX_TRIES, BootEnvironmentError
+from device.clearance import Clearance
+from device.gates import check_flashing, check_local
+from device.levels import events_of
+from device.probes import peripheral_gates
+from device.progress import (
+    Arm,
+    CommitBoot,
+    CommitRead,
+    Disarm,
+    Effect,
+    Event,
+    GateRefused,
+    GatesPassed,
+    KeepTrying,
+    Persist,
+    Reboot,
+    RecheckDue,
+    Revert,
+    RollbackAsked,
+    SignoffOverdue,
+    Started,
+    Step,
+    Unobstructed,
+)
+from device.staging import Staging
+from device.trial import Trial
+from device.update import ACTIVITY, Activity, advance
+from wavemesh.errors import GateError
+from wavemesh.runtime.durable import DiskFaultError
+from wavemesh.trust.statements import UpdateState
+
+if TYPE_CHECKING:
+    from device.equipment import Equipment
+    from device.progress import Outcome, Progress, Target
+    from device.status import StatusReporter
+
+MAX_EVENTS = 256
+SIGNOFF_TRIES = 3
+
+
+class Agent:
+    """Runs one device."""
+
+    def __init__(self, equipment: Equipment, status: StatusReporter) -> None:
+        """``run`` does the rest."""
+        self._equipment = equipment
+        self._status = status
+        self._events: deque[tuple[int | None, Event]] = deque()
+        self._wake = asyncio.Event()
+        self._levels_changed = True
+        self._changed = asyncio.Event()
+        self._generation = 0
+        self._activity: asyncio.Task[None] | None = None
+        self._progress = equipment.store.document.progress
+
+    @property
+    def progress(self) -> Progress:
+        """Where the machine is."""
+        return self._progress
+
+    def resources_changed(self) -> None:
+        """What is held changed, or the session opened."""
+        self._levels_changed = True
+        self._changed.set()
+        self._wake.set()
+
+    def ask_rollback(self, evidence: str) -> None:
+        """A local operator wants the previous slot."""
+        self._post(None, RollbackAsked(evidence, self._equipment.boot_control.read()))
+
+    async def run(self) -> None:
+        """Derive the state from the boot, then work until cancelled."""
+        equipment = self._equipment
+        environment = equipment.boot_control.read()
+        equipment.log.wave_id = self._progress.wave_id
+        equipment.log.note(
+            f"agent starts on slot {equipment.record.boot.slot.value} after {equipment.record.reset_reason.value},"
+            f" boot {equipment.record.boot_id[:8]}, state {self._progress.state.name}"
+        )
+        started = Started(equipment.record, environment, equipment.clock.monotonic())
+        async with asyncio.TaskGroup() as group:
+            await self._handle(group, started)
+            self._begin(group)
+            group.create_task(self._tick())
+            while True:
+                await self._work(group)
+
+    async def _work(self, group: asyncio.TaskGroup) -> None:
+        """One event, or one look at the levels, or a wait for either."""
+        if self._levels_changed:
+            self._levels_changed = False
+            for event in events_of(self._equipment, self._progress):
+                await self._handle(group, event)
+            return
+        if self._events:
+            generation, event = self._events.popleft()
+            if generation in {None, self._generation}:
+                await self._handle(group, event)
+            return
+        self._wake.clear()
+        await self._wake.wait()
+
+    async def _tick(self) -> None:
+        """Orders expire without anybody saying so."""
+        while True:
+            await asyncio.sleep(self._equipment.config.timing.recheck_interval_s)
+            self.resources_changed()
+
+    def _post(self, generation: int | None, event: Event) -> None:
+        """Queue an event; one of an activity counts only while that activity is the present one."""
+        if len(self._events) < MAX_EVENTS:
+            self._events.append((generation, event))
+        self._wake.set()
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    async def _handle(self, group: asyncio.TaskGroup, event: Event) -> None:
+        before = self._progress
+        step = advance(before, event)
+        self._progress = step.progress
+        self._equipment.log.wave_id = step.progress.wave_id
+        other_work = _is_other_work(before, step.progress)
+        if other_work:
+            await self._stop()
+            self._describe(before, step)
+        for effect in step.effects:
+            await self._perform(effect)
+        self._status.show(self._progress)
+        if other_work:
+            self._begin(group)
+            self._levels_changed = True
+
+    async def _perform(self, effect: Effect) -> None:  # one case per effect
+        equipment = self._equipment
+        match effect:
+            case Persist(outcome):
+                await self._persist(outcome)
+            case Arm(boot):
+                equipment.boot_control.arm(boot)
+                await equipment.power.step("armed")
+            case Disarm():
+                if equipment.boot_control.read().trial is not None:
+                    equipment.boot_control.disarm()
+            case KeepTrying():
+                equipment.boot_control.keep_trying(min(SIGNOFF_TRIES, MAX_TRIES))
+            case CommitBoot():
+                await self._commit_boot()
+            case Revert():
+                equipment.boot_control.revert()
+            case Reboot():
+                equipment.log.note("reboots")
+                await equipment.power.reboot()
+
+    async def _persist(self, outcome: Outcome | None) -> None:
+        equipment = self._equipment
+        try:
+            if equipment.store.persist(self._progress, outcome, equipment.record.boot_id, equipment.facts()):
+                self._status.wake()
+        except DiskFaultError as error:
+            # A rollback never waits for the disk: the boot environment alone brings the old slot back.
+            if self._progress.state is not UpdateState.ROLLING_BACK:
+                raise
+            equipment.log.fail(f"rolls back without a record: {error}")
+        self._status.show(self._progress)
+        await equipment.power.step(f"state:{self._progress.state.name}")
+
+    async def _commit_boot(self) -> None:
+        control = self._equipment.boot_control
+        try:
+            control.commit()
+        except (BootEnvironmentError, DiskFaultError) as error:
+            self._equipment.log.fail(f"the commit was not written: {error}")
+        await self._equipment.power.step("committed")
+        self._post(self._generation, CommitRead(control.read()))
+
+    def _describe(self, before: Progress, step: Step) -> None:
+        after = step.progress
+        why = f": {after.gate}: {after.evidence}" if after.gate else ""
+        self._equipment.log.note(f"{before.state.name} -> {after.state.name} (attempt {after.attempt}){why}")
+
+    # --- activities --------------------------------------------------------------------------------------------------
+
+    async def _stop(self) -> None:
+        self._generation += 1
+        activity, self._activity = self._activity, None
+        if activity is not None and not activity.done():
+            activity.cancel()
+            await asyncio.wait([activity])
+
+    def _begin(self, group: asyncio.TaskGroup) -> None:
+        kind = ACTIVITY[self._progress.state]
+        if kind is not Activity.NOTHING and self._activity is None:
+            self._activity = group.create_task(self._act(kind, self._generation, self._progress))
+
+    async def _act(self, kind: Activity, generation: int, progress: Progress) -> None:
+        self._post(generation, await self._outcome_of(kind, generation, progress))
+
+    async def _outcome_of(self, kind: Activity, generation: int, progress: Progress) -> Event:
+        equipment, target, timing = self._equipment, progress.target, self._equipment.config.timing
+        if kind is Activity.RECHECK or target is None:
+            while True:
+                await asyncio.sleep(timing.recheck_interval_s)
+                self._post(generation, RecheckDue())
+        match kind:
+            case Activity.PREFLIGHT:
+                return await self._preflight(progress)
+            case Activity.STAGE:
+                return await Staging(equipment, target, self._status.staged).run()
+            case Activity.WAIT_FOR_GATE:
+                await self._until_flashable(target)
+                return Unobstructed()
+            case Activity.CLEAR:
+                return await Clearance(
+                    equipment,
+                    target,
+                    progress.attempt + 1,
+                    lambda event: self._post(generation, event),
+                    self._changed,
+                ).run()
+            case Activity.TRIAL:
+                await equipment.power.step("trial")
+                return await Trial(equipment, target, progress).run()
+            case _:
+                await asyncio.sleep(timing.signoff_maximum_s)
+                return SignoffOverdue()
+
+    async def _until_flashable(self, target: Target) -> None:
+        """Sensors are files and tell nobody when they change."""
+        while True:
+            if check_flashing(self._equipment.sensors, target) is None:
+                return
+            await asyncio.sleep(self._equipment.config.timing.gate_interval_s)
+
+    async def _preflight(self, progress: Progress) -> Event:
+        """The local gates, then the peripherals on the running slot, in their fixed order."""
+        equipment, target = self._equipment, progress.target
+        if target is None:
+            return RecheckDue()
+        try:
+            equipment.check_time()
+        except GateError as error:
+            return GateRefused(error.gate, str(error))
+        finding = check_local(equipment.sensors, equipment.slots, equipment.directory, target)
+        for gate, command in peripheral_gates(target.rules.peripheral_checks):
+            if finding is None:
+                probed = await equipment.probes.run(gate, command)
+                finding = None if probed.passes else probed
+        return GatesPassed() if finding is None else GateRefused(finding.gate, finding.evidence)
+
+
+def _is_other_work(before: Progress, after: Progress) -> bool:
+    """Whether the present activity no longer fits; a new generation of an order alone does not change the work."""
+    if before.state is not after.state or (before.target is None) is not (after.target is None):
+        return True
+    if before.target is None or after.target is None:
+        return False
+    return replace(before.target, order_generation=after.target.order_generation) != after.target

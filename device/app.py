@@ -1,0 +1,216 @@
+"""Composition of the agent: parts, one TaskGroup, and the way down.
+
+Tasks: the session with the store hub, the agent, the watchdog's petting, the upload of logs, the local socket. SIGTERM
+says goodbye to the hub and ends in order; every other end is a crash, after which the board starts the agent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+from datetime import timedelta
+from random import Random
+from typing import TYPE_CHECKING
+
+from device.agent import Agent
+from device.belief import Verifier
+from device.board import SimulatedPower
+from device.config import ClockKind, load_device_config
+from device.configs import ConfigStore
+from device.equipment import Equipment
+from device.health import HealthClient
+from device.local import LocalSocket
+from device.logs import DeviceLog
+from device.logupload import upload_logs
+from device.platform import Sensors
+from device.probes import ProbeRunner
+from device.sink import DeviceSink
+from device.slots.simulated import SimulatedBootControl, SimulatedSlots
+from device.state import StateFile
+from device.status import StatusReporter
+from device.store import DeviceStore
+from wavemesh import __version__
+from wavemesh.artifacts.transfer import ArtifactClient
+from wavemesh.errors import LocalError
+from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.runtime.clock import SystemClock
+from wavemesh.runtime.durable import Disk, disk_errors
+from wavemesh.runtime.grpc import make_bulk_channel
+from wavemesh.session.upstream import SessionUpstream
+from wavemesh.trust.freshness import ClockSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from device.config import DeviceConfig
+    from device.platform import Power
+
+MAX_ROOT_BYTES = 256 * 1024
+LOCK_PATIENCE_S = 10.0
+PETS_PER_WATCHDOG = 4
+
+
+class LockedError(LocalError):
+    """Another agent runs in this directory."""
+
+    reason = "ALREADY_RUNNING"
+
+
+async def main(directory: Path) -> None:
+    """Run the agent of the device in ``directory`` until SIGTERM; raises LocalError when it cannot start."""
+    config = load_device_config(directory)
+    clock = SystemClock()
+    log = DeviceLog(
+        directory / "state" / "log", clock, timedelta(hours=config.logs.keep_hours), config.logs.quota_bytes
+    )
+    logging.getLogger().addHandler(log)
+    power = SimulatedPower(directory, log.flush)
+    power.attach()
+    with (directory / "run" / "agent.lock").open("w") as lock:
+        await _take(lock.fileno(), directory)
+        try:
+            await _run(directory, config, clock, log, power)
+        finally:
+            logging.getLogger().removeHandler(log)
+            log.close()
+
+
+async def _take(descriptor: int, directory: Path) -> None:
+    """One agent per directory: a killed one may take a moment to be gone."""
+    try:
+        async with asyncio.timeout(LOCK_PATIENCE_S):
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    await asyncio.sleep(0.05)
+                else:
+                    return
+    except TimeoutError as error:
+        msg = f"{directory}: another agent runs here"
+        raise LockedError(msg) from error
+
+
+async def _run(
+    directory: Path, config: DeviceConfig, clock: SystemClock, log: DeviceLog, power: SimulatedPower
+) -> None:
+    disk = Disk()
+    credentials = NodeCredentials.load(directory / "identity")
+    file = StateFile(directory / "state", disk, secrets.token_hex(16))
+    file.load(clock.now())
+    store = DeviceStore(file, credentials, clock)
+    verifier = Verifier(_read_root(directory / "trust" / "root.json"), credentials)
+    changed = _Later()
+    source = ClockSource.HARDWARE if config.device.clock is ClockKind.HARDWARE else ClockSource.UNCONFIRMED
+    sink = DeviceSink(store=store, verifier=verifier, clock=clock, log=log, source=source, changed=changed)
+    upstream = SessionUpstream(
+        credentials=credentials,
+        parent=verifier.hub,
+        address=config.hub.address,
+        log=store,
+        sink=sink,
+        clock=clock,
+        rng=Random(),  # noqa: S311  # jitter, not a secret
+        software_version=__version__,
+    )
+    boot_control = SimulatedBootControl(directory / "slots", disk)
+    equipment = Equipment(
+        directory=directory,
+        node_id=credentials.node_id,
+        config=config,
+        clock=clock,
+        log=log,
+        store=store,
+        sink=sink,
+        slots=SimulatedSlots(directory / "slots", disk, boot_control, config.board.slot_capacity_bytes),
+        boot_control=boot_control,
+        power=power,
+        sensors=Sensors(config.board.power_supply, config.board.thermal, config.board.inhibit),
+        configs=ConfigStore(directory / "state" / "config", disk),
+        probes=ProbeRunner(_probe_environment(config), config.timing.probe_timeout_s),
+        health=HealthClient(
+            upstream=upstream,
+            store=store,
+            sink=sink,
+            credentials=credentials,
+            hub=verifier.hub,
+            clock=clock,
+            timeout_s=config.timing.ping_timeout_s,
+        ),
+        artifacts=ArtifactClient(lambda: make_bulk_channel(credentials, config.hub.address, verifier.hub)),
+        record=power.boot(),
+    )
+    status = StatusReporter(equipment, upstream, __version__)
+    agent = Agent(equipment, status)
+    changed.call = agent.resources_changed
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(upstream.run()),
+            group.create_task(agent.run()),
+            group.create_task(_keep_petting(power, config.board.watchdog_s)),
+            group.create_task(upload_logs(equipment, upstream)),
+            group.create_task(LocalSocket(directory / "run" / "agent.sock", agent, status).run()),
+        ]
+        await stop.wait()
+        log.note("stops: SIGTERM")
+        await upstream.drain()
+        for task in tasks:
+            task.cancel()
+
+
+def _nothing() -> None:
+    """What is called before there is anything to call."""
+
+
+class _Later:
+    """A callback to an object that is made after the one that calls it."""
+
+    def __init__(self) -> None:
+        self.call: Callable[[], None] = _nothing
+
+    def __call__(self) -> None:
+        self.call()
+
+
+async def _keep_petting(power: Power, watchdog_s: float) -> None:
+    """Tell the board, and systemd where it runs us, that the event loop turns."""
+    _notify_systemd(b"READY=1")
+    while True:
+        power.pet()
+        _notify_systemd(b"WATCHDOG=1")
+        await asyncio.sleep(watchdog_s / PETS_PER_WATCHDOG)
+
+
+def _notify_systemd(message: bytes) -> None:
+    """sd_notify(3), without its library."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        try:
+            channel.sendto(message, address.replace("@", "\0", 1))
+        except OSError:
+            return
+
+
+def _probe_environment(config: DeviceConfig) -> dict[str, str]:
+    """What probes may know: where commands are, and which slot runs."""
+    told = ("WAVEMESH_SLOT", "WAVEMESH_SLOT_VERSION", "WAVEMESH_CONFIG_GENERATION")
+    return {
+        "PATH": f"{config.board.hardware / 'bin'}:{config.board.path}",
+        "LANG": "C.UTF-8",
+        **{name: os.environ[name] for name in told if name in os.environ},
+    }
+
+
+def _read_root(path: Path) -> bytes:
+    with disk_errors(path), path.open("rb") as file:
+        return file.read(MAX_ROOT_BYTES)

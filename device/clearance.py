@@ -1,0 +1,191 @@
+"""VERIFIED: everything that must hold at the moment of ARM, looked at again and again until all of it does.
+
+Order: the wave runs and is not paused; a lease for the next attempt is here, with a permit that allows it, both
+unexpired by a trusted clock; the view of holds and the trust metadata are fresh; the hardware gates and peripheral
+checks pass; the health authority answered within the last 60 seconds; and last, nothing inhibits the reboot. What only
+needs time holds the update up (``Obstructed``) and keeps the device VERIFIED; what the hardware or the permit says
+against it refuses. An inhibited reboot is waited for up to its bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from device.gates import check_inhibited, check_local
+from device.health import PingEnd
+from device.orders import may_arm
+from device.probes import peripheral_gates
+from device.progress import Cleared, Event, GateRefused, Obstructed, Unobstructed
+from wavemesh.errors import GateError
+from wavemesh.policy.gates import Gate
+from wavemesh.trust.freshness import check_not_expired
+from wavemesh.trust.holds import check_hold_view
+from wavemesh.trust.metadata import check_expiry
+from wavemesh.trust.statements import IntentKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from device.belief import Grant
+    from device.equipment import Equipment
+    from device.gates import Finding
+    from device.progress import Target
+
+HEALTH_FRESH_S = 60.0
+
+
+class _Waiting(Exception):  # noqa: N818  # not an error: what is still missing
+    """Something needs time; ``gate`` is empty when it is simply not our turn."""
+
+    def __init__(self, gate: str, evidence: str) -> None:
+        super().__init__(evidence)
+        self.gate = gate
+
+
+class Clearance:
+    """The work of one VERIFIED."""
+
+    def __init__(
+        self, equipment: Equipment, target: Target, attempt: int, post: Callable[[Event], None], changed: asyncio.Event
+    ) -> None:
+        """``attempt`` is the one to burn next; ``post`` takes what holds it up; ``changed``: resources changed."""
+        self._equipment = equipment
+        self._target = target
+        self._attempt = attempt
+        self._post = post
+        self._changed = changed
+        self._answered_at_s: float | None = None
+        self._ping_detail = "not asked yet"
+        self._inhibited_since_s: float | None = None
+        self._shown = ""
+
+    async def run(self) -> Event:
+        """Wait until ARM is cleared or refused."""
+        async with asyncio.TaskGroup() as group:
+            pinging = group.create_task(self._keep_pinging())
+            try:
+                return await self._wait()
+            finally:
+                pinging.cancel()
+
+    async def _wait(self) -> Event:
+        while True:
+            self._changed.clear()
+            try:
+                return await self._clear()
+            except GateError as error:
+                return GateRefused(error.gate, str(error))
+            except _Waiting as waiting:
+                self._show(waiting.gate, str(waiting))
+            try:
+                async with asyncio.timeout(self._equipment.config.timing.gate_interval_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _clear(self) -> Cleared:
+        """Raises _Waiting for what needs time, GateError for what refuses."""
+        grant = self._check_leave()
+        self._check_fresh()
+        finding = check_local(self._equipment.sensors, self._equipment.slots, self._equipment.directory, self._target)
+        for gate, command in peripheral_gates(self._target.rules.peripheral_checks):
+            finding = finding or _failed(await self._equipment.probes.run(gate, command))
+        if finding is not None:
+            raise GateError(finding.gate, finding.evidence)
+        self._check_authority()
+        self._check_inhibited()
+        # The probes took their time: what expires is looked at last as well.
+        self._check_leave()
+        return Cleared(self._attempt, grant.lease.expires_at)
+
+    def _check_leave(self) -> Grant:
+        """The wave's leave: order, lease, permit, by a trusted clock."""
+        target, sink, now = self._target, self._equipment.sink, self._equipment.clock.now()
+        order = next((order for order in sink.orders() if order.wave_id == target.wave_id), None)
+        if order is None or not may_arm(order):
+            raise _Waiting("", "the wave is paused or its order is not here")
+        with _waits():
+            self._equipment.check_time()
+            check_not_expired(Gate.PERMIT, f"order of wave {target.wave_id}", target.expires_at, now)
+        grant = sink.grant(target.wave_id)
+        if grant is None or grant.lease.attempt != self._attempt:
+            raise _Waiting("", f"no lease for attempt {self._attempt} yet")
+        with _waits():
+            check_not_expired(Gate.LEASE_EXPIRED, "the lease", grant.lease.expires_at, now)
+        permit = grant.permit
+        check_not_expired(Gate.PERMIT, "the permit", permit.expires_at, now)
+        if permit.attempts < self._attempt:
+            msg = f"the permit allows {permit.attempts} attempts, this would be number {self._attempt}"
+            raise GateError(Gate.PERMIT.value, msg)
+        if permit.firmware != target.firmware:
+            msg = "the permit is for other firmware than the release has"
+            raise GateError(Gate.PERMIT.value, msg)
+        lost = self._equipment.store.document.burns_unknown_before
+        if lost is not None and permit.issued_at <= lost:
+            msg = f"the record of burned attempts was lost at {lost.isoformat()}; only a permit issued later counts"
+            raise GateError(Gate.PERMIT.value, msg)
+        return grant
+
+    def _check_fresh(self) -> None:
+        sink, now = self._equipment.sink, self._equipment.clock.now()
+        if sink.trusted is None:
+            raise _Waiting(Gate.FRESHNESS.value, "trust metadata is not held")
+        with _waits():
+            check_expiry(sink.trusted, now)
+            if not any(intent.kind is IntentKind.OVERRIDE_HOLD_AGE for intent in sink.intents()):
+                check_hold_view(sink.belief.holds, now, timedelta(seconds=self._target.rules.hold_max_age_s))
+
+    def _check_authority(self) -> None:
+        answered = self._answered_at_s
+        if answered is None or self._equipment.clock.monotonic() - answered > HEALTH_FRESH_S:
+            evidence = f"no answer of authority {self._target.rules.health_authority!r} within {HEALTH_FRESH_S:g} s"
+            raise _Waiting(Gate.HEALTH_AUTHORITY.value, f"{evidence}: {self._ping_detail}")
+
+    def _check_inhibited(self) -> None:
+        finding = check_inhibited(self._equipment.sensors)
+        now_s = self._equipment.clock.monotonic()
+        if finding.passes:
+            self._inhibited_since_s = None
+            return
+        since_s = self._inhibited_since_s = now_s if self._inhibited_since_s is None else self._inhibited_since_s
+        if now_s - since_s > self._equipment.config.timing.inhibit_bound_s:
+            raise GateError(finding.gate, f"inhibited for {now_s - since_s:.0f} s: {finding.evidence}")
+        raise _Waiting(finding.gate, finding.evidence)
+
+    async def _keep_pinging(self) -> None:
+        while True:
+            result = await self._equipment.health.ping(
+                self._target.wave_id,
+                self._target.rules.health_authority,
+                self._equipment.record,
+                self._equipment.facts(),
+            )
+            self._ping_detail = result.detail
+            if result.end is PingEnd.ACKNOWLEDGED:
+                self._answered_at_s = self._equipment.clock.monotonic()
+                self._changed.set()
+                await asyncio.sleep(self._equipment.config.timing.ping_interval_s)
+            else:
+                await asyncio.sleep(min(self._equipment.config.timing.ping_interval_s, 1.0))
+
+    def _show(self, gate: str, evidence: str) -> None:
+        if gate != self._shown:
+            self._shown = gate
+            self._equipment.log.note(f"waits before ARM: {gate or 'turn'}: {evidence}")
+            self._post(Obstructed(gate, evidence) if gate else Unobstructed())
+
+
+@contextmanager
+def _waits() -> Iterator[None]:
+    """What fails here needs time and refuses nothing."""
+    try:
+        yield
+    except GateError as error:
+        raise _Waiting(error.gate, str(error)) from error
+
+
+def _failed(finding: Finding) -> Finding | None:
+    return None if finding.passes else finding

@@ -1,0 +1,76 @@
+"""Everything an activity works with, put together once by ``app.py``, and what the device knows of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from device.bootenv import BootEnvironmentError
+from device.orders import Facts
+from wavemesh.trust.freshness import check_time_trusted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from device.config import DeviceConfig
+    from device.configs import ConfigStore
+    from device.health import HealthClient
+    from device.logs import DeviceLog
+    from device.platform import BootControl, BootRecord, Power, Sensors, Slots
+    from device.probes import ProbeRunner
+    from device.sink import DeviceSink
+    from device.store import DeviceStore
+    from wavemesh.artifacts.transfer import ArtifactClient
+    from wavemesh.identity.nodes import NodeId
+    from wavemesh.runtime.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """The parts of one device."""
+
+    directory: Path
+    node_id: NodeId
+    config: DeviceConfig
+    clock: Clock
+    log: DeviceLog
+    store: DeviceStore
+    sink: DeviceSink
+    slots: Slots
+    boot_control: BootControl
+    power: Power
+    sensors: Sensors
+    configs: ConfigStore
+    probes: ProbeRunner
+    health: HealthClient
+    artifacts: ArtifactClient
+    record: BootRecord
+
+    def facts(self) -> Facts:
+        """What the device is and runs; raises BootEnvironmentError when the running slot is unlabelled."""
+        running = self.record.boot
+        label = self.slots.label(running.slot)
+        if label is None:
+            msg = f"slot {running.slot.value} runs but nothing says what is on it: provision the device again"
+            raise BootEnvironmentError(msg)
+        configs = self.configs.generations()
+        config = configs.get(running.config_generation)
+        return Facts(
+            store=self.node_id.path.rsplit("/", 2)[0],
+            name=self.node_id.name,
+            device_class=self.config.device.device_class,
+            hardware_revision=self.config.device.hardware_revision,
+            region=self.config.device.region or self.node_id.path.split("/")[1],
+            running=running,
+            firmware_version=label.version,
+            firmware_sha256=label.firmware.sha256,
+            config_version=config.version if config is not None else "",
+            config_sha256=config.sha256 if config is not None else "",
+            configs={number: found.sha256 for number, found in configs.items()},
+            rollback_floor=self.store.document.rollback_floor,
+            redundant_bootloader=self.boot_control.redundant_bootloader,
+        )
+
+    def check_time(self) -> None:
+        """Raise GateError (clock) unless expiries may be judged by the clock."""
+        check_time_trusted(self.clock.now(), self.sink.clock_floor, self.sink.clock_source)

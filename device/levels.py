@@ -1,0 +1,101 @@
+"""Looks at everything held (orders, intents, closings) and says what it means to the machine now.
+
+Levels, not edges: the answer depends on what is held and on the progress alone, so a message that was lost, doubled or
+overtaken changes nothing. The wave under way keeps its device until it is through with it; otherwise the newest order
+that names this device and on which it has not said its last word is taken up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from device.orders import Actionable, Done, Gone, Judgement, Refused, Stopped, judge
+from device.progress import Declined, Event, Halted, Ordered, Outcome, RollbackAsked, Withdrawn
+from device.update import BEFORE_ARM, IN_SWAP
+from wavemesh.errors import WavemeshError
+from wavemesh.trust.statements import IntentKind, OutcomeKind, UpdateState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from device.equipment import Equipment
+    from device.progress import Progress
+    from wavemesh.trust.statements import OperatorIntent, WaveOrder
+
+
+def events_of(equipment: Equipment, progress: Progress) -> Iterator[Event]:
+    """The events that the present levels amount to; intents are noted as carried out when they are told."""
+    yield from _intents(equipment, progress)
+    closed = {one.wave_id for one in equipment.sink.closed()}
+    for wave_id in closed:
+        equipment.store.close_wave(wave_id)
+    if progress.wave_id in closed and progress.state not in IN_SWAP:
+        yield Withdrawn()
+        return
+    orders = [order for order in equipment.sink.orders() if order.wave_id not in closed]
+    current = next((order for order in orders if order.wave_id == progress.wave_id), None)
+    if progress.state in BEFORE_ARM or progress.state is UpdateState.TRIAL:
+        yield from _current(equipment, progress, current)
+    elif progress.state not in IN_SWAP:
+        yield from _next(equipment, progress, orders)
+
+
+def _current(equipment: Equipment, progress: Progress, order: WaveOrder | None) -> Iterator[Event]:
+    """The wave under way."""
+    judgement = Gone() if order is None else _judge(equipment, order)
+    match judgement:
+        case Stopped():
+            yield Halted(f"wave {progress.wave_id} is halted")
+        case Gone() if progress.state in BEFORE_ARM:
+            yield Withdrawn()
+        case Refused(gate, evidence) if progress.state in BEFORE_ARM:
+            yield Declined(progress.wave_id, progress.attempt, gate, evidence)
+        case Actionable(target) if progress.state in BEFORE_ARM:
+            yield Ordered(target, equipment.store.burned(target.wave_id))
+
+
+def _next(equipment: Equipment, progress: Progress, orders: list[WaveOrder]) -> Iterator[Event]:
+    """At rest: the newest order with something left to do."""
+    store = equipment.store
+    for order in orders:
+        if store.is_finished(order.wave_id):
+            continue
+        judgement = _judge(equipment, order)
+        burned = store.burned(order.wave_id)
+        match judgement:
+            case Actionable(target):
+                yield Ordered(target, burned)
+                return
+            case Refused(gate, evidence):
+                yield Declined(order.wave_id, burned, gate, evidence)
+                return
+            case Done():
+                outcome = Outcome(OutcomeKind.UPDATED, evidence="the release runs already")
+                store.say(order.wave_id, outcome, equipment.record.boot_id, equipment.facts())
+            case Stopped() if order.wave_id == progress.wave_id:
+                yield Halted(f"wave {order.wave_id} is halted")
+                return
+
+
+def _judge(equipment: Equipment, order: WaveOrder) -> Judgement:
+    return judge(order, equipment.sink.belief, equipment.facts(), equipment.clock.now())
+
+
+def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:
+    document, node_id = equipment.store.document, equipment.node_id
+    for intent in equipment.sink.intents():
+        if intent.intent_id in document.intents or intent.kind is not IntentKind.ROLLBACK_DEVICE:
+            continue
+        equipment.store.note_intent(intent.intent_id)
+        if intent.device not in {node_id.name, node_id.path} or _is_about_another_wave(intent, progress):
+            continue
+        try:
+            environment = equipment.boot_control.read()
+        except WavemeshError as error:
+            equipment.log.fail(f"cannot roll back for intent {intent.intent_id}: {error}")
+            continue
+        yield RollbackAsked(f"operator: {intent.reason}", environment)
+
+
+def _is_about_another_wave(intent: OperatorIntent, progress: Progress) -> bool:
+    return bool(intent.wave_id) and bool(progress.wave_id) and intent.wave_id != progress.wave_id

@@ -1,0 +1,225 @@
+"""The device's end of desired state: verifies with ``Verifier``, keeps durable what is believed, and tells the agent.
+
+Metadata comes first within an update, whatever its order, because everything else is verified against it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from device.belief import (
+    MAX_HELD_RESOURCES,
+    Grant,
+    NamedPolicy,
+    Statement,
+    Unproven,
+    Verifier,
+    signed_times,
+)
+from device.orders import Belief
+from wavemesh.errors import GateError
+from wavemesh.policy.gates import Gate
+from wavemesh.session.frames import HeldResource, Rejection, Resource, ResourceKey
+from wavemesh.trust.freshness import ClockSource, confirms, raise_floor
+from wavemesh.trust.metadata import TrustedMetadata
+from wavemesh.trust.statements import HoldList, OperatorIntent, WaveClosed, WaveOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from device.logs import DeviceLog
+    from device.store import DeviceStore
+    from wavemesh.runtime.clock import Clock
+
+_ORDER = {"tuf": 0, "holds": 1, "policy": 1}
+MAX_REASON_CHARACTERS = 900
+
+
+class DeviceSink:
+    """Implements ``wavemesh.session.seams.ResourceSink``."""
+
+    def __init__(
+        self,
+        *,
+        store: DeviceStore,
+        verifier: Verifier,
+        clock: Clock,
+        log: DeviceLog,
+        source: ClockSource,
+        changed: Callable[[], None],
+    ) -> None:
+        """``source`` says why the clock may be believed at start; ``changed`` is called after every change."""
+        self._store = store
+        self._verifier = verifier
+        self._clock = clock
+        self._log = log
+        self._source = source
+        self._changed = changed
+        self._believed: dict[ResourceKey, Statement] = {}
+        self._heard = store.document.clock_floor
+        self._recall()
+
+    # --- what the agent asks -----------------------------------------------------------------------------------------
+
+    @property
+    def belief(self) -> Belief:
+        """Metadata, policies and holds, as orders are judged by them."""
+        policies = {one.digest: one.policy for one in self._believed.values() if isinstance(one, NamedPolicy)}
+        holds = next((one for one in self._believed.values() if isinstance(one, HoldList)), None)
+        return Belief(self._verifier.trusted, policies, holds)
+
+    @property
+    def trusted(self) -> TrustedMetadata | None:
+        """The trust metadata."""
+        return self._verifier.trusted
+
+    @property
+    def clock_source(self) -> ClockSource:
+        """Why the clock may be believed now."""
+        return self._source
+
+    def orders(self) -> list[WaveOrder]:
+        """All orders, the newest first."""
+        found = [one for one in self._believed.values() if isinstance(one, WaveOrder)]
+        return sorted(found, key=lambda order: (order.issued_at, order.wave_id), reverse=True)
+
+    def grant(self, wave_id: str) -> Grant | None:
+        """The lease and permit for a wave."""
+        found = self._believed.get(ResourceKey("lease", wave_id))
+        return found if isinstance(found, Grant) else None
+
+    def intents(self) -> list[OperatorIntent]:
+        """Operators' intents, the oldest first."""
+        found = [one for one in self._believed.values() if isinstance(one, OperatorIntent)]
+        return sorted(found, key=lambda intent: (intent.issued_at, intent.intent_id))
+
+    def closed(self) -> list[WaveClosed]:
+        """Waves that control closed."""
+        return [one for one in self._believed.values() if isinstance(one, WaveClosed)]
+
+    @property
+    def clock_floor(self) -> datetime:
+        """A time that has passed for certain."""
+        return self._floor()
+
+    def hear_time(self, signed_at: datetime) -> None:
+        """Control signed this time just now: the clock floor rises, and the clock is confirmed if it agrees."""
+        self._hear(signed_at)
+
+    # --- ResourceSink ------------------------------------------------------------------------------------------------
+
+    def held(self) -> Sequence[HeldResource]:
+        """What is durable and readable."""
+        return [one for one in self._store.document.held if one.key in self._believed]
+
+    async def apply(self, changed: Sequence[Resource], removed: Sequence[ResourceKey]) -> Sequence[Rejection]:
+        """Verify and store; what is refused is returned with its gate and kept for control's audit."""
+        rejected: list[Rejection] = []
+        accepted: list[tuple[HeldResource, bytes]] = []
+        for resource in sorted(changed, key=lambda one: _ORDER.get(one.key.type, 2)):
+            try:
+                self._accept(resource)
+            except GateError as error:
+                reason = str(error)[:MAX_REASON_CHARACTERS]
+                rejected.append(Rejection(resource.key, resource.digest, error.gate, reason))
+                self._log.alert(f"refused {resource.key.type}/{resource.key.name}: {error.gate}: {reason}")
+                continue
+            accepted.append((HeldResource(resource.key, resource.version, resource.digest), resource.content))
+        for key in removed:
+            self._believed.pop(key, None)
+        floor = self._floor()
+        epoch = max([self._store.document.hold_epoch, *(one.epoch for one in self._holds())])
+        self._store.store_resources(accepted, removed, clock_floor=floor, hold_epoch=epoch)
+        for order in self.orders():
+            self._store.note_generation(order.wave_id, order.generation)
+        self._changed()
+        return rejected
+
+    async def connected(self) -> None:
+        """A session is open."""
+        self._log.note("connected to the store hub")
+        self._changed()
+
+    async def settled(self) -> None:
+        """What the hub wants is held."""
+        self._changed()
+
+    async def disconnected(self, reason: str) -> None:
+        """The session ended."""
+        self._log.note(f"disconnected from the store hub: {reason}")
+
+    # --- verification ------------------------------------------------------------------------------------------------
+
+    def _accept(self, resource: Resource) -> None:
+        if resource.key not in self._believed and len(self._believed) >= MAX_HELD_RESOURCES:
+            msg = f"this device holds {len(self._believed)} resources already, at most {MAX_HELD_RESOURCES}"
+            raise GateError(Gate.BYTE_BUDGET.value, msg)
+        key, now = resource.key, self._clock.now()
+        statement = self._verifier.verify(key, resource.content, now, self._believed.get(key))
+        self._check_floors(statement)
+        self._believed[key] = statement
+        for moment in signed_times(statement):
+            self._hear(moment)
+        if isinstance(statement, TrustedMetadata):
+            self._judge_again(now)
+
+    def _check_floors(self, statement: Statement) -> None:
+        """What was seen once binds, even after the resource itself was removed."""
+        document = self._store.document
+        if isinstance(statement, HoldList) and statement.epoch < document.hold_epoch:
+            msg = f"hold list of epoch {statement.epoch}, {document.hold_epoch} was seen before"
+            raise GateError(Gate.REPLAY.value, msg)
+        if isinstance(statement, WaveOrder):
+            record = document.waves.get(statement.wave_id)
+            if record is not None and statement.generation < record.generation:
+                msg = f"order generation {statement.generation}, {record.generation} was seen before"
+                raise GateError(Gate.REPLAY.value, msg)
+
+    def _judge_again(self, now: datetime) -> None:
+        """New metadata: what it no longer vouches for is not believed any more."""
+        for held in self._store.document.held:
+            if held.key.type in {"tuf", "intent"}:
+                continue
+            content = self._store.content(held)
+            if content is None:
+                self._believed.pop(held.key, None)
+                continue
+            try:
+                self._believed[held.key] = self._verifier.verify(held.key, content, now, None)
+            except GateError as error:
+                self._believed[held.key] = Unproven()
+                self._log.alert(f"no longer believed: {held.key.type}/{held.key.name}: {error}")
+
+    def _recall(self) -> None:
+        """After a start: believe again what is durable."""
+        contents = {held.key: self._store.content(held) for held in self._store.document.held}
+        metadata = contents.pop(ResourceKey("tuf", "metadata"), None)
+        try:
+            if metadata is not None:
+                self._believed[ResourceKey("tuf", "metadata")] = self._verifier.recall(metadata)
+            for key, content in contents.items():
+                if content is not None:
+                    self._believed[key] = self._recall_one(key, content)
+        except GateError as error:
+            self._log.alert(f"stored trust metadata is not believed any more: {error}")
+
+    def _recall_one(self, key: ResourceKey, content: bytes) -> Statement:
+        try:
+            return self._verifier.verify(key, content, self._clock.now(), None)
+        except GateError as error:
+            self._log.alert(f"not believed after the start: {key.type}/{key.name}: {error}")
+            return Unproven()
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def _hear(self, signed_at: datetime) -> None:
+        self._heard = raise_floor(self._heard, signed_at)
+        if confirms(self._clock.now(), signed_at) and self._source is ClockSource.UNCONFIRMED:
+            self._source = ClockSource.CONFIRMED
+
+    def _floor(self) -> datetime:
+        return raise_floor(self._store.document.clock_floor, self._heard)
+
+    def _holds(self) -> list[HoldList]:
+        return [one for one in self._believed.values() if isinstance(one, HoldList)]

@@ -1,0 +1,261 @@
+"""What the agent remembers, as operations on the state document. Implements ``wavemesh.session.seams.ReportLog``.
+
+Rules. One word per wave and moment: an outcome is signed, numbered (attempt, sequence), kept until control closed the
+wave and appended to the report log, all in the change that persists the progress it belongs to. A word that was said
+already (same attempt, kind and gate) is not said again. A burned attempt is persisted in both copies of the document.
+The log holds at most ``MAX_REPORTS``; a full one takes a new incarnation, whose snapshot says everything again.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from device.progress import Outcome, Progress
+from device.state import MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
+from wavemesh.codec.statements import decode, encode
+from wavemesh.session.frames import HeldResource, Report, ResourceKey
+from wavemesh.trust.envelope import sign_as_node
+from wavemesh.trust.statements import (
+    DeviceOutcome,
+    Envelope,
+    EventReport,
+    OutcomeKind,
+    OutcomeReport,
+    SnapshotReport,
+    UpdateState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from device.orders import Facts
+    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.runtime.clock import Clock
+
+MAX_REPORTS = 512
+MAX_EVIDENCE_BYTES = 4000
+SNAPSHOT_OUTCOMES = 32
+PING_RESERVE = 100
+
+_FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED})
+
+
+class DeviceStore:
+    """The durable side of one device."""
+
+    def __init__(self, file: StateFile, credentials: NodeCredentials, clock: Clock) -> None:
+        """``file`` is loaded; a recovered one makes the report log restart at once."""
+        self._file = file
+        self._credentials = credentials
+        self._clock = clock
+        self._ping_counter = file.document.ping_ceiling
+        if file.recovered:
+            self._commit(self._restarted(file.document))
+
+    @property
+    def document(self) -> Document:
+        """Everything, as it is durable."""
+        return self._file.document
+
+    # --- ReportLog ---------------------------------------------------------------------------------------------------
+
+    @property
+    def incarnation(self) -> str:
+        """The incarnation of the report log."""
+        return self.document.incarnation
+
+    @property
+    def next_number(self) -> int:
+        """Number the next report will get."""
+        return self.document.next_number
+
+    @property
+    def first_number(self) -> int:
+        """Lowest number that can still be read."""
+        return self.document.acknowledged + 1
+
+    async def read(self, first: int, limit: int) -> Sequence[Report]:
+        """Up to ``limit`` reports from ``first`` on."""
+        start = first - self.first_number
+        return [Report(report.kind, report.body) for report in self.document.reports[start : start + limit]]
+
+    async def acknowledge(self, through: int) -> None:
+        """Forget reports up to ``through``."""
+        document = self.document
+        dropped = min(through - document.acknowledged, len(document.reports))
+        if dropped > 0:
+            kept = document.reports[dropped:]
+            self._commit(replace(document, reports=kept, acknowledged=document.acknowledged + dropped))
+
+    async def restart(self) -> None:
+        """Take a new incarnation with a full snapshot."""
+        self._commit(self._restarted(self.document))
+
+    # --- progress and outcomes ---------------------------------------------------------------------------------------
+
+    def persist(self, progress: Progress, outcome: Outcome | None, boot_id: str, facts: Facts) -> bool:
+        """Make progress, burn and outcome durable in one change; returns whether a report was appended."""
+        document = replace(self.document, progress=progress)
+        if progress.state is UpdateState.ARMED:
+            record = document.waves.get(progress.wave_id, WaveRecord())
+            burned = replace(record, burned=max(record.burned, progress.attempt))
+            document = _with_wave(document, progress.wave_id, burned)
+        if outcome is not None and progress.wave_id:
+            document = self._with_outcome(document, progress, outcome, boot_id, facts)
+        if progress.state is UpdateState.COMMITTED and progress.target is not None and progress.target.rollback_floor:
+            document = replace(document, rollback_floor=progress.target.rollback_floor)
+        grew = len(document.reports) > len(self.document.reports)
+        self._commit(document, copies=2 if progress.state is UpdateState.ARMED else 1)
+        return grew
+
+    def say(self, wave_id: str, outcome: Outcome, boot_id: str, facts: Facts) -> None:
+        """Report an outcome that no progress belongs to: the wave asks for what runs already."""
+        progress = Progress(wave_id=wave_id, attempt=self.burned(wave_id))
+        self._commit(self._with_outcome(self.document, progress, outcome, boot_id, facts))
+
+    def append_event(self, kind: str, gate: str, subject: str, detail: str) -> None:
+        """Report something for control's audit."""
+        report = EventReport(
+            event_id=secrets.token_hex(16),
+            node=self._credentials.node_id.path,
+            kind=kind,
+            gate=gate,
+            wave_id=self.document.progress.wave_id,
+            subject=subject,
+            detail=_bounded(detail),
+            at=self._clock.now(),
+        )
+        self._commit(self._with_report(self.document, StoredReport("event", encode(report))))
+
+    def burned(self, wave_id: str) -> int:
+        """Attempts burned in a wave."""
+        return self.document.waves.get(wave_id, WaveRecord()).burned
+
+    def is_finished(self, wave_id: str) -> bool:
+        """Whether this device has said its last word in the wave."""
+        record = self.document.waves.get(wave_id)
+        if record is None or record.kind == 0:
+            return False
+        kind = OutcomeKind(record.kind)
+        return kind in _FINAL or (kind in {OutcomeKind.INCONCLUSIVE, OutcomeKind.REFUSED} and record.gate == "halted")
+
+    # --- resources ---------------------------------------------------------------------------------------------------
+
+    def content(self, held: HeldResource) -> bytes | None:
+        """The bytes of a held resource, None if they were lost."""
+        return self._file.content(held.digest)
+
+    def store_resources(
+        self, added: Iterable[tuple[HeldResource, bytes]], removed: Iterable[ResourceKey], **changes: object
+    ) -> None:
+        """Make resources durable and others forgotten, with other fields of the document, in one change."""
+        held = {one.key: one for one in self.document.held}
+        for key in removed:
+            held.pop(key, None)
+        for one, content in added:
+            self._file.store_content(one.digest, content)
+            held[one.key] = one
+        self._commit(replace(self.document, held=tuple(held.values()), **changes))  # type: ignore[arg-type]  # mypy cannot type **changes
+        self._file.forget_contents()
+
+    def note_generation(self, wave_id: str, generation: int) -> None:
+        """Remember the highest generation of an order, so that an older one is a replay."""
+        record = self.document.waves.get(wave_id, WaveRecord())
+        if generation > record.generation:
+            self._commit(_with_wave(self.document, wave_id, replace(record, generation=generation)))
+
+    def close_wave(self, wave_id: str) -> None:
+        """Forget a wave that control closed."""
+        waves = {name: record for name, record in self.document.waves.items() if name != wave_id}
+        if len(waves) != len(self.document.waves):
+            self._commit(replace(self.document, waves=waves))
+
+    def note_intent(self, intent_id: str) -> None:
+        """Remember an intent that was carried out."""
+        self._commit(replace(self.document, intents=(*self.document.intents, intent_id)[-MAX_INTENTS:]))
+
+    def note_logs_uploaded(self, through: int) -> None:
+        """Remember which log lines the hub has."""
+        self._commit(replace(self.document, logs_uploaded=through))
+
+    def next_ping(self) -> int:
+        """A number that no ping of this device had before; reserved durably in blocks."""
+        self._ping_counter += 1
+        if self._ping_counter > self.document.ping_ceiling:
+            self._commit(replace(self.document, ping_ceiling=self._ping_counter + PING_RESERVE))
+        return self._ping_counter
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+
+    def _commit(self, document: Document, copies: int = 1) -> None:
+        if len(document.reports) > MAX_REPORTS:
+            document = self._restarted(document)
+        self._file.commit(document, copies=copies)
+
+    def _with_outcome(
+        self, document: Document, progress: Progress, outcome: Outcome, boot_id: str, facts: Facts
+    ) -> Document:
+        record = document.waves.get(progress.wave_id, WaveRecord())
+        if (record.attempt, record.kind, record.gate) == (progress.attempt, outcome.kind.value, outcome.gate):
+            return document
+        statement = DeviceOutcome(
+            wave_id=progress.wave_id,
+            device=self._credentials.node_id.path,
+            attempt=progress.attempt,
+            sequence=record.sequence + 1,
+            kind=outcome.kind,
+            gate=outcome.gate,
+            evidence=_bounded(outcome.evidence),
+            boot_id=boot_id,
+            slot=facts.running.slot.value,
+            firmware_sha256=facts.firmware_sha256,
+            firmware_version=facts.firmware_version,
+            log_sha256="",
+            at=self._clock.now(),
+        )
+        envelope = sign_as_node(statement, self._credentials)
+        said = replace(
+            record,
+            attempt=progress.attempt,
+            sequence=statement.sequence,
+            kind=outcome.kind.value,
+            gate=outcome.gate,
+            envelope=encode(envelope),
+        )
+        body = encode(OutcomeReport((envelope,)))
+        return self._with_report(_with_wave(document, progress.wave_id, said), StoredReport("outcome", body))
+
+    def _with_report(self, document: Document, report: StoredReport) -> Document:
+        return replace(document, reports=(*document.reports, report))
+
+    def _restarted(self, document: Document) -> Document:
+        """A new incarnation: the log holds a snapshot of all outcomes and nothing else."""
+        incarnation = secrets.token_hex(16)
+        envelopes = [decode(Envelope, record.envelope) for record in document.waves.values() if record.envelope]
+        parts = [envelopes[i : i + SNAPSHOT_OUTCOMES] for i in range(0, len(envelopes), SNAPSHOT_OUTCOMES)] or [[]]
+        reports = tuple(
+            StoredReport(
+                "snapshot",
+                encode(
+                    SnapshotReport(
+                        self._credentials.node_id.path, incarnation, tuple(part), last=number == len(parts) - 1
+                    )
+                ),
+            )
+            for number, part in enumerate(parts)
+        )
+        return replace(document, incarnation=incarnation, acknowledged=0, reports=reports)
+
+
+def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document:
+    waves = {**document.waves, wave_id: record}
+    if len(waves) > MAX_WAVES:
+        # Control closes waves; a device that never hears of it keeps the newest.
+        waves = dict(list(waves.items())[-MAX_WAVES:])
+    return replace(document, waves=waves)
+
+
+def _bounded(text: str) -> str:
+    return text.encode()[:MAX_EVIDENCE_BYTES].decode(errors="ignore")

@@ -1,0 +1,113 @@
+"""TRIAL: the new slot proves its health, within its budget, or goes.
+
+Order: the clock is trusted and the lease had not lapsed when the trial began; the boot probe, the peripheral checks and
+the vendor probes pass, each tried again until ``probe_settle_s`` after the start, because drivers take their time; then
+a signed ping is acknowledged by the policy's authority, together with the hub's word that the wave is not halted. The
+budget is the policy's rollbackOnHealthLossMins by the monotonic clock of this boot, an agent's restart included. One
+gate decides: the first that failed for good, ``boot-timer`` when the probes did not finish, ``health-authority`` when
+only the acknowledgement is missing (inconclusive if the hub signed that the authority is down).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from device.health import HALTED, PingEnd
+from device.probes import peripheral_gates, vendor_gates
+from device.progress import Event, Healthy, Unhealthy
+from wavemesh.errors import GateError
+from wavemesh.policy.gates import Gate
+from wavemesh.trust.freshness import check_not_expired
+from wavemesh.trust.statements import OutcomeKind
+
+if TYPE_CHECKING:
+    from device.equipment import Equipment
+    from device.health import PingResult
+    from device.progress import Progress, Target
+
+PROBE_RETRY_S = 0.5
+PING_RETRY_S = 1.0
+
+
+class Trial:
+    """The work of one TRIAL."""
+
+    def __init__(self, equipment: Equipment, target: Target, progress: Progress) -> None:
+        """``progress`` says when the trial began and when its lease ends."""
+        self._equipment = equipment
+        self._target = target
+        self._progress = progress
+        self._last_ping: PingResult | None = None
+        self._probed = False
+
+    async def run(self) -> Event:
+        """Healthy, or unhealthy by one gate."""
+        try:
+            self._check_lease()
+        except GateError as error:
+            return Unhealthy(error.gate, str(error), OutcomeKind.INCONCLUSIVE)
+        elapsed_s = self._equipment.clock.monotonic() - self._progress.trial_began_s
+        try:
+            async with asyncio.timeout(max(0.0, self._target.rules.rollback_on_health_loss_s - elapsed_s)):
+                return await self._probe() or await self._ping()
+        except TimeoutError:
+            return self._out_of_time()
+
+    def _check_lease(self) -> None:
+        expires_at = self._progress.lease_expires_at
+        self._equipment.check_time()
+        if expires_at is not None and self._progress.trial_boot_id == self._equipment.record.boot_id:
+            check_not_expired(Gate.LEASE_EXPIRED, "the lease of this trial", expires_at, self._equipment.clock.now())
+
+    async def _probe(self) -> Unhealthy | None:
+        rules = self._target.rules
+        boot = ((Gate.BOOT_PROBE.value, rules.boot_probe),) if rules.boot_probe else ()
+        probes = (*boot, *peripheral_gates(rules.peripheral_checks), *vendor_gates(rules.vendor_probes))
+        for gate, command in probes:
+            failure = await self._settle(gate, command)
+            if failure is not None:
+                return failure
+        self._probed = True
+        return None
+
+    async def _settle(self, gate: str, command: str) -> Unhealthy | None:
+        """Try one probe until it passes or the time to settle is over."""
+        until_s = self._progress.trial_began_s + self._equipment.config.timing.probe_settle_s
+        while True:
+            finding = await self._equipment.probes.run(gate, command)
+            if finding.passes:
+                self._equipment.log.note(f"trial: {gate} passes")
+                return None
+            if self._equipment.clock.monotonic() >= until_s:
+                return Unhealthy(finding.gate, finding.evidence, OutcomeKind.ROLLED_BACK)
+            await asyncio.sleep(PROBE_RETRY_S)
+
+    async def _ping(self) -> Event:
+        interval_s = min(self._equipment.config.timing.ping_interval_s, PING_RETRY_S)
+        while True:
+            result = await self._equipment.health.ping(
+                self._target.wave_id,
+                self._target.rules.health_authority,
+                self._equipment.record,
+                self._equipment.facts(),
+            )
+            if result.lease_state == HALTED:
+                return Unhealthy(Gate.HALTED.value, "the hub says that the wave is halted", OutcomeKind.INCONCLUSIVE)
+            if result.end is PingEnd.ACKNOWLEDGED:
+                self._equipment.log.note(f"trial: health {result.detail}")
+                return Healthy()
+            if self._last_ping is None or self._last_ping.detail != result.detail:
+                self._equipment.log.alert(f"trial: health ping: {result.detail}")
+            self._last_ping = result
+            await asyncio.sleep(interval_s)
+
+    def _out_of_time(self) -> Unhealthy:
+        budget = f"{self._target.rules.rollback_on_health_loss_s:g} s"
+        if not self._probed:
+            return Unhealthy(Gate.BOOT_TIMER.value, f"probes did not finish within {budget}", OutcomeKind.ROLLED_BACK)
+        last = self._last_ping
+        down = last is not None and last.end is PingEnd.AUTHORITY_DOWN
+        detail = "no ping was answered" if last is None else last.detail
+        verdict = OutcomeKind.INCONCLUSIVE if down else OutcomeKind.ROLLED_BACK
+        return Unhealthy(Gate.HEALTH_AUTHORITY.value, f"no acknowledgement within {budget}: {detail}", verdict)
