@@ -2,7 +2,8 @@
 
 One entry a target device: the outcome with the highest (attempt, sequence); at equal numbers the device's own word
 beats an inference, and the payload's digest breaks a tie that no honest signer makes. Merging is
-idempotent, commutative and associative, so replays and reorderings change nothing and counts are derived, never kept. Target devices without an entry are pending.
+idempotent, commutative and associative, so replays and reorderings change nothing and counts are derived, never kept.
+Target devices without an entry are pending.
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from storehub.ledger import Entry
-from storehub.records import Disposition, SlotRecord
+from storehub.records import DeviceRecord, Disposition, SlotRecord
 from storehub.schema import from_stamp, to_stamp
 from storehub.standing import Standing
 from storehub.swaps import (
@@ -28,7 +29,7 @@ from storehub.swaps import (
 )
 from wavemesh.codec.statements import encode
 from wavemesh.trust.envelope import sign_as_node
-from wavemesh.trust.statements import DeviceOutcome, IntentKind, Lease, LeaseGrant
+from wavemesh.trust.statements import DeviceOutcome, DeviceStatus, IntentKind, Lease, LeaseGrant, UpdateState
 
 if TYPE_CHECKING:
     from storehub.hub import Hub
@@ -39,6 +40,14 @@ if TYPE_CHECKING:
 
 INCARNATION_FACT = "incarnation"
 SINCE_FACT = "incarnation_since"
+
+
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _never_heard(path: str) -> DeviceRecord:
+    """A device with a session that has not said its state yet: a witness, and no more."""
+    return DeviceRecord(DeviceStatus(path, UpdateState.IDLE, _NEVER), _NEVER)
 
 
 class Scheduler:
@@ -83,7 +92,7 @@ class Scheduler:
             incarnation_since=from_stamp(int(since)) if since else hub.clock.now(),
             default_limit=config.max_concurrent_swaps,
             waves=tuple(self._wave(order) for _, order in sorted(hub.belief.orders.items())),
-            devices={path: self._device(path) for path in hub.store.devices},
+            devices={path: self._device(path) for path in {*hub.store.devices, *hub.present}},
             permits={
                 key: PermitView(held.permit.attempts, held.permit.expires_at, held.permit.hub_incarnation)
                 for key, held in hub.belief.permits.items()
@@ -124,8 +133,8 @@ class Scheduler:
         )
 
     def _device(self, path: str) -> DeviceView:
-        record = self._hub.store.devices[path]
         presence = self._hub.present.get(path)
+        record = self._hub.store.devices.get(path) or _never_heard(path)
         status = record.status
         return DeviceView(
             path=path,
