@@ -20,6 +20,7 @@ def start() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="directory with config.toml, identity/ and trust/")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("tuf").setLevel(logging.WARNING)  # it tells of each key that did not sign, at each update
     code = 0
     try:
         run(main(arguments.dir))
