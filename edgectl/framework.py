@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -17,7 +17,7 @@ import typer
 from edgectl.output import Output, Page, show
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from edgectl.contexts import Context
     from edgectl.plain import Plain
@@ -51,6 +51,24 @@ class Session:
         from edgectl.client import ask
 
         return ask(self.context, question)
+
+    def hubs(self) -> Sequence[Session]:
+        """Whom to ask what only hubs know: the hub selected or, when control is selected, each hub with a context.
+
+        Raises NoContextError when there is none.
+        """
+        from edgectl.contexts import NoContextError, contexts_path, load_contexts
+        from wavemesh.identity.nodes import Role
+
+        selected = self.context
+        if selected.node.role is not Role.CONTROL:
+            return [self]
+        known = load_contexts(contexts_path()).contexts.values()
+        hubs = [replace(self, context_name=one.name) for one in known if one.node.role is Role.STORE_HUB]
+        if not hubs:
+            msg = f"{selected.name} is control, and there is no context of a hub in {contexts_path()}"
+            raise NoContextError(msg)
+        return hubs
 
     def show(self, data: Plain, *parts: Any) -> None:
         """Print the data, or for people the parts (tables and lines)."""

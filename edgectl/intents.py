@@ -62,10 +62,8 @@ def sentence(answer: SubmitIntentResponse) -> str:
     from edgectl.plain import plain
 
     record = plain(answer.record)
-    subject = " ".join(f"{key} {record[key]}" for key in ("device", "wave_id") if record[key]).replace(
-        "wave_id", "wave"
-    )
-    what = f"{str(record['kind']).replace('_', ' ')} {subject}".strip()
+    subjects = {"device": record["device"], "wave": record["wave_id"]}
+    what = " ".join([record["kind"].partition("_")[0], *(f"{noun} {name}" for noun, name in subjects.items() if name)])
     if record["disposition"] == "refused":
         return f"{what}: refused: {record['detail']}"
     state = "done"

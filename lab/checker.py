@@ -167,6 +167,9 @@ def went_on_in_the_dark(case: Case) -> Iterator[str]:
     outage = case.expected["outage"]
     if outage is None:
         return
+    if "restored_at" not in outage:
+        yield f"the WAN of {outage['store']} was never cut and restored"
+        return
     begin, end = (datetime.fromisoformat(outage[key]) for key in ("cut_at", "restored_at"))
     names = case.stores[outage["store"]]
     if not any(

@@ -222,8 +222,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 def _query(node: Path, sql: str, *parameters: str) -> list[tuple[Any, ...]]:
     """Read a node's database without writing to it; a missing or broken one is an EvidenceError."""
-    paths = sorted((node / "state").glob("*.db")) + sorted((node / "state").glob("*.sqlite*"))
-    paths = [path for path in paths if not path.name.endswith(("-wal", "-shm"))]
+    paths = [path for path in sorted((node / "state").glob("*.sqlite*")) if not path.name.endswith(("-wal", "-shm"))]
     if not paths:
         raise EvidenceError(f"{node}/state: no database")
     try:

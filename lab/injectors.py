@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wavemesh.errors import LocalError, NotFoundError
 
@@ -22,7 +23,7 @@ class InjectorError(LocalError):
     reason = "LAB_INJECTOR"
 
 
-def tell_wan(lab: Lab, verb: str, link: str) -> str:
+def tell_wan(lab: Lab, verb: str, link: str) -> dict[str, Any]:
     """``cut``, ``restore`` or ``blackhole`` a link: a store's name, or the region's for control's."""
     links = [name.removeprefix("wan/") for name in lab.ports if name.startswith("wan/")]
     if link not in links:
@@ -30,14 +31,14 @@ def tell_wan(lab: Lab, verb: str, link: str) -> str:
     return _tell(lab.wan_dir / "control.sock", f"{verb} {link}")
 
 
-def tell_supervisor(lab: Lab, device: str, line: str) -> str:
+def tell_supervisor(lab: Lab, device: str, line: str) -> dict[str, Any]:
     """``power-cut``, ``power-cut-at STEP``, ``off``, ``on`` or ``status`` to a device's supervisor."""
     if device not in lab.devices:
         raise NotFoundError(f"no device {device!r}; the lab's are {', '.join(lab.devices)}")
     return _tell(lab.device_dir(device) / "run" / "supervisor.sock", line)
 
 
-def _tell(path: Path, line: str) -> str:
+def _tell(path: Path, line: str) -> dict[str, Any]:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_TIMEOUT_S)
@@ -51,7 +52,10 @@ def _tell(path: Path, line: str) -> str:
                 answer += more
     except OSError as exc:
         raise InjectorError(f"{path}: {exc.strerror or exc}; is the lab up? `edgectl lab status`") from exc
-    text = answer.decode(errors="replace").strip()
-    if text.startswith(("error", "unknown")):
-        raise InjectorError(f"{line}: {text}")
-    return text
+    try:
+        told = json.loads(answer)
+    except ValueError as exc:
+        raise InjectorError(f"{path}: not an answer: {answer[:100]!r}") from exc
+    if not isinstance(told, dict) or "error" in told:
+        raise InjectorError(f"{line}: {told}")
+    return told

@@ -33,7 +33,8 @@ LEAST_OUTCOMES = 5
 # A cut after "armed" burns an attempt without a trial boot; the others end a trial that the device then tries again.
 SWAP_STEPS = ("armed", "reboot", "trial")
 _WRITE_PERCENT = range(15, 90)
-_OUTAGE_STEPS = ("staging:10%", "staging:50%", "state:VERIFIED", "armed")
+# Not before a device has the whole image: a store that never got it could not go on.
+_OUTAGE_STEPS = ("state:VERIFIED", "armed", "trial")
 
 
 class BadScenarioError(PeerError):

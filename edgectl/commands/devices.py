@@ -89,7 +89,7 @@ def logs(
     wave: Annotated[str, typer.Option("--wave", help="Only lines of this wave.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=5000, help="At most this many, the newest.")] = 200,
 ) -> None:
-    """Show a device's log as its store's hub keeps it, oldest line first."""
+    """Show a device's log as its store's hub keeps it, oldest line first. With control selected, its hub is asked."""
     from edgectl.plain import plain
     from edgectl.since import parse_since
     from wavemesh.v1.operator_pb2 import GetDeviceLogsRequest
@@ -97,6 +97,18 @@ def logs(
     request = GetDeviceLogsRequest(device=device, wave_id=wave, limit=limit)
     if since:
         request.since.FromDatetime(parse_since(since, now()))
-    answer = session.ask(lambda stub: stub.GetDeviceLogs(request, timeout=CALL_TIMEOUT_S))
+    answer = _hub_of(session, device).ask(lambda stub: stub.GetDeviceLogs(request, timeout=CALL_TIMEOUT_S))
     lines = [plain(line) for line in answer.lines]
     session.show(lines, *(f"{x['at']} {x['level']:7} {x['wave_id'] or '-':6} {x['text']}" for x in lines))
+
+
+def _hub_of(session: Session, device: str) -> Session:
+    """Whom to ask about what only the device's hub knows."""
+    from wavemesh.v1.operator_pb2 import GetDeviceRequest
+
+    hubs = session.hubs()
+    if hubs == [session]:
+        return session
+    request = GetDeviceRequest(device=device)
+    path = session.ask(lambda stub: stub.GetDevice(request, timeout=CALL_TIMEOUT_S)).device.path
+    return next((hub for hub in hubs if path.startswith(hub.context.node.path + "/")), session)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,10 +57,13 @@ def cache_list(
     *,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most this many.")] = 100,
 ) -> None:
-    """Show what the cache holds, oldest use first, and what pins it."""
+    """Show what the cache holds, oldest use first, and what pins it. Control holds none: there, of every hub known."""
     from edgectl.plain import plain
     from wavemesh.v1.operator_pb2 import ListCacheRequest
 
     request = ListCacheRequest(limit=limit)
-    data = plain(session.ask(lambda stub: stub.ListCache(request, timeout=CALL_TIMEOUT_S)))
-    session.show(data, *cache_parts(data))
+    caches: list[dict[str, Any]] = []
+    for hub in session.hubs():
+        answer = hub.ask(lambda stub: stub.ListCache(request, timeout=CALL_TIMEOUT_S))
+        caches.append({"hub": hub.context.node.path, **plain(answer)})
+    session.show(caches, *(part for data in caches for part in (data["hub"], *cache_parts(data))))

@@ -42,7 +42,6 @@ def up(
 def down(session: Session, *, directory: DirectoryOption = _DIRECTORY) -> None:
     """Stop the lab's processes; its data stays."""
     from lab.processes import stop_all
-
     from lab.topology import load_lab
 
     stopped = stop_all(load_lab(directory))
@@ -53,7 +52,6 @@ def down(session: Session, *, directory: DirectoryOption = _DIRECTORY) -> None:
 def status(session: Session, *, directory: DirectoryOption = _DIRECTORY) -> None:
     """Show the lab's processes; exits 1 when one is not running."""
     from lab.processes import states
-
     from lab.topology import load_lab
 
     data = [
@@ -79,11 +77,11 @@ def wan_restore(session: Session, *, store: StoreArgument, directory: DirectoryO
 
 def _wan(session: Session, directory: Path, verb: str, store: str) -> None:
     from lab.injectors import tell_wan
-
     from lab.topology import load_lab
 
-    answer = tell_wan(load_lab(directory), verb, store)
-    session.show({"link": store, "asked": verb, "answer": answer}, f"{store}: {answer}")
+    links = tell_wan(load_lab(directory), verb, store)["links"]
+    (link,) = (link for link in links if link["name"] == store)
+    session.show(link, f"{store}: {link['mode']}")
 
 
 @command(power, "cut")
@@ -106,11 +104,13 @@ def power_on(session: Session, *, device: DeviceArgument, directory: DirectoryOp
 
 def _power(session: Session, directory: Path, verb: str, device: str) -> None:
     from lab.injectors import tell_supervisor
-
     from lab.topology import load_lab
 
-    answer = tell_supervisor(load_lab(directory), device, verb)
-    session.show({"device": device, "asked": verb, "answer": answer}, f"{device}: {answer}")
+    board = tell_supervisor(load_lab(directory), device, verb)
+    sentence = (
+        f"{device}: power {board['power']}, slot {board['slot'] or '-'}, started by {board['reset_reason'] or '-'}"
+    )
+    session.show({"device": device, **board}, sentence)
 
 
 @command(app, "demo")

@@ -1,0 +1,190 @@
+"""Makes a lab's directory: identities, keys, configuration, hardware, images, releases. Starts nothing.
+
+What a real fleet spreads over people and places is made here in one go, but kept apart as there: the CA and the release
+keys live in ``keys/offline``, which no process reads; control gets its own two keys and nothing else.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import ipaddress
+import json
+import shutil
+import socket
+import tarfile
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from device.board import boot_record_path
+from device.bootenv import Boot, BootEnvironment, SlotName, encode
+from lab import hardware, topology
+from lab.configs import control_config, device_config, store_config, superhub_config, wan_config
+from lab.images import digest_of
+from lab.policies import OLD_RELEASE, RELEASE, SWAP_LIMIT, policy_text
+from lab.scenario import LEAST_OUTCOMES
+from lab.topology import Lab, port_names, save_lab
+from wavemesh.identity.ca import FleetCa, write_node
+from wavemesh.trust.keys import create_signer
+from wavemesh.trust.repository import create_repository
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lab.images import ImagePair
+    from lab.policies import ReleaseNames
+    from wavemesh.identity.nodes import NodeId
+
+_IDENTITY_LIFETIME = timedelta(days=365)
+_CLOCK_SLACK = timedelta(minutes=5)
+_EPOCH_S = 1_700_000_000
+RELEASE_KEYS = ("release-1", "release-2", "release-3")
+
+
+def provision(directory: Path, pair: ImagePair) -> Lab:
+    """Make the lab in that directory, which must not hold one; returns it."""
+    stores = dict(topology.STORES)
+    lab = Lab(directory.resolve(), _free_ports(port_names(stores)), stores)
+    lab.directory.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    _make_identities(lab, now)
+    _make_trust(lab, now)
+    _place_images(lab, pair)
+    for path, text in _configs(lab).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for device in lab.devices:
+        _make_device(lab, device)
+    lab.policy_path.write_text(
+        policy_text(RELEASE, swap_limit=SWAP_LIMIT, halt_least_outcomes=LEAST_OUTCOMES), encoding="utf-8"
+    )
+    save_lab(lab)  # last: a lab that is there is whole
+    return lab
+
+
+def exists(directory: Path) -> bool:
+    """Whether a whole lab is there."""
+    return (directory / "lab.json").exists()
+
+
+def image(lab: Lab, release: ReleaseNames) -> Path:
+    """The lab's copy of a release's image, under the name a policy gives it."""
+    return lab.images_dir / release.firmware
+
+
+def config_bundle(lab: Lab, release: ReleaseNames) -> Path:
+    """A release's config bundle: small, and the same bytes for the same version."""
+    path = lab.images_dir / release.config
+    if not path.exists():
+        content = json.dumps({"application": "pos-app", "version": release.config_version}).encode()
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            member = tarfile.TarInfo("pos-app/config.json")
+            member.size, member.mtime = len(content), _EPOCH_S
+            tar.addfile(member, io.BytesIO(content))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(archive.getvalue(), mtime=_EPOCH_S))
+    return path
+
+
+def offline_key(lab: Lab, name: str) -> Path:
+    """A key that no process reads."""
+    return lab.offline_dir / f"{name}.pem"
+
+
+def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
+    with ExitStack() as stack:
+        sockets = {name: stack.enter_context(socket.socket()) for name in names}
+        for one in sockets.values():
+            one.bind((topology.LOCALHOST, 0))
+        return {name: one.getsockname()[1] for name, one in sockets.items()}
+
+
+def _make_identities(lab: Lab, now: datetime) -> None:
+    ca = FleetCa.create(topology.FLEET, now - _CLOCK_SLACK)
+    ca.save(lab.offline_dir / "ca")
+    nodes: dict[Path, NodeId] = {
+        lab.control_dir / "identity": topology.control_id(),
+        lab.superhub_dir / "identity": topology.superhub_id(),
+        lab.origin_dir / "identity": topology.origin_id(),
+        lab.operator_dir: topology.operator_id(),
+    }
+    for store, devices in lab.stores.items():
+        nodes[lab.store_dir(store) / "identity"] = topology.store_id(store)
+        nodes |= {lab.device_dir(name) / "identity": topology.device_id(store, name) for name in devices}
+    for directory, node in nodes.items():
+        write_node(
+            directory,
+            ca,
+            node,
+            not_before=now - _CLOCK_SLACK,
+            not_after=now + _IDENTITY_LIFETIME,
+            ip_addresses=[ipaddress.ip_address(topology.LOCALHOST)],
+        )
+
+
+def _make_trust(lab: Lab, now: datetime) -> None:
+    metadata = create_repository(
+        root=[create_signer(offline_key(lab, "root"))],
+        releases=[create_signer(offline_key(lab, name)) for name in RELEASE_KEYS],
+        online=[create_signer(lab.control_dir / "keys" / "online.pem")],
+        control=[create_signer(lab.control_dir / "keys" / "control.pem")],
+        now=now,
+    )
+    nodes = [lab.control_dir, lab.superhub_dir, *map(lab.store_dir, lab.stores), *map(lab.device_dir, lab.devices)]
+    for node in nodes:
+        (node / "trust").mkdir(parents=True, exist_ok=True)
+        (node / "trust" / "root.json").write_bytes(metadata.roots[0])
+    bootstrap = lab.control_dir / "trust" / "bootstrap"
+    bootstrap.mkdir()
+    (bootstrap / "targets.json").write_bytes(metadata.targets)
+
+
+def _place_images(lab: Lab, pair: ImagePair) -> None:
+    lab.images_dir.mkdir(parents=True, exist_ok=True)
+    (lab.origin_dir / "data").mkdir(parents=True, exist_ok=True)
+    for release, source in ((OLD_RELEASE, pair.old), (RELEASE, pair.new)):
+        target = image(lab, release)
+        target.unlink(missing_ok=True)
+        target.symlink_to(source.resolve())
+        config_bundle(lab, release)
+
+
+def _configs(lab: Lab) -> dict[Path, str]:
+    largest = max(image(lab, release).stat().st_size for release in (OLD_RELEASE, RELEASE))
+    files = {
+        lab.control_dir / "config.toml": control_config(lab),
+        lab.superhub_dir / "config.toml": superhub_config(lab),
+        lab.wan_dir / "config.toml": wan_config(lab),
+    }
+    files |= {lab.store_dir(store) / "config.toml": store_config(lab, store) for store in lab.stores}
+    return files | {lab.device_dir(name) / "config.toml": device_config(lab, name, largest) for name in lab.devices}
+
+
+def _make_device(lab: Lab, name: str) -> None:
+    """A device that runs the old release from slot A, with nothing on slot B."""
+    directory = lab.device_dir(name)
+    hardware.build(directory)
+    slots = directory / "slots"
+    slots.mkdir(parents=True, exist_ok=True)
+    boot_record_path(directory).parent.mkdir(parents=True, exist_ok=True)
+    source = image(lab, OLD_RELEASE)
+    shutil.copyfile(source, slots / "A.img")
+    (slots / "B.img").touch()
+    (slots / "bootenv.json").write_bytes(encode(BootEnvironment(Boot(SlotName.A, 1))))
+    sha256, size_bytes = digest_of(source)
+    firmware = {"sha256": sha256, "size_bytes": size_bytes}
+    label = {"release": OLD_RELEASE.name, "version": OLD_RELEASE.version, "firmware": firmware}
+    (slots / "A.json").write_text(json.dumps(label), encoding="utf-8")
+    bundle = config_bundle(lab, OLD_RELEASE).read_bytes()
+    generation = directory / "state" / "config" / "1"
+    generation.mkdir(parents=True, exist_ok=True)
+    (generation / "bundle").write_bytes(bundle)
+    config = {
+        "version": OLD_RELEASE.config_version,
+        "sha256": hashlib.sha256(bundle).hexdigest(),
+        "size_bytes": len(bundle),
+    }
+    (generation / "label.json").write_text(json.dumps(config), encoding="utf-8")
