@@ -126,6 +126,21 @@ async def test_a_child_restored_from_an_older_state_is_fenced(fleet: Fleet, regi
     assert registry.cursors[DEVICE.path, "incarnation-2"] == 2
 
 
+async def test_a_restored_child_that_reported_before_it_came_back_is_fenced_too(
+    fleet: Fleet, registry: MemoryRegistry
+) -> None:
+    """Its numbers have grown past the cursor again, so that they alone would hide the restore."""
+    registry.cursors[DEVICE.path, "incarnation-1"] = 2
+    address = "127.0.0.1:1"
+    async with dialling(fleet, lambda: address) as child:
+        for body in (b"a", b"b", b"c"):
+            child.log.append(body)
+        async with serving(fleet, registry) as parent:
+            address = parent.address
+            await until(lambda: bodies(registry) == [b"a", b"b", b"c"], registry)
+    assert child.log.incarnation == "incarnation-2"
+
+
 async def test_a_parent_that_lost_acknowledged_reports_is_refilled(fleet: Fleet, registry: MemoryRegistry) -> None:
     """Semantics, "Sessions": a super hub that loses its disk is refilled from below."""
     log = MemoryLog()

@@ -16,6 +16,7 @@ Rules.
    meanwhile.
 4. Updates are answered in the order of arrival. At most ``MAX_UPDATES_IN_FLIGHT`` are unanswered.
 5. At most ``report_window`` reports are unacknowledged; reports are contiguous from the parent's cursor on.
+   Hello names the lowest number never sent, by which the parent tells a child restored from an older state.
 6. A frame outside ``ACCEPTS`` for the state, a number out of order, a bound exceeded: SessionViolationError.
 """
 
@@ -182,6 +183,11 @@ class ChildMachine:
         return self._state
 
     @property
+    def sent_through(self) -> int:
+        """The highest report number that may have reached the parent, as far as this stream knows."""
+        return max(self._sent_through, self._hello.next_report_number - 1)
+
+    @property
     def end(self) -> SessionEnd | None:
         """How the session ended; the driver does the effects that are left, then closes the stream."""
         return self._end
@@ -219,8 +225,8 @@ class ChildMachine:
         through = welcome.reports_through
         if not MIN_PROTOCOL_VERSION <= welcome.protocol_version <= self._hello.protocol_version:
             raise SessionViolationError(f"parent chose protocol version {welcome.protocol_version}")
-        if through >= self._next_number:
-            raise SessionViolationError(f"parent welcomes with report {through}, {self._next_number} is the next one")
+        if through >= self._hello.next_report_number:
+            raise SessionViolationError(f"parent welcomes with report {through}, which was never sent")
         if welcome.heartbeat_interval_ms <= 0 or welcome.report_window <= 0:
             raise SessionViolationError("parent welcomes with a heartbeat interval or report window of 0")
         if through + 1 < self._first_number:

@@ -7,7 +7,7 @@ pure machines of child.py and parent.py against them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,6 +56,24 @@ class ReportLog(Protocol):
         """Take a new incarnation: in one transaction, start the log again with a full snapshot of outcomes, followed by
         those reports that were not acknowledged and that no snapshot covers (intents, events).
         """
+        ...
+
+
+@runtime_checkable
+class SentMark(Protocol):
+    """What a log also has when its disk may be restored from a backup, as a hub's may: which numbers were ever sent.
+
+    Without it the upstream takes what the log holds at its start for sent. That errs when a restored log grows and its
+    program then starts again before the parent was reached: the new reports would pass for those the parent knows.
+    """
+
+    @property
+    def sent_through(self) -> int:
+        """Highest number of this incarnation that may have been sent."""
+        ...
+
+    async def mark_sent(self, through: int) -> None:
+        """Reports up to ``through`` are about to be sent; durable before it returns."""
         ...
 
 

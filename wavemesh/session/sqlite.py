@@ -29,7 +29,8 @@ MAX_INCARNATIONS = 16
 
 SESSION_SCHEMA = """
 CREATE TABLE session_log (
-    one INTEGER PRIMARY KEY CHECK (one = 1), incarnation TEXT NOT NULL, next_number INTEGER NOT NULL
+    one INTEGER PRIMARY KEY CHECK (one = 1), incarnation TEXT NOT NULL, next_number INTEGER NOT NULL,
+    sent_through INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE session_reports (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL);
 CREATE TABLE session_cursors (
@@ -56,17 +57,19 @@ class SqliteReportLog:
         self._snapshot = snapshot
         self._incarnation = ""
         self._next_number = self._first_number = 1
+        self._sent_through = 0
 
     @classmethod
     async def open(cls, database: Database, snapshot: Snapshot) -> SqliteReportLog:
         """Read the log's state; a new database takes its first incarnation, snapshot included."""
         log = cls(database, snapshot)
-        row = await database.fetch_one("SELECT incarnation, next_number FROM session_log")
+        row = await database.fetch_one("SELECT * FROM session_log")
         if row is None:
             await log.restart()
             return log
         first = await database.fetch_one("SELECT min(number) AS first FROM session_reports")
         log._remember(row["incarnation"], row["next_number"], first["first"] if first is not None else None)
+        log._sent_through = row["sent_through"]
         return log
 
     @property
@@ -83,6 +86,17 @@ class SqliteReportLog:
     def first_number(self) -> int:
         """Lowest number that can still be read; ``next_number`` when the log is empty."""
         return self._first_number
+
+    @property
+    def sent_through(self) -> int:
+        """Highest number of this incarnation that may have been sent."""
+        return self._sent_through
+
+    async def mark_sent(self, through: int) -> None:
+        """Reports up to ``through`` are about to be sent; durable before it returns."""
+        async with self._database.transaction() as tx:
+            await tx.execute("UPDATE session_log SET sent_through = max(sent_through, ?)", (through,))
+            tx.on_commit(lambda: self._marked(through))
 
     async def append(self, tx: Transaction, report: Report) -> int:
         """Append in the caller's transaction; returns the report's number. Wake the upstream after the commit."""
@@ -125,8 +139,7 @@ class SqliteReportLog:
                 [(number, report.kind, report.body) for number, report in enumerate(reports, start=1)],
             )
             await tx.execute(
-                "INSERT INTO session_log VALUES (1, ?, ?) ON CONFLICT (one) DO UPDATE "
-                "SET incarnation = excluded.incarnation, next_number = excluded.next_number",
+                "INSERT OR REPLACE INTO session_log (one, incarnation, next_number) VALUES (1, ?, ?)",
                 (incarnation, len(reports) + 1),
             )
             tx.on_commit(lambda: self._remember(incarnation, len(reports) + 1, 1))
@@ -135,9 +148,13 @@ class SqliteReportLog:
         self._incarnation = incarnation
         self._next_number = next_number
         self._first_number = next_number if first_number is None else first_number
+        self._sent_through = 0
 
     def _appended(self, number: int) -> None:
         self._next_number = number + 1
+
+    def _marked(self, through: int) -> None:
+        self._sent_through = max(self._sent_through, through)
 
     def _acknowledged(self, through: int) -> None:
         self._first_number = min(through + 1, self._next_number)

@@ -35,6 +35,7 @@ from wavemesh.session.faults import AskFailedError
 from wavemesh.session.frames import MAX_STATUS_BYTES, PROTOCOL_VERSION, Answer, ChildFrame, Goodbye, Hello, ParentFrame
 from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.session.pump import Pump, StreamOverError, full_jitter
+from wavemesh.session.seams import SentMark
 from wavemesh.v1.session_pb2_grpc import SessionServiceStub
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 MAX_STATUS_KEYS = 131_072
 _FAILED = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
-_RESTARTED = frozenset({Ending.FENCED, Ending.REPORTS_LOST})
+# After a restart of the log, whoever asked for it.
+_AT_ONCE = frozenset({Ending.FENCED, Ending.REPORTS_LOST, Ending.GOODBYE_SENT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,11 @@ class UpstreamOptions:
 class _Stream:
     """One attempt: a call, its machine and its pump."""
 
-    def __init__(self, upstream: SessionUpstream, machine: ChildMachine, call: Any, clock: Clock) -> None:
+    def __init__(
+        self, upstream: SessionUpstream, machine: ChildMachine, incarnation: str, call: Any, clock: Clock
+    ) -> None:
         self._upstream = upstream
+        self.incarnation = incarnation
         self._call = call
         self._read_over = asyncio.Event()
         self.machine = machine
@@ -100,7 +105,7 @@ class _Stream:
             raise StreamOverError from None
 
     async def prepare(self) -> None:
-        await self._upstream.feed(self.machine)
+        await self._upstream.feed(self)
 
     async def perform(self, effect: ChildEffect) -> None:
         await self._upstream.perform(self, effect)
@@ -127,6 +132,8 @@ class SessionUpstream:
         self._parent = parent
         self._address = address
         self._log = log
+        # For a log without a SentMark: (incarnation, highest number that may have been sent).
+        self._sent = (log.incarnation, log.next_number - 1)
         self._sink = sink
         self._clock = clock
         self._rng = rng
@@ -241,13 +248,17 @@ class SessionUpstream:
     async def _session(self, channel: grpc.aio.Channel) -> tuple[SessionEnd, float]:
         log = self._log
         hello = Hello(
-            PROTOCOL_VERSION, self._software_version, log.incarnation, log.next_number, tuple(self._sink.held())
+            PROTOCOL_VERSION,
+            self._software_version,
+            log.incarnation,
+            self._sent_through() + 1,
+            tuple(self._sink.held()),
         )
         machine = ChildMachine(
             hello, first_report_number=log.first_number, status=self._status, now=self._clock.monotonic()
         )
         call = SessionServiceStub(channel).Connect()
-        stream = self._stream = _Stream(self, machine, call, self._clock)
+        stream = self._stream = _Stream(self, machine, hello.incarnation, call, self._clock)
         end = SessionEnd(Ending.LOST, "the stream ended")
         try:
             await stream.pump.run()
@@ -258,6 +269,7 @@ class SessionUpstream:
             end = _end_by(error)
         finally:
             self._stream = None
+            self._sent = (hello.incarnation, machine.sent_through)
             call.cancel()
             for future in stream.answers.values():
                 if not future.done():
@@ -267,12 +279,29 @@ class SessionUpstream:
         lasted_s = 0.0 if stream.opened_at is None else self._clock.monotonic() - stream.opened_at
         return end, lasted_s
 
-    async def feed(self, machine: ChildMachine) -> None:
+    def _sent_through(self) -> int:
+        """Highest number of the log's incarnation that may have been sent."""
+        if isinstance(self._log, SentMark):
+            return self._log.sent_through
+        incarnation, through = self._sent
+        return through if incarnation == self._log.incarnation else 0
+
+    async def feed(self, stream: _Stream) -> None:
         """Give the machine the reports it wants next."""
-        machine.reports_appended(self._log.next_number)
+        log, machine = self._log, stream.machine
+        if log.incarnation != stream.incarnation:
+            machine.close("a new incarnation of the report log")
+            return
+        machine.reports_appended(log.next_number)
         wanted = machine.wanted_reports()
-        if wanted is not None:
-            machine.reports_read(wanted.first, await self._log.read(wanted.first, wanted.limit))
+        if wanted is None:
+            return
+        reports = await log.read(wanted.first, wanted.limit)
+        through = wanted.first + len(reports) - 1
+        if isinstance(log, SentMark) and through > log.sent_through:
+            await log.mark_sent(through)
+        if log.incarnation == stream.incarnation:
+            machine.reports_read(wanted.first, reports)
 
     async def perform(self, stream: _Stream, effect: ChildEffect) -> None:
         """Do one effect of the machine."""
@@ -287,7 +316,9 @@ class SessionUpstream:
             case Settled():
                 await self._sink.settled()
             case AcknowledgeReports():
-                await self._log.acknowledge(effect.through)
+                # A log that restarted by itself meanwhile has other reports under these numbers.
+                if self._log.incarnation == stream.incarnation:
+                    await self._log.acknowledge(effect.through)
             case RestartLog():
                 await self._log.restart()
             case Answered():
@@ -300,7 +331,7 @@ class SessionUpstream:
         options = self._options
         if end.retry_after_s > 0:
             return end.retry_after_s + self._rng.uniform(0, max(options.backoff_base_s, end.retry_after_s))
-        if end.ending in _RESTARTED and attempt == 0:
+        if end.ending in _AT_ONCE and attempt == 0:
             return 0.0
         return full_jitter(options.backoff_cap_s, options.backoff_base_s, attempt, self._rng.uniform)
 

@@ -165,7 +165,10 @@ class Hello(_message.Message):
     incarnation: _builtins.str
     """128 random bits in hex. Report numbers start at 1 in each incarnation."""
     next_report_number: _builtins.int
-    """Number the child will give to its next report; 1 in a new incarnation."""
+    """Lowest report number that the child knows it never sent: the next number when its program started, or one past the
+    highest it sent since. 1 in a new incarnation. A restored child that appended reports before it came back must not
+    count those, or their numbers would hide that the parent knows others under them.
+    """
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldResource]:
         """Everything the child holds, so that the parent sends only differences, removals included. At most 16,384."""
