@@ -21,6 +21,8 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="directory with config.toml, identity/, keys/, trust/")
     directory: Path = parser.parse_args().dir
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for chatty in ("alembic", "tuf"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         run(_main(directory))
     except WavemeshError as error:

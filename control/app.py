@@ -143,7 +143,14 @@ async def _load(
     changes, fleet = Changes(), Fleet()
     waves = Waves(desired=desired, releases=releases, signing=signing, clock=clock, config=config)
     intents = Intents(
-        database=database, desired=desired, waves=waves, fleet=fleet, changes=changes, clock=clock, config=config
+        database=database,
+        desired=desired,
+        waves=waves,
+        releases=releases,
+        fleet=fleet,
+        changes=changes,
+        clock=clock,
+        config=config,
     )
     await intents.load()
     return Core(

@@ -29,6 +29,8 @@ from control.rollout import name_of, region_of, store_of
 from control.waves import Applied, order_key
 from wavemesh.codec.statements import encode
 from wavemesh.errors import ConflictError, NotFoundError, PeerError
+from wavemesh.policy.reader import parse_policy
+from wavemesh.policy.windows import Window
 from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.statements import IntentKind
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from control.database import Database, Transaction
     from control.desired import DesiredState
     from control.fleet import Fleet
+    from control.releases import Releases
     from control.waves import Waves
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
@@ -102,6 +105,7 @@ class Intents:
         database: Database,
         desired: DesiredState,
         waves: Waves,
+        releases: Releases,
         fleet: Fleet,
         changes: Changes,
         clock: Clock,
@@ -111,6 +115,7 @@ class Intents:
         self._database = database
         self._desired = desired
         self._waves = waves
+        self._releases = releases
         self._fleet = fleet
         self._changes = changes
         self._clock = clock
@@ -153,6 +158,7 @@ class Intents:
             applied = await self._act(tx, intent, operator)
             waiting = tuple((await self._waves.require(tx, intent.wave_id)).targets)
         else:
+            self._check_prefetch(intent)
             waiting = self._receivers(intent, via)
             await self._publish(tx, row, waiting)
             applied = Applied(f"handed on to {', '.join(map(name_of, waiting[:20]))}")
@@ -280,6 +286,14 @@ class Intents:
                 return await self._waves.resume(tx, intent.wave_id, origin, intent.reason, operator.uri)
             case _:
                 return await self._waves.halt(tx, intent.wave_id, intent.reason, operator.uri)
+
+    def _check_prefetch(self, intent: OperatorIntent) -> None:
+        """What hubs would refuse each for itself is refused here, once."""
+        if intent.kind is not IntentKind.PREFETCH:
+            return
+        self._releases.find(parse_policy(intent.policy_yaml, "policy.yaml").artifacts)
+        if intent.window:
+            Window.parse(intent.window)
 
     def _receivers(self, intent: OperatorIntent, via: str) -> tuple[str, ...]:
         if intent.kind is IntentKind.ROLLBACK_DEVICE:
