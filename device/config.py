@@ -7,7 +7,7 @@ supervisor reads the same file.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wavemesh.runtime.config import bounded, load_config
@@ -42,7 +42,7 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """Hardware: the simulated slots, the kernel's files, the watchdog. Relative paths are relative to the file."""
+    """Hardware: the simulated slots, the kernel's files, the watchdog. Paths are relative to the device's directory."""
 
     slot_capacity_bytes: int = field(default=1024 * MIB, metadata=bounded(MIB, 1024 * 1024 * MIB))
     power_supply: Path = Path("hardware/power_supply")
@@ -100,4 +100,7 @@ class DeviceConfig:
 
 def load_device_config(directory: Path) -> DeviceConfig:
     """Read ``DIR/config.toml``; raises ConfigError."""
-    return load_config(directory / FILE_NAME, DeviceConfig)
+    config = load_config(directory / FILE_NAME, DeviceConfig)
+    board = config.board
+    roots = {name: directory / getattr(board, name) for name in ("power_supply", "thermal", "inhibit", "hardware")}
+    return replace(config, board=replace(board, **roots))

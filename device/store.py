@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from wavemesh.runtime.clock import Clock
 
 MAX_REPORTS = 512
+MAX_EVENTS = 64
 MAX_EVIDENCE_BYTES = 4000
 SNAPSHOT_OUTCOMES = 32
 PING_RESERVE = 100
@@ -231,7 +232,7 @@ class DeviceStore:
         return replace(document, reports=(*document.reports, report))
 
     def _restarted(self, document: Document) -> Document:
-        """A new incarnation: the log holds a snapshot of all outcomes and nothing else."""
+        """A new incarnation: the log holds a snapshot of all outcomes, then the events nobody acknowledged."""
         incarnation = secrets.token_hex(16)
         envelopes = [decode(Envelope, record.envelope) for record in document.waves.values() if record.envelope]
         parts = [envelopes[i : i + SNAPSHOT_OUTCOMES] for i in range(0, len(envelopes), SNAPSHOT_OUTCOMES)] or [[]]
@@ -246,7 +247,8 @@ class DeviceStore:
             )
             for number, part in enumerate(parts)
         )
-        return replace(document, incarnation=incarnation, acknowledged=0, reports=reports)
+        events = tuple(report for report in document.reports if report.kind == "event")[-MAX_EVENTS:]
+        return replace(document, incarnation=incarnation, acknowledged=0, reports=(*reports, *events))
 
 
 def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document:

@@ -1,0 +1,495 @@
+"""A device in a directory, as provisioning leaves it, and a store hub that plays what the test wants.
+
+The hub is a stand-in, but its wire is real: gRPC over mTLS, SessionDownstream, ArtifactServer, signed statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from device.bootenv import Boot, BootEnvironment, SlotName, decode, encode
+from device.state import StateFile
+from device.values import to_plain
+from tests.conftest import FLEET, TrustKeys, make_manifest
+from wavemesh.artifacts.transfer import ArtifactServer
+from wavemesh.codec.statements import decode as decode_statement
+from wavemesh.codec.statements import encode as encode_statement
+from wavemesh.errors import GateError, NotFoundError
+from wavemesh.identity.ca import FleetCa, write_node
+from wavemesh.identity.nodes import NodeId
+from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_to_json
+from wavemesh.policy.reader import parse_policy
+from wavemesh.runtime.clock import SystemClock
+from wavemesh.runtime.durable import Disk
+from wavemesh.runtime.grpc import make_server
+from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
+from wavemesh.session.link import SessionDownstream
+from wavemesh.trust.envelope import sign_as_node, sign_statement, sign_with_keys
+from wavemesh.trust.releases import Artifact
+from wavemesh.trust.statements import (
+    AuthorityDown,
+    DeviceOutcome,
+    DeviceStatus,
+    Digest,
+    Envelope,
+    HealthAck,
+    HealthPing,
+    HealthPingAnswer,
+    Hold,
+    HoldList,
+    IntentKind,
+    Lease,
+    LeaseGrant,
+    LogUpload,
+    LogUploadAnswer,
+    OperatorIntent,
+    OutcomeReport,
+    Pause,
+    Permit,
+    SnapshotReport,
+    UpdateState,
+    WaveOrder,
+    WaveState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+
+    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.session.frames import Hello, Rejection, Report, StatusEntry
+    from wavemesh.trust.releases import ReleaseManifest
+
+HUB = NodeId(FLEET, "region/midwest/store/store-208")
+DEVICE = NodeId(FLEET, f"{HUB.path}/device/pos-01")
+WAVE = "142"
+MIB = 1024 * 1024
+OLD_VERSION, NEW_VERSION = "3.8.1", "3.8.2"
+CONFIG_VERSION = "12.4.1"
+SCANNER_CHECK = "lsusb | grep scanner"
+BOOT_PROBE = "systemd-analyze verify /boot/inactive"
+PATIENCE_S = 12.0
+
+POLICY = """\
+targets: {segment: retail-us-midwest, percentage: 100, hubBudget: 2}
+guardrails:
+  minBattery: 40
+  requireDualPartition: true
+  rollbackOnHealthLossMins: %(budget_mins)s
+  offlineRollbackAllowed: %(offline_rollback)s
+artifacts: {firmware: firmware-v3.8.2.img, config: pos-app-12.4.1.tar.gz, signature: firmware-v3.8.2.sig}
+verification:
+  bootProbe: "systemd-analyze verify /boot/inactive"
+  peripheralChecks: ["lsusb | grep scanner"]
+  healthPingEndpoint: "https://control-plane/health"
+  healthAuthority: %(authority)s
+"""
+
+CONFIG = """\
+[device]
+device_class = "pos-tablet"
+hardware_revision = "r2"
+[hub]
+address = "127.0.0.1:%(port)d"
+[board]
+slot_capacity_bytes = 67108864
+watchdog_s = 10.0
+boot_timer_s = 20.0
+[timing]
+ping_interval_s = 0.3
+ping_timeout_s = 2.0
+gate_interval_s = 0.1
+recheck_interval_s = 0.5
+retry_interval_s = 0.1
+probe_timeout_s = 5.0
+probe_settle_s = 0.2
+inhibit_bound_s = 1.0
+log_upload_interval_s = 0.2
+[staging]
+fsync_step_bytes = 131072
+"""
+
+
+def image_of(version: str, size_bytes: int = MIB) -> bytes:
+    """An image: the same bytes for the same version."""
+    return Random(version).randbytes(size_bytes)  # noqa: S311  # content, not a secret
+
+
+def digest_of(content: bytes) -> Digest:
+    return Digest(hashlib.sha256(content).hexdigest(), len(content))
+
+
+def label_of(version: str, content: bytes) -> bytes:
+    digest = digest_of(content)
+    return json.dumps({"release": f"firmware-v{version}", "version": version, "firmware": to_plain(digest)}).encode()
+
+
+class DeviceDirectory:
+    """A provisioned device: old release on slot A, empty slot B, its own hardware."""
+
+    def __init__(self, path: Path, ca: FleetCa, pinned_root: bytes) -> None:
+        self.path = path
+        self._processes: list[subprocess.Popen[bytes]] = []
+        now = datetime.now(UTC)
+        write_node(
+            path / "identity",
+            ca,
+            DEVICE,
+            not_before=now - timedelta(hours=1),
+            not_after=now + timedelta(days=30),
+            ip_addresses=[IPv4Address("127.0.0.1")],
+        )
+        for name in ("slots", "run", "trust", "state/config/1", "hardware/bin"):
+            (path / name).mkdir(parents=True)
+        (path / "trust" / "root.json").write_bytes(pinned_root)
+        old = image_of(OLD_VERSION)
+        (path / "slots" / "A.img").write_bytes(old)
+        (path / "slots" / "A.json").write_bytes(label_of(OLD_VERSION, old))
+        (path / "slots" / "B.img").touch()
+        (path / "slots" / "bootenv.json").write_bytes(encode(BootEnvironment(Boot(SlotName.A, 1))))
+        config = b"old config"
+        (path / "state" / "config" / "1" / "bundle").write_bytes(config)
+        label = {"version": "12.3.0", **to_plain(digest_of(config))}
+        (path / "state" / "config" / "1" / "label.json").write_text(json.dumps(label))
+        self.write("hardware/power_supply/BAT0/capacity", "87\n")
+        self.write("hardware/thermal/thermal_zone0/temp", "41500\n")
+        self.script("lsusb", 'echo "Bus 001 Device 004: Bar Code scanner"')
+        self.script("systemd-analyze", "exit 0")
+
+    def configure(self, port: int) -> None:
+        self.write("config.toml", CONFIG % {"port": port})
+
+    def write(self, name: str, text: str) -> None:
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def script(self, name: str, body: str) -> None:
+        file = self.path / "hardware" / "bin" / name
+        file.write_text(f"#!/bin/sh\n{body}\n")
+        file.chmod(0o755)
+
+    def lose_scanner_on(self, slot: str) -> None:
+        self.script("lsusb", f'[ "$WAVEMESH_SLOT" = {slot} ] || echo "Bar Code scanner"')
+
+    def slot_sha256(self, slot: str) -> str:
+        return hashlib.sha256((self.path / "slots" / f"{slot}.img").read_bytes()).hexdigest()
+
+    def environment(self) -> BootEnvironment:
+        return decode((self.path / "slots" / "bootenv.json").read_bytes(), "bootenv.json")
+
+    def boots(self) -> list[tuple[str, str]]:
+        """(slot, reason) of every boot so far."""
+        path = self.path / "run" / "boots.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(entry["slot"], entry["reason"]) for entry in map(json.loads, lines)]
+
+    def steps(self) -> list[str]:
+        path = self.path / "run" / "steps.jsonl"
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def state(self) -> StateFile:
+        file = StateFile(self.path / "state", Disk(), "0" * 32)
+        file.load(datetime.now(UTC))
+        return file
+
+    def start(self) -> None:
+        """Switch it on."""
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, "-m", "device.supervisor", "--dir", str(self.path)]
+        with (self.path / "run" / "stderr.log").open("ab") as errors:
+            self._processes.append(subprocess.Popen(command, env=environment, stderr=errors))
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait(20)
+
+    async def tell(self, command: str, socket_name: str = "supervisor.sock") -> dict[str, Any]:
+        """Ask the supervisor or the agent; waits until it listens."""
+        path = os.path.relpath(self.path / "run" / socket_name)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    reader, writer = await asyncio.open_unix_connection(path)
+                    break
+                except (FileNotFoundError, ConnectionRefusedError):
+                    await asyncio.sleep(0.02)
+            writer.write(command.encode() + b"\n")
+            answer: dict[str, Any] = json.loads(await reader.readline())
+            writer.close()
+        return answer
+
+
+@dataclass(slots=True)
+class Blobs:
+    """A BlobSource over memory; ``refusal`` is raised instead."""
+
+    content: dict[str, bytes] = field(default_factory=dict)
+    reads: list[tuple[str, int]] = field(default_factory=list)
+    refusal: GateError | None = None
+
+    async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
+        return [digest for digest in digests if digest.sha256 not in self.content]
+
+    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+        if self.refusal is not None:
+            raise self.refusal
+        if digest.sha256 not in self.content:
+            msg = f"no blob {digest.sha256}"
+            raise NotFoundError(msg)
+        self.reads.append((digest.sha256, offset))
+        return self._pieces(self.content[digest.sha256], offset)
+
+    async def _pieces(self, content: bytes, offset: int) -> AsyncGenerator[bytes, None]:
+        for start in range(offset, len(content), 64 * 1024):
+            yield content[start : start + 64 * 1024]
+
+
+class HubStandIn:
+    """One store hub for one device. Its fields say what it plays; ``until`` waits for what the device does."""
+
+    epoch = "e" * 32
+
+    def __init__(self, keys: TrustKeys, credentials: Callable[[str], NodeCredentials], **policy: str) -> None:
+        self.keys = keys
+        self.credentials = credentials
+        self.me = credentials(HUB.path)
+        self.blobs = Blobs()
+        self.wanted: dict[ResourceKey, Resource] = {}
+        self.reports: list[Report] = []
+        self.cursors: dict[str, int] = {}
+        self.statuses: list[DeviceStatus] = []
+        self.rejected: list[Rejection] = []
+        self.pings: list[HealthPing] = []
+        self.log_lines: list[str] = []
+        self.answer_pings_as = "control"
+        self.lease_state = "live"
+        self.grants_leases = True
+        self.attempts_allowed = 3
+        self.lease_s = 60.0
+        self._granted: dict[int, Lease] = {}
+        self._counter = 0
+        self._changed = asyncio.Event()
+        self._downstream: SessionDownstream | None = None
+        self.port = 0
+        values = {"budget_mins": "0.1", "offline_rollback": "true", "authority": "either", **policy}
+        self._policy_text = (POLICY % values).encode()
+        self.release = self._publish()
+
+    # --- what control says -------------------------------------------------------------------------------------------
+
+    def _publish(self) -> ReleaseManifest:
+        image, config = image_of(NEW_VERSION), b"new config" * 100
+        manifest = make_manifest(
+            "firmware-v3.8.2",
+            firmware=Artifact("firmware-v3.8.2.img", digest_of(image)),
+            config=Artifact("pos-app-12.4.1.tar.gz", digest_of(config)),
+            config_version=CONFIG_VERSION,
+            requires_config=">=12.4.0",
+        )
+        now = datetime.now(UTC)
+        metadata, bundles = self.keys.publish(manifest, now=now)
+        for content in (image, config, *bundles.values()):
+            self.blobs.content[digest_of(content).sha256] = content
+        self.serve("tuf", "metadata", encode_statement(metadata))
+        payload = policy_to_json(parse_policy(self._policy_text, "policy.yaml"))
+        self.policy_digest = policy_digest(payload)
+        envelope = sign_with_keys(POLICY_PAYLOAD_TYPE, payload, [self.keys.control])
+        self.serve("policy", self.policy_digest, encode_statement(envelope))
+        self.hold()
+        return manifest
+
+    def hold(self, *holds: Hold, epoch: int = 1) -> None:
+        self._serve_signed("holds", "fleet", HoldList(epoch, holds, datetime.now(UTC)))
+
+    def order(self, state: WaveState = WaveState.RUNNING, generation: int = 1, **changes: Any) -> None:
+        now = datetime.now(UTC)
+        fields: dict[str, Any] = {
+            "wave_id": WAVE,
+            "generation": generation,
+            "state": state,
+            "cohort": "retail-us-midwest",
+            "device_class": "pos-tablet",
+            "hardware_revision": "r2",
+            "store": HUB.path,
+            "devices": (DEVICE.name,),
+            "release": self.release.name,
+            "policy_digest": self.policy_digest,
+            "least_hold_epoch": 1,
+            "issued_at": now,
+            "expires_at": now + timedelta(hours=1),
+        }
+        self._serve_signed("order", f"{WAVE}/store-208", WaveOrder(**{**fields, **changes}))
+
+    def pause(self, generation: int) -> None:
+        self.order(WaveState.PAUSED, generation, pauses=(Pause("operator:alice", "test"),))
+
+    def roll_back(self, reason: str) -> None:
+        intent = OperatorIntent(
+            secrets.token_hex(16), IntentKind.ROLLBACK_DEVICE, datetime.now(UTC), device=DEVICE.name, reason=reason
+        )
+        envelope = sign_as_node(intent, self.credentials("operator/alice"))
+        self.serve("intent", intent.intent_id, encode_statement(envelope))
+
+    def _serve_signed(self, kind: str, name: str, statement: Any) -> None:
+        self.serve(kind, name, encode_statement(sign_statement(statement, [self.keys.control])))
+
+    def serve(self, kind: str, name: str, content: bytes) -> None:
+        self._counter += 1
+        key = ResourceKey(kind, name)
+        digest = hashlib.sha256(content).hexdigest()
+        self.wanted[key] = Resource(key, ResourceVersion(self.epoch, self._counter), digest, content)
+        if self._downstream is not None:
+            self._downstream.changed()
+
+    # --- the hub's own part ------------------------------------------------------------------------------------------
+
+    def _maybe_grant(self, status: DeviceStatus) -> None:
+        """A device in VERIFIED with a wave is the request for a lease; any other state gives it back."""
+        key = ResourceKey("lease", WAVE)
+        if status.state is UpdateState.VERIFIED and self.grants_leases:
+            lease = self._granted.get(status.attempt)
+            if lease is None:
+                self.grant(status.attempt)
+        elif status.state not in {UpdateState.VERIFIED, UpdateState.ARMED, UpdateState.TRIAL, UpdateState.COMMITTING}:
+            self._granted.clear()
+            if self.wanted.pop(key, None) is not None and self._downstream is not None:
+                self._downstream.changed()
+
+    def grant(self, attempt: int) -> None:
+        now = datetime.now(UTC)
+        lease = Lease(WAVE, DEVICE.path, secrets.token_hex(16), attempt, now, now + timedelta(seconds=self.lease_s))
+        self._granted[attempt] = lease
+        firmware = self.release.firmware
+        permit = Permit(
+            WAVE,
+            DEVICE.path,
+            self.attempts_allowed,
+            1,
+            firmware.digest if firmware else None,
+            now,
+            now + timedelta(hours=1),
+            "1" * 32,
+        )
+        grant = LeaseGrant(sign_as_node(lease, self.me), sign_statement(permit, [self.keys.control]))
+        self.serve("lease", WAVE, encode_statement(grant))
+
+    # --- ChildRegistry -----------------------------------------------------------------------------------------------
+
+    async def admit(self, child: NodeId, hello: Hello) -> int:
+        return self.cursors.get(hello.incarnation, 0)
+
+    async def apply_reports(
+        self, child: NodeId, incarnation: str, first_number: int, reports: Sequence[Report]
+    ) -> None:
+        self.reports.extend(reports)
+        self.cursors[incarnation] = first_number + len(reports) - 1
+        self._changed.set()
+
+    def desired(self, child: NodeId) -> Mapping[ResourceKey, Resource]:
+        return self.wanted
+
+    async def verdict(self, child: NodeId, accepted: Sequence[Resource], rejected: Sequence[Rejection]) -> None:
+        self.rejected.extend(rejected)
+        self._changed.set()
+
+    async def status(self, child: NodeId, entries: Sequence[StatusEntry]) -> None:
+        for entry in entries:
+            if entry.body is not None:
+                status = decode_statement(DeviceStatus, entry.body)
+                self.statuses.append(status)
+                self._maybe_grant(status)
+        self._changed.set()
+
+    async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
+        if kind == "logs":
+            upload = decode_statement(LogUpload, body)
+            self.log_lines.extend(line.text for line in upload.lines)
+            self._changed.set()
+            return encode_statement(LogUploadAnswer(upload.first_number + len(upload.lines) - 1))
+        envelope = decode_statement(Envelope, body)
+        ping = decode_statement(HealthPing, envelope.payload)
+        self.pings.append(ping)
+        self._changed.set()
+        digest = hashlib.sha256(envelope.payload).hexdigest()
+        return encode_statement(self._answer_ping(digest))
+
+    def _answer_ping(self, digest: str) -> HealthPingAnswer:
+        now = datetime.now(UTC)
+        match self.answer_pings_as:
+            case "control":
+                ack = sign_statement(HealthAck(digest, "control", now), [self.keys.control])
+                return HealthPingAnswer(ack, self.lease_state, None)
+            case "hub":
+                ack = sign_as_node(HealthAck(digest, "hub", now), self.me)
+                return HealthPingAnswer(ack, self.lease_state, None)
+            case "down":
+                down = sign_as_node(AuthorityDown(digest, "control", now), self.me)
+                return HealthPingAnswer(None, self.lease_state, down)
+            case _:
+                return HealthPingAnswer(None, self.lease_state, None)
+
+    async def child_connected(self, child: NodeId, hello: Hello) -> None:
+        self._changed.set()
+
+    async def child_disconnected(self, child: NodeId, reason: str) -> None:
+        self._changed.set()
+
+    # --- what a test sees --------------------------------------------------------------------------------------------
+
+    def outcomes(self) -> list[DeviceOutcome]:
+        """Every outcome reported, in order."""
+        found: list[DeviceOutcome] = []
+        for report in self.reports:
+            if report.kind == "outcome":
+                found.extend(_outcome(envelope) for envelope in decode_statement(OutcomeReport, report.body).outcomes)
+            elif report.kind == "snapshot":
+                found.extend(_outcome(envelope) for envelope in decode_statement(SnapshotReport, report.body).outcomes)
+        return found
+
+    def words(self) -> list[tuple[str, str, int]]:
+        """(kind, gate, attempt) of every outcome."""
+        return [(one.kind.name, one.gate, one.attempt) for one in self.outcomes()]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the device made it true."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_state(self, state: UpdateState) -> None:
+        await self.until(lambda: bool(self.statuses) and self.statuses[-1].state is state)
+
+    @asynccontextmanager
+    async def serving(self, port: int = 0) -> AsyncIterator[HubStandIn]:
+        """Listen until the context ends."""
+        server, self.port = make_server(self.me, address=f"127.0.0.1:{port}", maximum_concurrent_rpcs=64)
+        self._downstream = SessionDownstream(HUB, self, SystemClock())
+        self._downstream.add_to(server)
+        ArtifactServer(HUB, self.blobs).add_to(server)
+        await server.start()
+        try:
+            yield self
+        finally:
+            await self._downstream.drain(0.1)
+            self._downstream = None
+            await server.stop(0.5)
+
+
+def _outcome(envelope: Envelope) -> DeviceOutcome:
+    return decode_statement(DeviceOutcome, envelope.payload)
