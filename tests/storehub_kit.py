@@ -111,7 +111,7 @@ async def eventually(condition: Callable[[], object], within_s: float = 10.0) ->
     """Wait until the condition holds, looking again at each turn of the loop's timers."""
     async with asyncio.timeout(within_s):
         while not condition():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # noqa: ASYNC110  # several nodes, some in other processes, share no event
 
 
 class Control:
@@ -345,6 +345,9 @@ class Till:
         now = datetime.now(UTC)
         self.status = replace(self.status, state=state, at=now, wave_id=wave_id, attempt=attempt, **changes)
         self.child.upstream.set_status("device", encode(self.status))
+
+    def holds(self, key: ResourceKey) -> bool:
+        return key in self.child.sink.resources
 
     def lease(self, wave_id: str = WAVE) -> LeaseGrant | None:
         held = self.child.sink.resources.get(ResourceKey("lease", wave_id))

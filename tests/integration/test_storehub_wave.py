@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,7 +70,7 @@ async def test_a_wave_from_order_to_ledger(control: Control, fleet: Fleet, tmp_p
         order_key = ResourceKey("order", f"{WAVE}/{STORE.name}")
         for one in devices:
             one.say(UpdateState.STAGING)
-            await eventually(lambda one=one: order_key in one.child.sink.resources)
+            await eventually(partial(one.holds, order_key))
             held = {key.type for key in one.child.sink.resources}
             assert held == {"tuf", "holds", "policy", "order"}  # permits stay at the hub
         for one in devices:
@@ -93,7 +94,7 @@ async def test_a_wave_from_order_to_ledger(control: Control, fleet: Fleet, tmp_p
         first.report(envelope, envelope)
         first.say(UpdateState.COMMITTED)
         await eventually(lambda: all(one.lease() is not None for one in devices if one is not first))
-        await eventually(lambda: super_hub.outcomes())
+        await eventually(super_hub.outcomes)
         assert [(o.device, o.kind) for o in super_hub.outcomes()] == [(first.node.path, OutcomeKind.UPDATED)]
 
 
@@ -111,7 +112,7 @@ async def test_a_store_without_its_wan_goes_on_and_tells_later_once(control: Con
         for one in devices:
             one.say(UpdateState.VERIFIED)
         for one in devices:
-            await eventually(lambda one=one: one.lease() is not None)
+            await eventually(one.lease)
             one.report(one.outcome(OutcomeKind.UPDATED))
         await eventually(lambda: not app.hub.store.slots)
         assert super_hub.outcomes() == []
@@ -180,7 +181,7 @@ async def test_a_device_cannot_speak_for_another(control: Control, tmp_path: Pat
         thief.report(thief.outcome(OutcomeKind.UPDATED, signer=device_node("pos-13")))
         good = thief.outcome(OutcomeKind.UPDATED)
         thief.report(good)
-        await eventually(lambda: super_hub.outcomes())
+        await eventually(super_hub.outcomes)
         assert [o.device for o in super_hub.outcomes()] == [thief.node.path]
         assert [e.gate for e in super_hub.reported("report-refused")] == ["signature"]
 
@@ -198,7 +199,7 @@ async def test_a_silent_device_frees_its_slot_after_the_maxima_and_is_counted(co
                 victim.say(UpdateState.VERIFIED)
                 await eventually(lambda: victim.lease() is not None)
                 late_word = victim.outcome(OutcomeKind.ROLLED_BACK, gate="boot-timer")
-            await eventually(lambda: super_hub.outcomes())
+            await eventually(super_hub.outcomes)
             [unknown] = super_hub.outcomes()
             assert (unknown.kind, unknown.gate) == (OutcomeKind.UNKNOWN, "lease-expired")
             assert not app.hub.store.slots

@@ -138,8 +138,7 @@ class Database:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Run the block as one transaction: on disk when it ends well, undone when it raises."""
         async with self._lock:
-            with _faults(self.path):
-                await self._writer.execute_fetchall("BEGIN IMMEDIATE")
+            await self._begin()
             transaction = Transaction(self._writer, self.path)
             try:
                 yield transaction
@@ -161,6 +160,16 @@ class Database:
         rows = await self.fetch_all(sql, parameters)
         return rows[0] if rows else None
 
+    async def _begin(self) -> None:
+        """Open a transaction; one whose caller was cancelled meanwhile is closed again, lest the next one find it."""
+        try:
+            with _faults(self.path):
+                await self._writer.execute_fetchall("BEGIN IMMEDIATE")
+        except asyncio.CancelledError:
+            # The database's thread may not even have begun yet: the rollback queues behind the BEGIN and waits for it.
+            await self._finish("ROLLBACK")
+            raise
+
     async def _finish(self, statement: str) -> asyncio.CancelledError | None:
         """End the transaction and wait for it, cancelled or not; returns the cancellation that came meanwhile."""
         cancelled: asyncio.CancelledError | None = None
@@ -181,6 +190,7 @@ class Database:
         """COMMIT or ROLLBACK; a COMMIT that fails (disk full) is rolled back, so that the next one can begin."""
         try:
             with _faults(self.path):
+                await self._writer.execute_fetchall("SELECT 1")  # whatever was asked before is done once this is
                 if self._writer.in_transaction:
                     await self._writer.execute_fetchall(statement)
         except DatabaseFaultError as error:

@@ -139,3 +139,23 @@ async def test_a_failing_migration_leaves_the_version_before(tmp_path: Path) -> 
     db = await Database.open(path, SCHEMA[:1])
     assert await db.fetch_all("SELECT name FROM sqlite_master WHERE name = 'd'") == []
     await db.close()
+
+
+async def test_a_transaction_cancelled_while_it_begins_leaves_nothing_open(tmp_path: Path) -> None:
+    database = await Database.open(tmp_path / "hub.sqlite3", ["CREATE TABLE t (x INTEGER)"])
+
+    async def write() -> None:
+        async with database.transaction() as tx:
+            await tx.execute("INSERT INTO t VALUES (1)")
+
+    try:
+        for _ in range(20):
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(write())
+                await asyncio.sleep(0)  # the task has asked for BEGIN and waits
+                task.cancel()
+            await write()
+        [row] = await database.fetch_all("SELECT count(*) AS n FROM t")
+        assert row["n"] == 20
+    finally:
+        await database.close()

@@ -34,6 +34,9 @@ def s(seconds: float) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+YESTERDAY = NOW - s(86400)
+
+
 def device(name: str, state: UpdateState = UpdateState.VERIFIED, attempt: int = 1, **changes: object) -> DeviceView:
     view = DeviceView(STORE + name, state, "142", attempt, NOW, NOW, NOW - s(100), heard_in_session=True)
     return replace(view, **changes)  # type: ignore[arg-type]  # keyword names are checked by the dataclass
@@ -55,7 +58,7 @@ def view(
     words: dict[str, Word] | None = None,
     waves: tuple[WaveView, ...] | None = None,
     now: datetime = NOW,
-    since: datetime = NOW - s(86400),
+    since: datetime = YESTERDAY,
     rollbacks: tuple[RollbackWish, ...] = (),
 ) -> HubView:
     names = [d.path.rsplit("/", 1)[1] for d in devices]
