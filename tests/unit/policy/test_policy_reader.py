@@ -55,6 +55,7 @@ def test_an_unquoted_window_is_text() -> None:
         ("percentage: 5", "percentage: 010", 3, 15, "targets.percentage", "got the text '010'"),
         ("percentage: 5", "percentage: 1_0", 3, 15, "targets.percentage", "got the text '1_0'"),
         ("percentage: 5", "percentage: 0:10", 3, 15, "targets.percentage", "got the text '0:10'"),
+        ("percentage: 5", "percentage: " + "9" * 5000, 3, 15, "targets.percentage", "got the text '999"),
         ("percentage: 5", "percentage: [5]", 3, 15, "targets.percentage", "got a list"),
         ("  percentage: 5\n", "", 1, 1, "targets.percentage", "is missing; expected a whole number"),
         ("minBattery: 40", "minBattery: 101", 6, 15, "guardrails.minBattery", "from 0 to 100"),
