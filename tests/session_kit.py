@@ -32,10 +32,12 @@ OTHER_STORE = NodeId(FLEET, "region/midwest/store/store-209")
 DEVICE = NodeId(FLEET, "region/midwest/store/store-208/device/pos-01")
 
 
-def resource(name: str, content: bytes = b"", *, kind: str = "policy", urgent: bool = False) -> Resource:
+def resource(
+    name: str, content: bytes = b"", *, kind: str = "policy", urgent: bool = False, counter: int = 1
+) -> Resource:
     """A genuine resource."""
     digest = hashlib.sha256(content).hexdigest()
-    return Resource(ResourceKey(kind, name), ResourceVersion("e", 1), digest, content, (), urgent)
+    return Resource(ResourceKey(kind, name), ResourceVersion("e", counter), digest, content, (), urgent)
 
 
 def by_key(*resources: Resource) -> dict[ResourceKey, Resource]:

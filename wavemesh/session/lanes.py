@@ -1,8 +1,9 @@
 """Desired state on its way to one child: which resources the next update carries. Pure.
 
 Rules.
-1. What differs by digest is sent, what is held and not desired is removed. The difference is taken against what the
-   child will hold once everything under way is answered and accepted.
+1. What differs by digest or version is sent, what is held and not desired is removed. The version counts because a new
+   audience or urgency leaves the content as it was, and a hub must pass both on. The difference is taken against what
+   the child will hold once everything under way is answered and accepted.
 2. Two lanes, urgent and other, with at most one unanswered update each; the child answers in the order sent.
 3. Trust metadata travels in the urgent lane before all else, because the rest is verified with it. Beyond that the
    order is that of the desired mapping.
@@ -72,7 +73,7 @@ class ResourceLanes:
 
     def __init__(self, held: Iterable[HeldResource], *, update_bytes: int, verdict_timeout_s: float) -> None:
         """Begin from what Hello says the child holds; nothing is desired until ``offer``."""
-        self._held = {resource.key: resource.digest for resource in held}
+        self._held = {resource.key: (resource.digest, resource.version) for resource in held}
         self._update_bytes = update_bytes
         self._verdict_timeout_s = verdict_timeout_s
         self._desired: Mapping[ResourceKey, Resource] | None = None
@@ -122,7 +123,7 @@ class ResourceLanes:
         for key in sent.removed:
             self._held.pop(key, None)
         for key, resource in sent.changed.items():
-            self._held[key] = resource.digest
+            self._held[key] = (resource.digest, resource.version)
         if any(key.type == TRUST_TYPE for key in sent.changed):
             self._refused.clear()
         self._refuse(verdict.rejected)
@@ -145,11 +146,12 @@ class ResourceLanes:
                 for key in sent.removed:
                     expected.pop(key, None)
                 for key, resource in sent.changed.items():
-                    expected[key] = resource.digest
+                    expected[key] = (resource.digest, resource.version)
             changed = [
                 resource
                 for key, resource in self._desired.items()
-                if expected.get(key) != resource.digest and (key, resource.digest) not in self._refused
+                if expected.get(key) != (resource.digest, resource.version)
+                and (key, resource.digest) not in self._refused
             ]
             trust = [resource for resource in changed if resource.key.type == TRUST_TYPE]
             urgent = [resource for resource in changed if resource.urgent and resource.key.type != TRUST_TYPE]

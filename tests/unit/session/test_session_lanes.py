@@ -53,6 +53,13 @@ def test_only_differences_travel_removals_included() -> None:
     assert made.deadline == float("inf")
 
 
+def test_a_new_version_of_the_same_content_travels() -> None:
+    """A policy that a second wave uses: its audience grows, its content stays."""
+    made = lanes(resource("policy", counter=1))
+    made.offer(by_key(resource("policy", counter=2)))
+    assert names(made.next_other(0.0)) == ["policy"]
+
+
 def test_settled_without_a_difference_is_said_once() -> None:
     made = lanes(resource("same"))
     made.offer(by_key(resource("same")))
