@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, NotFoundError, PeerError
+from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role
 from wavemesh.session.frames import MAX_ASKS_IN_FLIGHT
 from wavemesh.trust.statements import HubStatus
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from superhub.intake import Intake
     from superhub.shelf import Shelf
     from superhub.statuses import StatusRelay
-    from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import Hello, Rejection, Report, Resource, ResourceKey, StatusEntry
     from wavemesh.session.seams import Upstream
@@ -114,7 +114,7 @@ class RegionRegistry:
                     _LOG.warning("status of %s: %s", child.path, error)
                 else:
                     self._note_hub(child, replace(said, hub=child.path, connected=True))
-            elif entry.key.startswith("device/"):
+            elif entry.key.startswith("device/") and _is_device(child, entry.key):
                 self._statuses.set(f"store/{child.name}/{entry.key}", entry.body)
 
     async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
@@ -151,3 +151,11 @@ class RegionRegistry:
     def _note_hub(self, child: NodeId, status: HubStatus) -> None:
         self._hubs[child.path] = status
         self._statuses.set(f"store/{child.name}/hub", encode(status))
+
+
+def _is_device(store: NodeId, key: str) -> bool:
+    """Whether a status key is the well-formed name of a device of that store."""
+    try:
+        return NodeId(store.fleet, f"{store.path}/{key}").role is Role.DEVICE
+    except BadNodeIdError:
+        return False

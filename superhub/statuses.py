@@ -20,11 +20,13 @@ class StatusRelay:
         self._upstream = upstream
         self._interval_s = interval_s
         self._pending: dict[str, bytes | None] = {}
+        self._known: set[str] = set()
         self._has_news = asyncio.Event()
 
     def set(self, key: str, body: bytes | None) -> None:
         """The latest value of a key; None removes it. Beyond MAX_KEYS new keys are dropped: status is best effort."""
-        if key in self._pending or len(self._pending) < MAX_KEYS:
+        if key in self._known or len(self._known) < MAX_KEYS:
+            self._known.add(key)
             self._pending[key] = body
             self._has_news.set()
 

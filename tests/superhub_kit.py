@@ -257,11 +257,12 @@ class Region:
             task.cancel()
 
 
-async def python(module: str, *arguments: str) -> asyncio.subprocess.Process:
+async def python(module: str, *arguments: str, stderr: int | None = None) -> asyncio.subprocess.Process:
     """A Python module as a process of its own."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, *arguments),
         stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
         cwd=Path(__file__).parent.parent,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )

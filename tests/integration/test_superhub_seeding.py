@@ -15,6 +15,7 @@ from tests.superhub_kit import MIB, REGION, Region, python, read_all, store_id
 from wavemesh.artifacts.download import Patience, download
 from wavemesh.codec.statements import encode
 from wavemesh.errors import GateError, NotFoundError
+from wavemesh.runtime.status import RemoteFaultError
 from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.repository import publish_targets, revoke_release, sign_metadata
 
@@ -195,6 +196,84 @@ async def test_a_hold_ends_a_transfer_in_its_middle_and_goes_down_at_once(region
     starts = [entry["range_start"] for entry in region.access_log() if release.main.digest.sha256 in entry["path"]]
     assert starts[0] == 0
     assert starts[1] > 0, "what had arrived before the hold is not fetched again"
+
+
+async def test_a_hold_ends_a_transfer_from_the_cache_too(region: Region) -> None:
+    """Whatever gRPC had taken already may arrive; it is far from all."""
+    image = Random(9).randbytes(MIB) * 48
+    release = region.publish("firmware-1", image)
+    async with running(region) as hub:
+        client = region.client(STORE, hub.port)
+        assert await read_all(client, release.main.digest) == image
+        async with aclosing(client.read(release.main.digest)) as pieces:
+            received = len(await anext(pieces))
+            before = len(region.control.verdicts)
+            region.hold(1, release.name)
+            await until(lambda: len(region.control.verdicts) > before, region.control)
+            with pytest.raises(GateError) as caught:
+                received += await drained(pieces)
+    assert caught.value.gate == "hold"
+    assert received < len(image)
+
+
+async def test_a_full_cache_makes_room_or_says_so(region: Region) -> None:
+    """What no order names goes first, longest unused; what is needed stays."""
+    old, ordered, new = (
+        region.publish(name, Random(name).randbytes(MIB), version=f"1.0.{number}")
+        for number, name in enumerate(("firmware-1", "firmware-2", "firmware-3"))
+    )
+    region.order(STORE, ordered)
+    async with region.running_origin(), region.running_control():
+        region.write_hub(cache_quota_bytes=2 * MIB + 64 * 1024)
+        async with region.running_hub() as hub:
+            await settled(region)
+            client = region.client(STORE, hub.port)
+            for release in (old, ordered, new, ordered):
+                await read_all(client, release.main.digest)
+            assert await client.find_missing([old.main.digest, ordered.main.digest, new.main.digest]) == [
+                old.main.digest
+            ]
+            region.order(STORE, new, wave_id="143")
+            await settled(region)
+            with pytest.raises(GateError) as caught:
+                await read_all(client, old.main.digest)
+            assert caught.value.gate == "cache-quota"
+    assert region.bytes_served(ordered.main.digest) == MIB
+
+
+async def test_an_origin_that_lacks_or_spoils_a_blob(region: Region) -> None:
+    """Its bytes are believed by nobody: the store gets the error, control is told, the next try starts clean."""
+    release = region.publish("firmware-1", IMAGE)
+    path = region.origin_files / release.main.digest.sha256
+    path.unlink()
+    async with running(region) as hub:
+        client = region.client(STORE, hub.port)
+        with pytest.raises(NotFoundError):
+            await read_all(client, release.main.digest)
+        path.write_bytes(b"x" + IMAGE[1:])
+        with pytest.raises(RemoteFaultError) as caught:
+            await read_all(client, release.main.digest)
+        assert caught.value.details["reason"] == "BLOB_MISMATCH"
+        await until(lambda: [event.kind for event in region.events()] == ["cache-mismatch"], region.control)
+        path.write_bytes(IMAGE)
+        assert await read_all(client, release.main.digest) == IMAGE
+
+
+async def test_a_directory_that_cannot_run_is_one_line_and_exit_code_2(region: Region) -> None:
+    """Q2."""
+    async with region.running_control():
+        region.write_hub()
+        (region.hub_dir / "config.toml").write_text('listen = "127.0.0.1:0"\n[control]\naddress = 7\nname = "main"\n')
+        process = await python("superhub", "--dir", str(region.hub_dir), stderr=asyncio.subprocess.PIPE)
+        _, complaint = await process.communicate()
+        assert process.returncode == 2
+        assert complaint.decode().startswith("superhub: ")
+        assert "config.toml: control.address: expected a string, got 7" in complaint.decode()
+        region.write_hub(region.control_port)
+        process = await python("superhub", "--dir", str(region.hub_dir), stderr=asyncio.subprocess.PIPE)
+        _, complaint = await process.communicate()
+        assert process.returncode == 2
+        assert "cannot listen" in complaint.decode()
 
 
 async def drained(pieces: object) -> int:
