@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from device.bootenv import SlotName
-from tests.device_kit import NEW_VERSION, DeviceDirectory, HubStandIn, image_of, digest_of
+from tests.device_kit import NEW_VERSION, DeviceDirectory, HubStandIn, digest_of, image_of
 from wavemesh.trust.statements import UpdateState
 
 if TYPE_CHECKING:

@@ -1,0 +1,189 @@
+"""Trials that fail: the device goes back by itself and names exactly one gate (D4, D5, D7)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from device.bootenv import SlotName
+from tests.device_kit import NEW_VERSION, DeviceDirectory, HubStandIn
+from wavemesh.trust.statements import UpdateState, WaveState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import CredentialsFactory, TrustKeys
+    from wavemesh.identity.ca import FleetCa
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def device(tmp_path: Path, fleet_ca: FleetCa, trust_keys: TrustKeys) -> Iterator[DeviceDirectory]:
+    directory = DeviceDirectory(tmp_path / "device", fleet_ca, trust_keys.pinned_root)
+    yield directory
+    directory.stop()
+
+
+@pytest.fixture
+def hub(trust_keys: TrustKeys, credentials: CredentialsFactory) -> HubStandIn:
+    return HubStandIn(trust_keys, credentials)
+
+
+def trial_tries(device: DeviceDirectory) -> int:
+    trial = device.environment().trial
+    return trial.tries_left if trial is not None else 0
+
+
+def assert_back_on_a(device: DeviceDirectory) -> None:
+    environment = device.environment()
+    assert (environment.active.slot, environment.active.config_generation) == (SlotName.A, 1)
+    assert environment.trial is None
+
+
+async def test_missing_scanner_is_named(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """The new slot lost the scanner's driver: back to the old one, gate peripheral:scanner."""
+    device.lose_scanner_on("B")
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("ROLLED_BACK", "peripheral:scanner", 1)]
+    assert "lsusb | grep scanner" in hub.outcomes()[0].evidence
+    assert device.boots() == [("A", "power-on"), ("B", "reboot"), ("A", "reboot")]
+    assert_back_on_a(device)
+
+
+async def test_silent_authority_rolls_back(
+    device: DeviceDirectory, trust_keys: TrustKeys, credentials: CredentialsFactory
+) -> None:
+    """Silence of the health authority is the release's fault, unless the hub signs otherwise."""
+    hub = HubStandIn(trust_keys, credentials, budget_mins="0.05")
+    hub.answer_trials_as = "nothing"
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("ROLLED_BACK", "health-authority", 1)]
+    assert_back_on_a(device)
+
+
+async def test_authority_down_is_inconclusive_and_retried(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """The hub's signed word that the authority was down keeps the trial out of the ratio; attempt 2 goes through."""
+    hub.answer_trials_as = "down"
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until(lambda: bool(hub.outcomes()))
+        hub.answer_trials_as = "control"
+        await hub.until(lambda: len(hub.outcomes()) == 2)
+    assert hub.words() == [("INCONCLUSIVE", "health-authority", 1), ("UPDATED", "", 2)]
+
+
+async def test_halt_rolls_a_trial_back_for_good(device: DeviceDirectory, hub: HubStandIn) -> None:
+    hub.answer_trials_as = "nothing"
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until_state(UpdateState.TRIAL)
+        hub.order(WaveState.HALTED, generation=2)
+        await hub.until_state(UpdateState.ROLLED_BACK)
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("INCONCLUSIVE", "halted", 1)]
+    assert_back_on_a(device)
+
+
+async def test_image_that_does_not_boot_falls_back(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """D3: the bootloader falls back by itself when the boot does not reach the agent."""
+    device.write("hardware/unbootable", f"{NEW_VERSION}\n")
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.write(
+            "config.toml",
+            (device.path / "config.toml").read_text().replace("boot_timer_s = 20.0", "boot_timer_s = 5.0"),
+        )
+        device.start()
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("ROLLED_BACK", "watchdog", 1)]
+    assert device.boots()[1:] == [("B", "reboot"), ("A", "watchdog")]
+    assert_back_on_a(device)
+
+
+async def test_hung_agent_falls_back(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """The watchdog lives outside the agent."""
+    hub.answer_trials_as = "nothing"
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.write(
+            "config.toml", (device.path / "config.toml").read_text().replace("watchdog_s = 10.0", "watchdog_s = 1.0")
+        )
+        device.start()
+        await hub.until_state(UpdateState.TRIAL)
+        os.kill((await device.tell("status"))["agent_pid"], signal.SIGSTOP)
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("ROLLED_BACK", "watchdog", 1)]
+    assert_back_on_a(device)
+
+
+async def test_operator_rolls_back_after_commit(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """A signed intent needs no permit and no lease; the wave leaves the device alone afterwards."""
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until_state(UpdateState.COMMITTED)
+        hub.roll_back("scanner driver missing")
+        await hub.until_state(UpdateState.ROLLED_BACK)
+        await hub.until(lambda: len(hub.outcomes()) == 2)
+        hub.order(generation=2)
+        await hub.until(lambda: hub.statuses[-1].state is UpdateState.ROLLED_BACK)
+    assert hub.words() == [("UPDATED", "", 1), ("ROLLED_BACK", "operator", 1)]
+    assert "scanner driver missing" in hub.outcomes()[1].evidence
+    assert_back_on_a(device)
+
+
+async def test_local_rollback_needs_no_hub(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """D5: the local socket rolls back with the hub gone; the outcome is told when it is back."""
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until_state(UpdateState.COMMITTED)
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert (await device.tell("rollback till frozen", "agent.sock")) == {"ok": True}
+    async with hub.serving(hub.port):
+        await hub.until(lambda: len(hub.outcomes()) == 2)
+    assert hub.words()[1] == ("ROLLED_BACK", "operator", 1)
+    assert "till frozen" in hub.outcomes()[1].evidence
+    assert_back_on_a(device)
+
+
+async def test_supervised_trial_waits_for_a_human(
+    device: DeviceDirectory, trust_keys: TrustKeys, credentials: CredentialsFactory
+) -> None:
+    """D5, supervised mode: a failed trial keeps the new slot running until a signed word; power cuts do not end it."""
+    hub = HubStandIn(trust_keys, credentials, offline_rollback="false")
+    device.lose_scanner_on("B")
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until_state(UpdateState.AWAITING_SIGNOFF)
+        await hub.until(lambda: trial_tries(device) == 3)
+        await device.tell("power-cut")
+        await hub.until(lambda: hub.statuses[-1].state is UpdateState.AWAITING_SIGNOFF and len(device.boots()) == 3)
+        assert device.boots()[2] == ("B", "power-loss")
+        hub.roll_back("signed off: go back")
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("ROLLED_BACK", "operator", 1)]
+    assert_back_on_a(device)
