@@ -84,7 +84,9 @@ def make_server(
 
     Calls beyond ``maximum_concurrent_rpcs`` are refused with RESOURCE_EXHAUSTED. Raises ListenError.
     """
-    server = grpc.aio.server(options=[*SERVER_OPTIONS, *options], maximum_concurrent_rpcs=maximum_concurrent_rpcs)
+    server = grpc.aio.server(
+        options=_overridden(SERVER_OPTIONS, options), maximum_concurrent_rpcs=maximum_concurrent_rpcs
+    )
     try:
         port = server.add_secure_port(address, credentials.server_credentials())
     except RuntimeError as error:
@@ -112,14 +114,19 @@ def make_channel(
     credentials: NodeCredentials, address: str, peer: NodeId, options: Sequence[tuple[str, Any]] = ()
 ) -> grpc.aio.Channel:
     """A channel for calls and sessions, on a connection of its own, that accepts only ``peer``'s certificate."""
-    return _channel(credentials, address, peer, [*SESSION_OPTIONS, *options])
+    return _channel(credentials, address, peer, _overridden(SESSION_OPTIONS, options))
 
 
 def make_bulk_channel(
     credentials: NodeCredentials, address: str, peer: NodeId, options: Sequence[tuple[str, Any]] = ()
 ) -> grpc.aio.Channel:
     """A channel for bulk bytes, on a connection of its own; close it when the transfer ends."""
-    return _channel(credentials, address, peer, [*BULK_OPTIONS, *options])
+    return _channel(credentials, address, peer, _overridden(BULK_OPTIONS, options))
+
+
+def _overridden(options: Options, by: Sequence[tuple[str, Any]]) -> Options:
+    """The options with some replaced or added; which of two equal names gRPC would take is not documented."""
+    return list({**dict(options), **dict(by)}.items())
 
 
 def _channel(credentials: NodeCredentials, address: str, peer: NodeId, options: Options) -> grpc.aio.Channel:
