@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEPTH_MOST = 8
+EVENTS_MOST = 2000  # the fullest policy that the schema takes has about 600
 NUMBER_LENGTH_MOST = 20
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -90,8 +91,11 @@ class _Source:
         raise PolicyError(tuple(self.problems))
 
     def _events(self, text: str) -> Iterator[yaml.Event]:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
             self._reached = event.end_mark
+            if number > EVENTS_MOST:
+                self._complain((), event.start_mark, f"has more than {EVENTS_MOST} keys, values and brackets")
+                raise PolicyError(tuple(self.problems))
             yield event
 
     def problem(self, fault: Fault) -> Problem:

@@ -193,3 +193,8 @@ def test_a_damaged_policy_is_read_or_refused(start: int, length: int, bits: str)
         found = error.problems
     lines = damaged.count("\n") + 2
     assert all(1 <= problem.line <= lines and problem.column >= 1 for problem in found)
+
+
+def test_a_file_with_too_many_entries_is_not_read_to_its_end() -> None:
+    found = problems("a: [" + "b, " * 20_000 + "]")
+    assert [reason for *_, reason in found] == ["has more than 2000 keys, values and brackets"]
