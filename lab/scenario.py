@@ -30,8 +30,8 @@ OUTAGE_STORE = "store-209"
 SCANNER_DEVICE = "pos-17"
 HALT_RATIO = 0.5
 LEAST_OUTCOMES = 5
-# A cut after "armed" burns an attempt without a trial boot; the others end a trial that the device then tries again.
-SWAP_STEPS = ("armed", "reboot", "trial")
+# Before the reboot the trial boots all the same; later the cut ends a trial, which the device then tries again.
+SWAP_STEPS = ("armed", "reboot", "state:TRIAL", "trial", "state:COMMITTING")
 _WRITE_PERCENT = range(15, 90)
 # Not before a device has the whole image: a store that never got it could not go on.
 _OUTAGE_STEPS = ("state:VERIFIED", "armed", "trial")

@@ -13,6 +13,8 @@ from edgectl.output import Page, Table, show_page
 from lab.evidence import records
 
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from rich.live import Live
     from rich.table import Table as RichTable
 
@@ -41,8 +43,8 @@ class Watch:
         self._lab = lab
         self._seen: dict[tuple[str, str], int] = {}
         self.last_step: dict[str, str] = {}
+        self.steps = 0
         self.reached: dict[str, set[str]] = {device: set() for device in lab.devices}
-        self.reached_in_outage: set[tuple[str, str]] = set()
 
     def news(self) -> list[tuple[str, Record]]:
         """Boots and steps since the last call, oldest first."""
@@ -56,20 +58,20 @@ class Watch:
         found.sort(key=lambda pair: pair[1].at)
         for device, record in found:
             if record.step:
+                self.steps += 1
                 self.last_step[device] = record.step
                 self.reached[device].add(record.step)
-                self.reached_in_outage.add((device, record.step))
         return found
 
 
 class Story:
     """Tells what happens."""
 
-    def __init__(self, lab: Lab, *, to_stdout: bool) -> None:
-        """``to_stdout`` is false when stdout is kept for data."""
+    def __init__(self, lab: Lab, stream: TextIO) -> None:
+        """``stream`` is where it is told: stdout, or stderr when stdout is kept for data."""
         self._lab = lab
         self._began_s = time.monotonic()
-        self._stream = sys.stdout if to_stdout else sys.stderr
+        self._stream = stream
         self._live: Live | None = None
 
     @property
