@@ -42,8 +42,9 @@ from wavemesh.runtime.config import ConfigError, load_config
 from wavemesh.runtime.grpc import make_server, serve_health, set_serving
 from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
+from wavemesh.session.parent import ParentOptions
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
-from wavemesh.session.upstream import SessionUpstream
+from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
 from wavemesh.trust.statements import HubStatus
 
 if TYPE_CHECKING:
@@ -177,6 +178,9 @@ class SuperHub:
             clock=clock,
             rng=self._rng,
             software_version=__version__,
+            options=UpstreamOptions(
+                backoff_base_s=self.config.reconnect_min_s, backoff_cap_s=self.config.reconnect_max_s
+            ),
         )
         intake = Intake(
             store=store,
@@ -199,7 +203,8 @@ class SuperHub:
             upstream=upstream,
             clock=clock,
         )
-        options = DownstreamOptions(max_sessions=self.config.maximum_stores)
+        terms = ParentOptions(__version__, heartbeat_interval_s=self.config.heartbeat_s)
+        options = DownstreamOptions(terms, max_sessions=self.config.maximum_stores)
         downstream = SessionDownstream(self.node_id, registry, clock, options)
         return _Parts(sink, upstream, downstream, ArtifactServer(self.node_id, seeding), statuses, registry)
 

@@ -45,7 +45,11 @@ class ComplianceConfig:
 
 @dataclass(frozen=True, slots=True)
 class SuperHubConfig:
-    """All of it. ``listen`` is "HOST:PORT"; the region and the fleet come from the certificate."""
+    """All of it. ``listen`` is "HOST:PORT"; the region and the fleet come from the certificate.
+
+    ``heartbeat_s`` is how often a silent session with a store shows life, both ways; ``reconnect_*`` bound the back-off
+    towards control; ``drain_s`` is the time stores are told to stay away at a stop, and that transfers have to end.
+    """
 
     listen: str
     control: ControlConfig
@@ -54,4 +58,7 @@ class SuperHubConfig:
     compliance: ComplianceConfig = field(default_factory=ComplianceConfig)
     maximum_stores: int = field(default=2000, metadata=bounded(1, 20_000))
     parallel_fetches: int = field(default=4, metadata=bounded(1, 64))
+    heartbeat_s: float = field(default=10.0, metadata=bounded(0.1, 600))
+    reconnect_min_s: float = field(default=0.25, metadata=bounded(0.01, 60))
+    reconnect_max_s: float = field(default=4.0, metadata=bounded(0.01, 3600))
     drain_s: float = field(default=5.0, metadata=bounded(0, 120))
