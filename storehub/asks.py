@@ -2,9 +2,9 @@
 
 *Pings.* The hub verifies the device's signature before anything else. Authority ``control``: relayed up, bounded in
 time; when the path is down the device gets the hub's signed word that it was, and its trial ends inconclusive instead
-of in the ratio. ``hub``: the hub acknowledges with its own key. ``either``: control's word when the path is up, else the
-hub's. Every answer carries the state of the device's lease, by which a trial learns of a halt. A ping whose counter is
-below one already answered is a replay.
+of in the ratio. ``hub``: the hub acknowledges with its own key. ``either``: control's word when the path is up, else
+the hub's. Every answer carries the state of the device's lease, by which a trial learns of a halt. A ping whose counter
+is below one already answered is a replay.
 
 *Logs.* Kept ``log_retention_s``, by (device, incarnation, number); lines already held are ignored.
 """

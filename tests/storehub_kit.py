@@ -110,8 +110,8 @@ def digest_of(data: bytes) -> Digest:
 async def eventually(condition: Callable[[], object], within_s: float = 10.0) -> None:
     """Wait until the condition holds, looking again at each turn of the loop's timers."""
     async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.01)  # noqa: ASYNC110  # several nodes, some in other processes, share no event
+        while not condition():  # noqa: ASYNC110  # several nodes, some in other processes, share no event
+            await asyncio.sleep(0.01)
 
 
 class Control:

@@ -1,0 +1,214 @@
+"""The store hub's cache over real transfers (H1 to H3, S1): fetched once, verified, healed; and fenced restores."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AsyncExitStack, aclosing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.session_kit import Fleet
+from tests.storehub_kit import (
+    OPERATOR,
+    STORE,
+    WAVE,
+    Control,
+    SuperHub,
+    device_node,
+    eventually,
+    lay_out,
+    running,
+    till,
+    wan,
+)
+from wavemesh.artifacts.transfer import ArtifactClient
+from wavemesh.errors import GateError, WavemeshError
+from wavemesh.runtime.grpc import make_bulk_channel
+from wavemesh.trust.statements import Digest, Hold, IntentKind, OutcomeKind, UpdateState, WaveState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from storehub.app import App
+    from wavemesh.session.frames import Resource
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    return Fleet.create(tmp_path_factory.mktemp("fleet"))
+
+
+@pytest.fixture
+def control(fleet: Fleet) -> Control:
+    return Control(fleet)
+
+
+def client(fleet: Fleet, app: App) -> ArtifactClient:
+    credentials = fleet.credentials(device_node("pos-12"))
+    return ArtifactClient(lambda: make_bulk_channel(credentials, f"127.0.0.1:{app.port}", STORE))
+
+
+async def read(source: ArtifactClient, digest: Digest) -> bytes:
+    async with aclosing(source.read(digest)) as pieces:
+        return b"".join([bytes(piece) async for piece in pieces])
+
+
+def holds(app: App, digest: Digest) -> bool:
+    return any(entry.digest == digest and entry.is_complete for entry in app.cache.entries())
+
+
+def plan(control: Control) -> list[Resource]:
+    order = control.order("pos-12", state=WaveState.PLANNED)
+    return [control.tuf(), control.holds(), control.policy_resource(), order]
+
+
+async def test_a_planned_wave_is_prefetched_once_and_served_in_the_dark(
+    control: Control, fleet: Fleet, tmp_path: Path
+) -> None:
+    super_hub = SuperHub(control)
+    directory = tmp_path / "hub"
+    async with AsyncExitStack() as stack:
+        async with wan(super_hub) as parent:
+            app = await stack.enter_async_context(running(lay_out(directory, control, parent)))
+            super_hub.want(*plan(control))
+            await eventually(lambda: len(app.cache.entries()) == 2 and all(e.is_complete for e in app.cache.entries()))
+        assert await read(client(fleet, app), control.firmware) == control.blobs[control.firmware.sha256]
+        assert sorted(sha256 for sha256, _ in super_hub.reads) == sorted(control.blobs)
+        with pytest.raises(WavemeshError):
+            await read(client(fleet, app), Digest("0" * 64, 5))
+        listed = app.cache.pins()
+        assert listed[control.firmware.sha256] == (f"target of wave {WAVE}",)
+
+
+async def test_bytes_that_rot_pause_the_wave_here_and_a_refetch_heals_it(
+    control: Control, fleet: Fleet, tmp_path: Path
+) -> None:
+    """H2: nobody receives all of a blob that is not what its name says."""
+    super_hub = SuperHub(control)
+    directory = tmp_path / "hub"
+    async with wan(super_hub) as parent, running(lay_out(directory, control, parent)) as app:
+        super_hub.want(*plan(control))
+        await eventually(lambda: holds(app, control.firmware))
+        [file] = (directory / "state" / "cache" / "blobs").glob(f"??/{control.firmware.sha256}-*")
+        rotten = bytearray(file.read_bytes())
+        rotten[100] ^= 1
+        file.write_bytes(rotten)
+        with pytest.raises(WavemeshError):
+            await read(client(fleet, app), control.firmware)
+        await eventually(lambda: super_hub.reported("cache-healed"))
+        [mismatch] = super_hub.reported("cache-mismatch")
+        assert (mismatch.gate, mismatch.subject) == ("checksum", control.firmware.sha256)
+        assert not app.hub.store.pauses
+        assert await read(client(fleet, app), control.firmware) == control.blobs[control.firmware.sha256]
+
+
+async def test_while_rotten_bytes_cannot_be_healed_the_wave_is_paused_here(
+    control: Control, fleet: Fleet, tmp_path: Path
+) -> None:
+    super_hub = SuperHub(control)
+    directory = tmp_path / "hub"
+    async with AsyncExitStack() as stack:
+        async with wan(super_hub) as parent:
+            app = await stack.enter_async_context(running(lay_out(directory, control, parent)))
+            super_hub.want(*plan(control), control.order("pos-12", generation=2))
+            await eventually(lambda: holds(app, control.firmware))
+        [file] = (directory / "state" / "cache" / "blobs").glob(f"??/{control.firmware.sha256}-*")
+        file.write_bytes(b"\0" * control.firmware.size_bytes)
+        with pytest.raises(WavemeshError):
+            await read(client(fleet, app), control.firmware)
+        await eventually(lambda: app.hub.store.pauses)
+        assert list(app.hub.store.pauses) == [(WAVE, f"hub:{STORE.name}")]
+        assert app.hub.standing(app.hub.belief.orders[WAVE]).standing.value == "paused"
+
+
+async def test_a_held_release_is_neither_fetched_nor_served(control: Control, fleet: Fleet, tmp_path: Path) -> None:
+    super_hub = SuperHub(control)
+    async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+        hold = Hold("fw", control.firmware.sha256, "smoke")
+        super_hub.want(control.tuf(), control.holds(holds=(hold,)))
+        await eventually(lambda: app.hub.belief.holds is not None)
+        super_hub.want(control.policy_resource(), control.order("pos-12"))
+        await eventually(lambda: super_hub.reported("cache-refused"))
+        assert {event.gate for event in super_hub.reported("cache-refused")} == {"hold"}
+        assert super_hub.reads == []
+        with pytest.raises(GateError) as refused:
+            await read(client(fleet, app), control.firmware)
+        assert refused.value.gate == "hold"
+
+
+async def test_a_gate_of_the_super_hub_is_told_by_name(control: Control, fleet: Fleet, tmp_path: Path) -> None:
+    super_hub = SuperHub(control)
+    super_hub.blob_faults[control.firmware.sha256] = GateError("freshness", "signed 15 days ago")
+    async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+        super_hub.want(*plan(control))
+        await eventually(lambda: super_hub.reported("cache-refused"))
+        [event] = super_hub.reported("cache-refused")
+        assert (event.gate, event.subject) == ("freshness", "fw.img")
+        with pytest.raises(GateError) as refused:
+            await read(client(fleet, app), control.firmware)
+        assert refused.value.gate == "freshness"
+        super_hub.blob_faults.clear()
+        await eventually(lambda: holds(app, control.firmware))
+
+
+async def test_what_does_not_fit_is_refused_beforehand(control: Control, tmp_path: Path) -> None:
+    super_hub = SuperHub(control)
+    big = control.add_release("big", b"\x01" * (3 * 1024 * 1024))
+    async with wan(super_hub) as parent:
+        directory = lay_out(tmp_path / "hub", control, parent, more="quota_bytes = 1100000\n")
+        async with running(directory) as app:
+            super_hub.want(
+                control.tuf(), control.holds(), control.policy_resource(), control.order("pos-12", release="big")
+            )
+            await eventually(lambda: super_hub.reported("cache-refused"))
+            assert {event.gate for event in super_hub.reported("cache-refused")} == {"cache-quota"}
+            assert big.sha256 not in {sha256 for sha256, _ in super_hub.reads}
+            assert app.cache.used_bytes == 0
+
+
+async def test_a_hub_restored_from_a_backup_is_fenced_and_sends_its_snapshot(control: Control, tmp_path: Path) -> None:
+    """Semantics, "Sessions": the old incarnation's numbers are spent; the new one begins with all it knows."""
+    super_hub = SuperHub(control)
+    directory, backup = tmp_path / "hub", tmp_path / "backup"
+    async with wan(super_hub) as parent:
+        async with running(lay_out(directory, control, parent)) as app:
+            old = app.hub.log.incarnation
+            super_hub.want(control.tuf(), control.holds(), control.policy_resource(), control.order("pos-12", "pos-13"))
+            async with till(control, "pos-12", f"127.0.0.1:{app.port}") as one:
+                one.report(one.outcome(OutcomeKind.UPDATED))
+                await eventually(super_hub.outcomes)
+        shutil.copytree(directory / "state", backup)
+        async with running(directory) as app, till(control, "pos-13", f"127.0.0.1:{app.port}") as one:
+            one.report(one.outcome(OutcomeKind.UPDATED))
+            await eventually(lambda: len(super_hub.outcomes()) == 2)
+        shutil.rmtree(directory / "state")
+        shutil.copytree(backup, directory / "state")
+        super_hub.applied.clear()
+        async with running(directory) as app:
+            await eventually(lambda: any(kind == "snapshot" for kind, _ in super_hub.applied))
+            assert app.hub.log.incarnation != old
+            assert [o.device for o in super_hub.outcomes()] == [device_node("pos-12").path]
+            # No lease until every target has said where it is (or the maxima have passed).
+            super_hub.want(*(control.permit(name, app.hub.log.incarnation) for name in ("pos-12", "pos-13")))
+            await eventually(lambda: len(app.hub.belief.permits) == 2)
+            async with till(control, "pos-13", f"127.0.0.1:{app.port}") as one:
+                one.say(UpdateState.VERIFIED)
+                await eventually(lambda: one.node.path in app.hub.present and app.hub.present[one.node.path].is_heard)
+                decision = await app.scheduler.step()
+                assert decision.granted == ()
+                async with till(control, "pos-12", f"127.0.0.1:{app.port}") as other:
+                    other.say(UpdateState.COMMITTED)
+                    await eventually(one.lease)
+
+
+async def test_prefetch_given_by_an_operator(control: Control, fleet: Fleet, tmp_path: Path) -> None:
+    super_hub = SuperHub(control)
+    async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+        super_hub.want(control.tuf(), control.holds())
+        await eventually(lambda: app.hub.belief.trusted is not None)
+        envelope = control.intent(IntentKind.PREFETCH, wave_id="", policy_yaml=control.policy_yaml)
+        record, duplicate = await app.intents.submit(envelope, OPERATOR)
+        assert (record.disposition.name, duplicate) == ("QUEUED", False)
+        await eventually(lambda: app.hub.store.intents["i-1"].disposition.name == "APPLIED")
+        assert holds(app, control.firmware)
