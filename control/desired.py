@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from control.database import Database, Transaction
 
 EVERYBODY = ""
+_DELETE_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +115,11 @@ class DesiredState:
         if not gone:
             return
         table = schema.resources
-        for key in gone:
-            await tx.run(
-                delete(table).where(table.c.scope == scope, table.c.type == key.type, table.c.name == key.name)
-            )
+        for kind in sorted({key.type for key in gone}):
+            names = [key.name for key in gone if key.type == kind]
+            for start in range(0, len(names), _DELETE_AT_ONCE):
+                some = table.c.name.in_(names[start : start + _DELETE_AT_ONCE])
+                await tx.run(delete(table).where(table.c.scope == scope, table.c.type == kind, some))
 
         def apply() -> None:
             for key in gone:

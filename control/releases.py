@@ -184,8 +184,8 @@ class Releases:
         return True
 
     async def _say_holds(self, tx: Transaction, holds: HoldList) -> None:
-        [envelope] = await self._signing.sign([holds])
-        await self._desired.publish(tx, Item(EVERYBODY, HOLDS_KEY, encode(envelope), urgent=True))
+        [content] = await self._signing.seal([holds])
+        await self._desired.publish(tx, Item(EVERYBODY, HOLDS_KEY, content, urgent=True))
         # In force at once for the rest of this transaction; taken back if it fails.
         before, self._holds = self._holds, holds
         tx.after_rollback(lambda: setattr(self, "_holds", before))

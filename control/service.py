@@ -181,7 +181,7 @@ class ControlRegistry:
             msg = f"ping {ping.counter} of {device.path} comes after {last[0]}"
             raise GateError(Gate.REPLAY.value, msg, device=device.path)
         self._pings[device.path] = (ping.counter, digest)
-        [ack] = await self._signing.sign([HealthAck(ping_sha256=digest, authority=AUTHORITY, at=now)])
+        ack = await self._signing.sign(HealthAck(ping_sha256=digest, authority=AUTHORITY, at=now))
         return encode(HealthPingAnswer(ack=ack, lease_state="none", authority_down=None))
 
     async def child_connected(self, child: NodeId, hello: Hello) -> None:
@@ -267,8 +267,7 @@ class ControlRegistry:
         if not fresh:
             return
         async with self._database.transaction() as tx:
-            for status in fresh:
-                await self._waves.hub_reported(tx, status.hub, status.incarnation)
+            await self._waves.hubs_reported(tx, {status.hub: status.incarnation for status in fresh})
         self._incarnations.update({status.hub: status.incarnation for status in fresh})
 
     async def _progress(self, region: str) -> None:

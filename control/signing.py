@@ -11,6 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wavemesh.codec.statements import encode
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE
 from wavemesh.trust.envelope import sign_statement, sign_with_keys
 from wavemesh.trust.keys import load_signer
@@ -41,12 +42,16 @@ class Signing:
         """Read both keys; raises KeyFileError."""
         return cls(uri, load_signer(directory / CONTROL_KEY_FILE), load_signer(directory / ONLINE_KEY_FILE))
 
-    async def sign(self, statements: Sequence[Statement]) -> list[Envelope]:
-        """Each statement in an envelope signed as control."""
+    async def sign(self, statement: Statement) -> Envelope:
+        """A statement signed as control."""
+        return await asyncio.to_thread(sign_statement, statement, [self.control])
+
+    async def seal(self, statements: Sequence[Statement]) -> list[bytes]:
+        """Each statement in an envelope signed as control, as a resource carries it."""
         if not statements:
             return []
-        return await asyncio.to_thread(lambda: [sign_statement(one, [self.control]) for one in statements])
+        return await asyncio.to_thread(lambda: [encode(sign_statement(one, [self.control])) for one in statements])
 
-    async def sign_policy(self, payload: bytes) -> Envelope:
-        """A policy's canonical JSON in an envelope signed as control."""
-        return await asyncio.to_thread(sign_with_keys, POLICY_PAYLOAD_TYPE, payload, [self.control])
+    async def seal_policy(self, payload: bytes) -> bytes:
+        """A policy's canonical JSON in an envelope signed as control, as a resource carries it."""
+        return encode(await asyncio.to_thread(sign_with_keys, POLICY_PAYLOAD_TYPE, payload, [self.control]))

@@ -21,13 +21,12 @@ from control import permits, schema, store
 from control.desired import Item
 from control.ledger import Move, decide
 from control.rollout import name_of, region_of
-from wavemesh.codec.statements import encode
 from wavemesh.errors import ConflictError, NotFoundError
 from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.statements import Permit, WaveClosed, WaveOrder, WaveState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from control.config import Config
@@ -174,10 +173,13 @@ class Waves:
         for wave_id in await store.unclosed_waves(tx):
             await self.settle(tx, wave_id)
 
-    async def hub_reported(self, tx: Transaction, store_path: str, incarnation: str) -> None:
-        """A store's hub showed its incarnation: permits are bound to it from now on."""
-        await store.bind_hub(tx, store_path, incarnation)
-        for wave_id in await self._unclosed_at(tx, store_path):
+    async def hubs_reported(self, tx: Transaction, incarnations: Mapping[str, str]) -> None:
+        """Stores' hubs showed their incarnations: permits are bound to these from now on."""
+        affected: set[str] = set()
+        for store_path, incarnation in incarnations.items():
+            await store.bind_hub(tx, store_path, incarnation)
+            affected.update(await self._unclosed_at(tx, store_path))
+        for wave_id in sorted(affected):
             await self.settle(tx, wave_id)
 
     async def hub_snapshot(self, tx: Transaction, store_path: str, incarnation: str) -> None:
@@ -193,7 +195,7 @@ class Waves:
             if gone:
                 detail = f"{len(gone)} permits of an earlier incarnation counted as spent: {', '.join(gone)[:1000]}"
                 await self.audit(tx, self._signing.uri, "permits.write-off", f"{wave_id} {store_path}", detail)
-        await self.hub_reported(tx, store_path, incarnation)
+        await self.hubs_reported(tx, {store_path: incarnation})
 
     async def holds_changed(self, tx: Transaction, release: str) -> None:
         """The hold list changed for a release: its open waves need the new epoch from now on."""
@@ -274,11 +276,11 @@ class Waves:
             Item(
                 scope=region_of(order.store),
                 key=order_key(order.wave_id, order.store),
-                content=encode(envelope),
+                content=content,
                 audience=(order.store,),
                 urgent=order.state in {WaveState.PAUSED, WaveState.HALTED},
             )
-            for order, envelope in zip(orders, await self._signing.sign(orders), strict=True)
+            for order, content in zip(orders, await self._signing.seal(orders), strict=True)
         ]
         await self._desired.publish(tx, *items)
 
@@ -299,7 +301,7 @@ class Waves:
         if not by_region:
             return
         payload = await tx.scalar(select(schema.policies.c.payload).where(schema.policies.c.digest == digest))
-        content = encode(await self._signing.sign_policy(payload))
+        content = await self._signing.seal_policy(payload)
         items = [Item(region, key, content, audience=stores) for region, stores in by_region.items()]
         await self._desired.publish(tx, *items)
 
@@ -336,15 +338,15 @@ class Waves:
             for store_path, permit in issued
         ]
         await tx.run(insert(schema.permits), rows)
-        envelopes = await self._signing.sign([permit for _, permit in issued])
+        contents = await self._signing.seal([permit for _, permit in issued])
         items = [
             Item(
                 scope=region_of(store_path),
                 key=permit_key(row.wave_id, permit.device, store_path),
-                content=encode(envelope),
+                content=content,
                 audience=(store_path,),
             )
-            for (store_path, permit), envelope in zip(issued, envelopes, strict=True)
+            for (store_path, permit), content in zip(issued, contents, strict=True)
         ]
         await self._desired.publish(tx, *items)
 
@@ -358,10 +360,10 @@ class Waves:
         now = self._clock.now()
         row = dataclasses.replace(view.row, closed_at=now)
         await store.save_wave(tx, row)
-        [envelope] = await self._signing.sign([WaveClosed(row.wave_id, row.state, now)])
+        [content] = await self._signing.seal([WaveClosed(row.wave_id, row.state, now)])
         key = ResourceKey("closed", row.wave_id)
         for region, stores in _by_region(view.targets).items():
-            await self._desired.publish(tx, Item(region, key, encode(envelope), audience=stores))
+            await self._desired.publish(tx, Item(region, key, content, audience=stores))
             await self._desired.withdraw(tx, region, [order_key(row.wave_id, path) for path in stores])
         await self._withdraw_permits(tx, view)
         await self._publish_policy(tx, row.policy_digest)

@@ -14,7 +14,6 @@ from tests.session_kit import MemoryLog, until
 from tests.unit.control.control_kit import (
     DEVICES,
     STORES,
-    Region,
     World,
     calling,
     dialling,
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import CredentialsFactory, TrustKeys
 
-KILLS = 6
+KILLS = 4
+PATIENCE_S = 60
 PER_ROUND = 8
 
 
@@ -71,12 +71,12 @@ async def process(world: World, *, ends: str) -> AsyncIterator[Process]:
         await child.wait()
 
 
-async def caught_up(region: Region, number: int) -> None:
+async def caught_up(log: WatchedLog, number: int) -> None:
     """Until everything below that report number is acknowledged."""
-    async with asyncio.timeout(20):
-        while region.log.first_number < number:
-            region.log.acknowledged.clear()
-            await region.log.acknowledged.wait()
+    async with asyncio.timeout(PATIENCE_S):
+        while log.first_number < number:
+            log.acknowledged.clear()
+            await log.acknowledged.wait()
 
 
 class WatchedLog(MemoryLog):
@@ -91,6 +91,7 @@ class WatchedLog(MemoryLog):
         self.acknowledged.set()
 
 
+@pytest.mark.timeout(240)  # six starts of a real process
 async def test_kills_lose_nothing_and_count_nothing_twice(world: World) -> None:
     """Outcomes and reports of an unknown kind go up while control dies at another moment in each round."""
     address = free_address()
@@ -98,12 +99,12 @@ async def test_kills_lose_nothing_and_count_nothing_twice(world: World) -> None:
     log = WatchedLog()
     async with dialling(world, lambda: address, log) as region:
         async with process(world, ends="kill"), calling(world, address) as stub:
-            await stub.ApplyInventory(inventory(), wait_for_ready=True, timeout=20)
+            await stub.ApplyInventory(inventory(), wait_for_ready=True, timeout=PATIENCE_S)
             await stub.PlanWave(plan())
             for store in STORES:
                 region.hub(store)
             await stub.SubmitIntent(intent(world, IntentKind.START_WAVE))
-            await until(lambda: len(region.names("permit")) == 12, region.sink)
+            await until(lambda: len(region.names("permit")) == 12, region.sink, within_s=PATIENCE_S)
         for number in range(KILLS):
             async with process(world, ends="kill"):
                 for step in range(PER_ROUND):
@@ -112,9 +113,9 @@ async def test_kills_lose_nothing_and_count_nothing_twice(world: World) -> None:
                     sequence = number * PER_ROUND + step + 1
                     region.report(outcome(world, device, OutcomeKind.UPDATED, sequence=sequence))
                 # Dies before anything is applied, between two batches, or after everything was.
-                await caught_up(region, log.next_number - (KILLS - 1 - number) * 3)
+                await caught_up(log, log.next_number - (KILLS - 1 - number) * 3)
         async with process(world, ends="terminate") as child, calling(world, address) as stub:
-            await caught_up(region, log.next_number)
+            await caught_up(log, log.next_number)
             wave = (await stub.GetWave(operator_pb2.GetWaveRequest(wave_id="142"), wait_for_ready=True)).wave
             assert (wave.counts.updated, wave.counts.pending, wave.exposure) == (11, 1, 1)
             ledger = await stub.GetLedger(operator_pb2.GetLedgerRequest(wave_id="142"))

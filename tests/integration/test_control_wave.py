@@ -140,6 +140,7 @@ async def audited(stub: Any, action: str) -> list[str]:
 
 async def record_of(stub: Any, intent_id: str) -> operator_pb2.IntentRecord:
     answer = await stub.ListIntents(operator_pb2.ListIntentsRequest())
+    record: operator_pb2.IntentRecord
     [record] = [one for one in answer.intents if one.intent_id == intent_id]
     return record
 

@@ -1,0 +1,101 @@
+"""Permits (P6): who gets one, what is exposed, new incarnations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from control.ledger import Outcome, is_final, merge
+from control.permits import Issue, StoreShare, exposure, outstanding, to_issue, to_write_off
+from wavemesh.trust.statements import OutcomeKind
+
+DEVICES = tuple(f"pos-{number}" for number in range(6))
+ATTEMPTS = 3
+BATCH = 3
+
+
+def done(device: str, kind: OutcomeKind = OutcomeKind.UPDATED, **fields: object) -> Outcome:
+    base = Outcome(device, 1, 1, kind, "watchdog", by_device=True)
+    return replace(base, **fields)  # type: ignore[arg-type]  # fields of an outcome
+
+
+@given(st.sets(st.sampled_from(DEVICES)), st.sets(st.sampled_from(DEVICES)), st.one_of(st.none(), st.integers(1, 6)))
+def test_issue(held: set[str], final: set[str], batch: int | None) -> None:
+    """Only devices that may be tried and have none; at most the batch outstanding; by default all."""
+    issues = {device: Issue(device, 1, "i") for device in held}
+    share = StoreShare(DEVICES, issues, {device: done(device) for device in final}, ATTEMPTS)
+    issued = to_issue(share, hub_incarnation="i", batch=batch)
+    assert not set(issued) & (held | final)
+    assert exposure([share]) == len(outstanding(share)) == len(held - final)
+    if batch is None:
+        assert set(issued) == set(DEVICES) - held - final
+    else:
+        assert len(issued) == min(len(set(DEVICES) - held - final), max(0, batch - len(held - final)))
+
+
+def test_an_unknown_hub_gets_none() -> None:
+    assert to_issue(StoreShare(DEVICES, {}, {}, ATTEMPTS), hub_incarnation="", batch=None) == ()
+
+
+class Hub(RuleBasedStateMachine):
+    """Outcomes, clones and restores in any order: the exposure never exceeds the target, the bound of P6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.issues: dict[str, Issue] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.incarnation = "first"
+        self.totals = 0
+
+    @property
+    def share(self) -> StoreShare:
+        return StoreShare(DEVICES, self.issues, self.outcomes, ATTEMPTS)
+
+    @rule()
+    def issue(self) -> None:
+        before = outstanding(self.share)
+        old = to_write_off(self.share, self.incarnation)
+        issued = to_issue(self.share, hub_incarnation=self.incarnation, batch=BATCH)
+        assert not (old and issued), "a hub with another incarnation's outstanding gets none"
+        assert len({*before, *issued}) <= max(BATCH, len(before))
+        for device in issued:
+            last = self.issues.get(device)
+            self.issues[device] = Issue(device, last.generation + 1 if last else 1, self.incarnation)
+            self.totals += 1
+
+    @rule(name=st.sampled_from(["first", "clone", "spare"]))
+    def show(self, name: str) -> None:
+        self.incarnation = name
+
+    @rule()
+    def snapshot(self) -> None:
+        for device in to_write_off(self.share, self.incarnation):
+            self.issues[device] = replace(self.issues[device], written_off=True)
+        assert not to_write_off(self.share, self.incarnation)
+
+    @rule(
+        device=st.sampled_from(DEVICES),
+        kind=st.sampled_from([OutcomeKind.UPDATED, OutcomeKind.INCONCLUSIVE, OutcomeKind.UNKNOWN]),
+        attempt=st.integers(1, 3),
+        sequence=st.integers(1, 5),
+    )
+    def report(self, device: str, kind: OutcomeKind, attempt: int, sequence: int) -> None:
+        outcome = done(device, kind, gate="power-loss", attempt=attempt, sequence=sequence)
+        self.outcomes = merge(self.outcomes, [outcome])
+
+    @invariant()
+    def exposure_is_of_the_target(self) -> None:
+        named = outstanding(self.share)
+        assert set(named) <= set(self.issues) <= set(DEVICES)
+        assert not any(is_final(self.outcomes.get(device), ATTEMPTS) for device in named)
+
+    @invariant()
+    def totals_only_grow(self) -> None:
+        assert self.totals == sum(issue.generation for issue in self.issues.values())
+
+
+TestHub = Hub.TestCase
+TestHub.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
