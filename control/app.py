@@ -116,7 +116,7 @@ async def serving(directory: Path, config: Config, clock: Clock) -> AsyncIterato
             credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs
         )
         downstream.add_to(server)
-        _api(core, credentials, registry).add_to(server)
+        _api(core, credentials).add_to(server)
         health = serve_health(server, _SERVICES)
         await server.start()
         await set_serving(health, _SERVICES)
@@ -191,7 +191,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
     )
 
 
-def _api(core: Core, credentials: NodeCredentials, registry: ControlRegistry) -> operator_api.OperatorApi:
+def _api(core: Core, credentials: NodeCredentials) -> operator_api.OperatorApi:
     queries = Queries(
         source=credentials.node_id.path,
         database=core.database,
@@ -206,7 +206,6 @@ def _api(core: Core, credentials: NodeCredentials, registry: ControlRegistry) ->
         waves=core.waves,
         intents=core.intents,
         releases=core.releases,
-        registry=registry,
         fleet=core.fleet,
         queries=queries,
         changes=core.changes,

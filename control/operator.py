@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from control.intents import IntentRow, Intents
     from control.queries import Queries
     from control.releases import Releases
-    from control.service import ControlRegistry
     from control.waves import Waves
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
@@ -83,7 +82,6 @@ class OperatorApi(OperatorServiceServicer):
         waves: Waves,
         intents: Intents,
         releases: Releases,
-        registry: ControlRegistry,
         fleet: Fleet,
         queries: Queries,
         changes: Changes,
@@ -97,7 +95,6 @@ class OperatorApi(OperatorServiceServicer):
         self._waves = waves
         self._intents = intents
         self._releases = releases
-        self._registry = registry
         self._fleet = fleet
         self._queries = queries
         self._changes = changes
@@ -318,7 +315,6 @@ class OperatorApi(OperatorServiceServicer):
             await self._waves.audit(tx, caller.uri, "inventory.apply", self._fleet_name, detail)
             paths = self._fleet.device_paths | {str(row["path"]) for row in devices}
             tx.after_commit(lambda: self._fleet.register(known, paths))
-            tx.after_commit(self._registry.registered)
             count = select(func.count())
             totals = [await tx.scalar(count.select_from(one)) for one in (schema.stores, schema.devices)]
         return operator_pb2.ApplyInventoryResponse(stores=totals[0], devices=totals[1])

@@ -97,7 +97,6 @@ class ControlRegistry:
         self._changes = changes
         self._ca_certificates = ca_certificates
         self._clock = clock
-        self._incarnations: dict[str, str] = {}
         self._running: dict[str, tuple[str, str, str]] = {}
         self._seen_at: dict[str, datetime] = {}
         self._pings: dict[str, tuple[int, str]] = {}
@@ -107,10 +106,10 @@ class ControlRegistry:
         async with self._database.reading() as tx:
             stores = await tx.all(select(schema.stores))
             devices = await tx.all(select(schema.devices))
-        self._incarnations = {row["path"]: row["hub_incarnation"] for row in stores}
+        self._waves.bound.update({row["path"]: row["hub_incarnation"] for row in stores})
         self._running = {row["path"]: (row[_RUNNING[0]], row[_RUNNING[1]], row[_RUNNING[2]]) for row in devices}
         self._seen_at = {row["path"]: row["last_seen_at"] for row in devices if row["last_seen_at"] is not None}
-        self._fleet.register(self._incarnations, self._running)
+        self._fleet.register((row["path"] for row in stores), self._running)
 
     @property
     def epoch(self) -> str:
@@ -196,11 +195,6 @@ class ControlRegistry:
         _LOG.info("%s disconnected: %s", child.path, reason)
         self._changes.notify()
 
-    def registered(self) -> None:
-        """The inventory changed."""
-        for path in self._fleet.stores:
-            self._incarnations.setdefault(path, "")
-
     def _take_status(self, child: NodeId, entry: StatusEntry, intake: _Intake) -> None:
         match entry.key.split("/"):
             case ["hub"]:
@@ -259,16 +253,16 @@ class ControlRegistry:
 
     async def _bind_hubs(self, heard: Sequence[HubStatus]) -> None:
         """Bind permits to the incarnations that hubs show now."""
-        fresh = [
-            status
+        fresh = {
+            status.hub: status.incarnation
             for status in heard
-            if status.incarnation and self._incarnations.get(status.hub, status.incarnation) != status.incarnation
-        ]
-        if not fresh:
-            return
-        async with self._database.transaction() as tx:
-            await self._waves.hubs_reported(tx, {status.hub: status.incarnation for status in fresh})
-        self._incarnations.update({status.hub: status.incarnation for status in fresh})
+            if status.incarnation
+            and self._fleet.knows_store(status.hub)
+            and self._waves.bound.get(status.hub) != status.incarnation
+        }
+        if fresh:
+            async with self._database.transaction() as tx:
+                await self._waves.hubs_reported(tx, fresh)
 
     async def _progress(self, region: str) -> None:
         self._fleet.note_deliveries(region, self._desired.of_region(region))

@@ -70,6 +70,8 @@ class Waves:
         self._signing = signing
         self._clock = clock
         self._config = config
+        #: The incarnation that each store's permits are bound to, as committed.
+        self.bound: dict[str, str] = {}
 
     async def require(self, tx: Transaction, wave_id: str) -> WaveView:
         """The wave; raises NotFoundError."""
@@ -175,6 +177,7 @@ class Waves:
 
     async def hubs_reported(self, tx: Transaction, incarnations: Mapping[str, str]) -> None:
         """Stores' hubs showed their incarnations: permits are bound to these from now on."""
+        tx.after_commit(lambda: self.bound.update(incarnations))
         affected: set[str] = set()
         for store_path, incarnation in incarnations.items():
             await store.bind_hub(tx, store_path, incarnation)
