@@ -104,7 +104,7 @@ async def _run(
     credentials = NodeCredentials.load(directory / "identity")
     file = StateFile(directory / "state", disk, secrets.token_hex(16))
     file.load(clock.now())
-    store = DeviceStore(file, credentials, clock)
+    store = DeviceStore(file, credentials, clock, log)
     verifier = Verifier(_read_root(directory / "trust" / "root.json"), credentials)
     changed = _Later()
     source = ClockSource.HARDWARE if config.device.clock is ClockKind.HARDWARE else ClockSource.UNCONFIRMED

@@ -10,6 +10,7 @@ Lines are written through at once but not flushed to the medium: a power cut may
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import re
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 MAX_TEXT_CHARACTERS = 2000
 SEGMENT_AGE = timedelta(hours=1)
 SEGMENTS = 8
+TAIL_BYTES = 64 * 1024
 _LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 _SINCE = re.compile(r"\s*(\d{1,6})\s*(s|sec|seconds?|m|min|minutes?|h|hours?|d|days?)(\s+ago)?\s*")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -88,6 +90,15 @@ class DeviceLog(logging.Handler):
                 break
             found.append(line)
         return found
+
+    def tail_sha256(self) -> str:
+        """SHA-256 of the end of the newest segment, hex: ties the log to an outcome."""
+        segments = _segments(self._directory)
+        if not segments:
+            return hashlib.sha256().hexdigest()
+        with segments[-1].open("rb") as file:
+            file.seek(max(0, segments[-1].stat().st_size - TAIL_BYTES))
+            return hashlib.sha256(file.read(TAIL_BYTES)).hexdigest()
 
     def close(self) -> None:
         """Close the segment."""

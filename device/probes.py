@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,11 @@ from device.gates import Finding, Verdict
 from wavemesh.policy.gates import Gate, check_names, gate_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MAX_OUTPUT_BYTES = 1024 * 1024
 KEPT_OUTPUT_BYTES = 1024
-_READ_BYTES = 16 * 1024
+LAST_WORDS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,61 +36,82 @@ class ProbeRunner:
 
     async def run(self, gate: str, command: str, extra: Mapping[str, str] | None = None) -> Finding:
         """Run one probe; ``extra`` adds to the environment. The finding's evidence names command, end and output."""
-        process = await asyncio.create_subprocess_exec(
-            *self.containment,
-            "/bin/sh",
-            "-c",
-            command,
-            env={**self.environment, **(extra or {})},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-        output = _Output(process)
-        problem = ""
-        try:
-            async with asyncio.timeout(self.timeout_s), asyncio.TaskGroup() as group:
-                group.create_task(output.collect())
-                await process.wait()
-                # What the shell left behind would keep the pipe open.
-                _kill_group(process.pid)
-        except TimeoutError:
-            problem = f"did not end within {self.timeout_s:g} s"
-        finally:
-            _kill_group(process.pid)
-            await process.wait()
-        if output.total_bytes > MAX_OUTPUT_BYTES:
-            problem = f"wrote more than {MAX_OUTPUT_BYTES} bytes"
-        if not problem and process.returncode:
-            problem = f"exit code {process.returncode}"
+        output = _Output()
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        with os.fdopen(reading, "rb", buffering=0) as end:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: output, end)
+            try:
+                process = await self._start(command, writing, extra or {})
+                problem = await self._wait(process, output)
+            finally:
+                transport.close()
         if not problem:
             return Finding(gate, Verdict.GOOD)
         return Finding(gate, Verdict.BAD, f"{command!r}: {problem}{output.shown()}")
 
+    async def _start(self, command: str, writing: int, extra: Mapping[str, str]) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self.containment,
+                "/bin/sh",
+                "-c",
+                command,
+                env={**self.environment, **extra},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing,
+                stderr=writing,
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
 
-class _Output:
-    """The last bytes of what a probe writes."""
+    async def _wait(self, process: asyncio.subprocess.Process, output: _Output) -> str:
+        """What is wrong with the probe's end, empty if nothing; its process group is gone afterwards."""
+        output.too_much = lambda: _kill_group(process.pid)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await process.wait()
+        except TimeoutError:
+            return f"did not end within {self.timeout_s:g} s"
+        finally:
+            _kill_group(process.pid)
+            await process.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await output.ended.wait()
+        if output.total_bytes > MAX_OUTPUT_BYTES:
+            return f"wrote more than {MAX_OUTPUT_BYTES} bytes"
+        return f"exit code {process.returncode}" if process.returncode else ""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+
+class _Output(asyncio.Protocol):
+    """Keeps the last bytes of what a probe writes; a probe that writes too much is killed."""
+
+    def __init__(self) -> None:
         self._tail = b""
         self.total_bytes = 0
+        self.ended = asyncio.Event()
+        self.too_much: Callable[[], None] = _nothing
 
-    async def collect(self) -> None:
-        """Read to the end, or kill the probe once it wrote too much."""
-        stream = self._process.stdout
-        while stream is not None and (piece := await stream.read(_READ_BYTES)):
-            self.total_bytes += len(piece)
-            self._tail = (self._tail + piece)[-KEPT_OUTPUT_BYTES:]
-            if self.total_bytes > MAX_OUTPUT_BYTES:
-                _kill_group(self._process.pid)
-                return
+    def data_received(self, data: bytes) -> None:
+        """Count, and keep the end."""
+        self.total_bytes += len(data)
+        self._tail = (self._tail + data)[-KEPT_OUTPUT_BYTES:]
+        if self.total_bytes > MAX_OUTPUT_BYTES:
+            self.too_much()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """All writers are gone, or we stopped listening."""
+        self.ended.set()
 
     def shown(self) -> str:
         """The output for the evidence."""
         text = self._tail.decode(errors="replace").strip()
         return f"; output: {text}" if text else "; no output"
+
+
+def _nothing() -> None:
+    """Before there is a probe to kill."""
 
 
 def _kill_group(group_id: int) -> None:

@@ -30,6 +30,7 @@ from wavemesh.trust.statements import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from device.logs import DeviceLog
     from device.orders import Facts
     from wavemesh.identity.credentials import NodeCredentials
     from wavemesh.runtime.clock import Clock
@@ -46,8 +47,9 @@ _FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FA
 class DeviceStore:
     """The durable side of one device."""
 
-    def __init__(self, file: StateFile, credentials: NodeCredentials, clock: Clock) -> None:
-        """``file`` is loaded; a recovered one makes the report log restart at once."""
+    def __init__(self, file: StateFile, credentials: NodeCredentials, clock: Clock, log: DeviceLog) -> None:
+        """``file`` is loaded; if it was recovered the report log restarts. Outcomes name the tail of ``log``."""
+        self._log = log
         self._file = file
         self._credentials = credentials
         self._clock = clock
@@ -213,7 +215,7 @@ class DeviceStore:
             slot=facts.running.slot.value,
             firmware_sha256=facts.firmware_sha256,
             firmware_version=facts.firmware_version,
-            log_sha256="",
+            log_sha256=self._log.tail_sha256(),
             at=self._clock.now(),
         )
         envelope = sign_as_node(statement, self._credentials)

@@ -1,0 +1,247 @@
+"""The update machine: every (state, event) and (state, position) is defined, and the rules hold in all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import product
+
+import pytest
+
+from device.bootenv import Boot, BootEnvironment, ResetReason, SlotName, Trial
+from device.platform import BootRecord
+from device.progress import (
+    Arm,
+    Cleared,
+    CommitBoot,
+    CommitRead,
+    Declined,
+    Disarm,
+    Event,
+    GateRefused,
+    GatesPassed,
+    Halted,
+    Healthy,
+    KeepTrying,
+    Obstructed,
+    Ordered,
+    Persist,
+    Progress,
+    Reboot,
+    RecheckDue,
+    Revert,
+    RollbackAsked,
+    Rules,
+    SignoffOverdue,
+    Staged,
+    Started,
+    Step,
+    Target,
+    Unhealthy,
+    Unobstructed,
+    Withdrawn,
+)
+from device.recovery import STARTS, Position, position
+from device.update import ACTIVITY, BEFORE_ARM, IN_SWAP, TRANSITIONS, advance
+from wavemesh.trust.statements import Digest, OutcomeKind, UpdateState
+
+S = UpdateState
+A1, B2 = Boot(SlotName.A, 1), Boot(SlotName.B, 2)
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+RULES = Rules("either", 300.0, False, 86_400.0, 40, 70.0, 0, True, "probe", ("lsusb | grep scanner",), ())
+TARGET = Target("142", 1, "r", "3.8.2", Digest("a" * 64, 10), None, "12.4.1", "", NOW, B2, RULES)
+SUPERVISED = replace(TARGET, rules=replace(RULES, supervised=True))
+OLD = BootEnvironment(A1)
+TRYING = BootEnvironment(A1, trial=Trial(B2, 0))
+NEW = BootEnvironment(B2, A1)
+
+
+def progress(state: UpdateState, **changes: object) -> Progress:
+    base = Progress(state=state, wave_id="142", target=TARGET, attempt=1 if state not in BEFORE_ARM else 0)
+    return replace(base, **changes)  # type: ignore[arg-type]  # values of a test's own
+
+
+def started(
+    boot: Boot, environment: BootEnvironment, reason: ResetReason = ResetReason.REBOOT, boot_id: str = "b"
+) -> Started:
+    return Started(BootRecord(boot_id, boot, reason), environment, 5.0)
+
+
+EVENTS: list[Event] = [
+    started(A1, OLD),
+    Ordered(TARGET, 0),
+    Ordered(replace(TARGET, wave_id="143"), 0),
+    Declined("142", 0, "hold", "held"),
+    Withdrawn(),
+    Halted("halted"),
+    GatesPassed(),
+    GateRefused("battery", "5 %"),
+    Obstructed("temperature", "90"),
+    Unobstructed(),
+    Staged(),
+    Cleared(1, NOW),
+    Cleared(2, NOW),
+    Healthy(),
+    Unhealthy("peripheral:scanner", "none", OutcomeKind.ROLLED_BACK),
+    CommitRead(NEW),
+    CommitRead(TRYING),
+    RollbackAsked("why", OLD),
+    RollbackAsked("why", NEW),
+    SignoffOverdue(),
+    RecheckDue(),
+]
+POSITIONS = {
+    Position.SETTLED: [started(A1, OLD), started(B2, NEW)],
+    Position.ON_TRIAL: [started(B2, TRYING)],
+    Position.FELL_BACK: [started(A1, replace(TRYING, trial=Trial(B2, 0, reason)), reason) for reason in ResetReason],
+    Position.NOT_TRIED: [started(A1, OLD.arm(B2))],
+    Position.STRAY: [started(B2, OLD)],
+}
+
+
+def test_the_tables_are_total() -> None:
+    events = {type(event) for event in EVENTS}
+    assert events == set(Event.__args__)
+    assert set(TRANSITIONS) == set(UpdateState) == set(ACTIVITY)
+    assert all(set(row) == events for row in TRANSITIONS.values())
+    assert set(STARTS) == set(Position) == set(POSITIONS)
+    for where, cases in POSITIONS.items():
+        assert all(position(case.record.boot, case) is where for case in cases)
+
+
+@pytest.mark.parametrize("state", UpdateState, ids=lambda state: state.name)
+def test_rules_of_every_step(state: UpdateState) -> None:
+    """Persist comes first, a reboot last, ARM only with a burn; nothing but a commit read back is reported UPDATED."""
+    starts = [case for cases in POSITIONS.values() for case in cases]
+    for event, target in product([*EVENTS, *starts], (TARGET, SUPERVISED, None)):
+        before = progress(state, target=target, gate="peripheral:scanner", verdict=OutcomeKind.ROLLED_BACK)
+        step = advance(before, event)
+        check_step(before, event, step)
+
+
+def check_step(before: Progress, event: Event, step: Step) -> None:
+    kinds = [type(effect) for effect in step.effects]
+    moved = step.progress.state is not before.state
+    assert not moved or kinds[0] is Persist, (before, event, step)
+    assert Persist not in kinds[1:]
+    assert Reboot not in kinds[:-1]
+    if Arm in kinds:
+        assert kinds == [Persist, Arm, Reboot]
+        assert step.progress.attempt == before.attempt + 1
+    else:
+        assert step.progress.attempt in {before.attempt, getattr(event, "burned", 0), 0}
+    if step.progress.state is S.COMMITTED and moved:
+        active = event.environment.active if isinstance(event, (Started, CommitRead)) else None
+        assert active == B2
+    for outcome in [effect.outcome for effect in step.effects if isinstance(effect, Persist) and effect.outcome]:
+        assert bool(outcome.gate) == (outcome.kind is not OutcomeKind.UPDATED)
+
+
+def test_the_path_of_an_update() -> None:
+    now = Progress()
+    for event, state in (
+        (Ordered(TARGET, 0), S.PREFLIGHT),
+        (GatesPassed(), S.STAGING),
+        (Obstructed("temperature", "90"), S.PAUSED),
+        (Unobstructed(), S.STAGING),
+        (Staged(), S.VERIFIED),
+        (Cleared(1, NOW), S.ARMED),
+        (started(B2, TRYING), S.TRIAL),
+        (Healthy(), S.COMMITTING),
+        (CommitRead(NEW), S.COMMITTED),
+        (RollbackAsked("why", NEW), S.ROLLING_BACK),
+        (started(A1, OLD), S.ROLLED_BACK),
+        (Withdrawn(), S.IDLE),
+    ):
+        now = advance(now, event).progress
+        assert now.state is state
+
+
+def test_an_attempt_is_never_burned_twice() -> None:
+    verified = progress(S.VERIFIED, attempt=1)
+    assert advance(verified, Cleared(1, NOW)) == Step(verified)
+    assert advance(verified, Cleared(3, NOW)) == Step(verified)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "kind", "gate"),
+    [
+        (S.ARMED, ResetReason.WATCHDOG, OutcomeKind.ROLLED_BACK, "watchdog"),
+        (S.ARMED, ResetReason.POWER_LOSS, OutcomeKind.INCONCLUSIVE, "power-loss"),
+        (S.TRIAL, ResetReason.POWER_LOSS, OutcomeKind.INCONCLUSIVE, "power-loss"),
+        (S.TRIAL, ResetReason.WATCHDOG, OutcomeKind.ROLLED_BACK, "watchdog"),
+        (S.TRIAL, ResetReason.REBOOT, OutcomeKind.ROLLED_BACK, "watchdog"),
+        (S.COMMITTING, ResetReason.POWER_LOSS, OutcomeKind.INCONCLUSIVE, "power-loss"),
+    ],
+)
+def test_only_a_proven_power_loss_is_inconclusive(
+    state: UpdateState, reason: ResetReason, kind: OutcomeKind, gate: str
+) -> None:
+    step = advance(progress(state), started(A1, replace(TRYING, trial=Trial(B2, 0, reason)), reason))
+    [outcome] = [effect.outcome for effect in step.effects if isinstance(effect, Persist)]
+    assert outcome is not None
+    assert (outcome.kind, outcome.gate) == (kind, gate)
+    assert step.progress.state is (S.STAGING if kind is OutcomeKind.INCONCLUSIVE else S.ROLLED_BACK)
+
+
+def test_the_first_reset_reason_counts() -> None:
+    """A power cut after the watchdog's reset does not turn a bad release into bad luck."""
+    environment = replace(TRYING, trial=Trial(B2, 0, ResetReason.WATCHDOG))
+    step = advance(progress(S.TRIAL), started(A1, environment, ResetReason.POWER_LOSS))
+    assert (step.progress.state, step.progress.gate) == (S.ROLLED_BACK, "watchdog")
+
+
+def test_a_restarted_agent_does_not_extend_a_trial() -> None:
+    trial = progress(S.TRIAL, trial_boot_id="b", trial_began_s=1.0)
+    assert advance(trial, started(B2, TRYING)).progress.trial_began_s == 1.0
+    again = advance(trial, started(B2, TRYING, boot_id="another"))
+    assert (again.progress.state, again.progress.gate) == (S.ROLLING_BACK, "watchdog")
+
+
+def test_a_trial_without_a_record_must_not_commit() -> None:
+    for state in set(UpdateState) - IN_SWAP:
+        step = advance(progress(state), started(B2, TRYING))
+        assert step.progress.state is S.ROLLING_BACK
+        assert step.effects[-2:] == (Disarm(), Reboot())
+
+
+def test_supervised_failure_waits_and_fails_once() -> None:
+    failed = advance(
+        progress(S.TRIAL, target=SUPERVISED), Unhealthy("peripheral:scanner", "x", OutcomeKind.ROLLED_BACK)
+    )
+    assert (failed.progress.state, failed.effects) == (S.AWAITING_SIGNOFF, (Persist(), KeepTrying()))
+    overdue = advance(failed.progress, SignoffOverdue())
+    assert overdue.progress.verdict is OutcomeKind.FAILED
+    assert advance(overdue.progress, SignoffOverdue()).effects == ()
+    fell = advance(overdue.progress, started(A1, TRYING))
+    assert (fell.progress.state, fell.progress.gate) == (S.ROLLED_BACK, "peripheral:scanner")
+
+
+def test_final_refusals_are_not_rechecked() -> None:
+    refused = advance(progress(S.PREFLIGHT), GateRefused("dual-partition", "no B")).progress
+    assert advance(refused, RecheckDue()) == Step(refused)
+    assert advance(refused, Ordered(replace(TARGET, order_generation=2), 0)).progress.state is S.REFUSED
+    transient = advance(progress(S.PREFLIGHT), GateRefused("battery", "5 %")).progress
+    assert advance(transient, RecheckDue()).progress.state is S.PREFLIGHT
+
+
+def test_revert_is_written_before_the_reboot_and_again_after_a_cut() -> None:
+    step = advance(progress(S.COMMITTED), RollbackAsked("why", NEW))
+    assert step.effects == (Persist(), Revert(), Reboot())
+    cut = advance(step.progress, started(B2, NEW, ResetReason.POWER_LOSS))
+    assert cut.effects == (Revert(), Reboot())
+    back = advance(step.progress, started(A1, OLD))
+    assert (back.progress.state, back.progress.gate) == (S.ROLLED_BACK, "operator")
+
+
+def test_a_commit_that_did_not_take_goes_back() -> None:
+    step = advance(progress(S.COMMITTING), CommitRead(TRYING))
+    assert (step.progress.state, step.progress.gate) == (S.ROLLING_BACK, "boot-probe")
+    assert advance(progress(S.TRIAL), Healthy()).effects == (Persist(), CommitBoot())
+
+
+def test_a_new_generation_of_the_order_keeps_the_work() -> None:
+    staging = progress(S.STAGING)
+    renewed = advance(staging, Ordered(replace(TARGET, order_generation=2), 0)).progress
+    assert renewed.state is S.STAGING
+    assert advance(staging, Ordered(replace(TARGET, release="other"), 0)).progress.state is S.PREFLIGHT
