@@ -40,7 +40,7 @@ CREATE TABLE outcomes (
     PRIMARY KEY (wave_id, device)
 ) WITHOUT ROWID;
 CREATE TABLE seen (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    number INTEGER PRIMARY KEY, -- not AUTOINCREMENT: ignored inserts would count, and push out what is remembered
     kind TEXT NOT NULL,
     id TEXT NOT NULL,
     UNIQUE (kind, id)

@@ -21,12 +21,12 @@ import os
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from wavemesh.artifacts.digests import STEP_BYTES, blob_name, check_digest, in_thread, parse_blob_name
 from wavemesh.artifacts.partial import BlobMismatchError, PartialFile, boot_id, mark_path
 from wavemesh.errors import ConflictError, LocalError, NotFoundError, PeerError, WavemeshError
-from wavemesh.runtime.durable import Disk, disk_errors
+from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -358,32 +358,43 @@ class BlobStore:
     async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes, None]:
         """The bytes of a complete blob from ``offset`` on, verified on the way (what lies before ``offset`` too).
 
-        Raises NotFoundError, OutOfRangeError, BlobMismatchError before the last step, DiskFaultError.
+        Raises NotFoundError, OutOfRangeError and, before the last step, BlobMismatchError, also for bytes that cannot
+        be read: then the blob is gone from here and can be fetched again.
         """
         self._check_offset(digest, offset)
         if digest not in self._complete:
             msg = f"blob {digest.sha256} of {digest.size_bytes} bytes is not held here"
             raise NotFoundError(msg, sha256=digest.sha256)
         path = self._path(digest)
-        with disk_errors(path):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with disk_errors(path):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except DiskFaultError as error:
+            await self._drop(digest, error)
         try:
             hasher = hashlib.sha256()
             await self._touch(digest, self._clock.now())
             position = 0
             while position < digest.size_bytes:
-                with disk_errors(path):
-                    piece = await in_thread(_read_and_hash, descriptor, position, hasher)
+                try:
+                    with disk_errors(path):
+                        piece = await in_thread(_read_and_hash, descriptor, position, hasher)
+                except DiskFaultError as error:
+                    await self._drop(digest, error)
                 position += len(piece)
                 is_last = position >= digest.size_bytes or not piece
                 if is_last and (position != digest.size_bytes or hasher.hexdigest() != digest.sha256):
-                    if digest in self._complete:
-                        await self.delete(digest)
-                    raise BlobMismatchError(digest, f"the disk holds SHA-256 {hasher.hexdigest()}")
+                    await self._drop(digest, None)
                 if position > offset:
                     yield piece[max(0, offset - (position - len(piece))) :]
         finally:
             os.close(descriptor)
+
+    async def _drop(self, digest: Digest, fault: DiskFaultError | None) -> NoReturn:
+        """Forget a blob whose bytes went bad, cannot be read or are gone, so that it is fetched again."""
+        if digest in self._complete:
+            await self.delete(digest)
+        raise BlobMismatchError(digest, str(fault or "the disk holds other bytes")) from fault
 
     async def scrub(self, digest: Digest) -> None:
         """Read and verify one complete blob; raises NotFoundError, BlobMismatchError (and it is gone)."""

@@ -178,6 +178,29 @@ async def test_a_blob_that_went_bad_on_disk_is_found_on_read(tmp_path: Path) -> 
     assert not path.exists()
 
 
+@pytest.mark.parametrize("fault", [FileNotFoundError(errno.ENOENT, "gone"), OSError(errno.EIO, "bad sector")])
+async def test_a_blob_that_cannot_be_read_is_dropped_to_be_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError
+) -> None:
+    store = await opened(tmp_path)
+    await put(store)
+
+    def failing(*_: object) -> bytes:
+        raise fault
+
+    if fault.errno == errno.ENOENT:
+        (tmp_path / "blobs" / DIGEST.sha256[:2] / blob_name(DIGEST)).unlink()
+    else:
+        monkeypatch.setattr("wavemesh.artifacts.blobstore.os.pread", failing)
+    words = "No such file" if fault.errno == errno.ENOENT else "bad sector"
+    with pytest.raises(BlobMismatchError, match=words):
+        await everything(store)
+    monkeypatch.undo()
+    assert not store.has(DIGEST)
+    await put(store)
+    assert await everything(store) == CONTENT
+
+
 async def test_scrub_finds_a_truncated_blob_and_does_not_count_as_use(tmp_path: Path) -> None:
     clock = SetClock()
     store = await BlobStore.open(tmp_path, QUOTA_BYTES, clock)
