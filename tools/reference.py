@@ -7,6 +7,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
+from edgectl.reference import edgectl_page
 from wavemesh.errors import LocalError, PeerError, WavemeshError
 from wavemesh.policy.reference import gates_page, policy_page, schema_file
 
@@ -67,6 +68,7 @@ def pages() -> dict[str, str]:
         "policy.schema.json": schema_file(),
         "gates.md": gates_page(),
         "errors.md": errors_page(),
+        "edgectl.md": edgectl_page(),
     }
 
 

@@ -1,0 +1,205 @@
+"""edgectl against a lab of real processes: every O1 command as written, twice, and with store 209's WAN cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lab.images import build_small_images
+from lab.processes import states, stop_all, wait_until
+from lab.topology import load_lab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.timeout(180)
+
+ROOT = Path(__file__).resolve().parents[2]
+O1 = {
+    "prefetch": ["hub", "prefetch", "--policy", "policy.yaml", "--window", "00:30-03:30"],
+    "cache": ["hub", "cache", "list", "--limit", "5"],
+    "pause": ["wave", "pause", "--wave", "142", "--reason", "peripheral regression in store-209"],
+    "start": ["wave", "start", "--wave", "142", "--cohort", "retail-us-midwest"],
+    "rollback": ["device", "rollback", "--id", "pos-17", "--reason", "scanner driver missing"],
+}
+
+
+class Operator:
+    """Somebody who types commands in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        keep = {key: value for key, value in os.environ.items() if not key.startswith("EDGECTL_")}
+        self.environment = keep | {"XDG_CONFIG_HOME": str(directory / "config"), "PYTHONPATH": str(ROOT)}
+
+    def types(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run edgectl."""
+        return subprocess.run(
+            [sys.executable, "-m", "edgectl", *words],
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def asks(self, *words: str) -> Any:
+        """Run edgectl, which must succeed, and read its JSON."""
+        done = self.types(*words, "--output", "json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    directory = tmp_path_factory.mktemp("op")
+    pair = build_small_images(directory / "images")
+    operator = Operator(directory)
+    up = operator.types("lab", "up", "--old", str(pair.old), "--new", str(pair.new))
+    try:
+        assert up.returncode == 0, up.stderr
+        yield operator
+    finally:
+        stop_all(load_lab(directory / "lab-data"))
+
+
+def test_lab_up_leaves_what_the_commands_need(operator: Operator) -> None:
+    """The contexts, control selected, wave 142 planned, a policy.yaml; asked twice, nothing changes."""
+    again = operator.types("lab", "up")
+    assert again.returncode == 0, again.stderr
+    contexts = operator.asks("context", "list")
+    assert {c["name"]: c["selected"] for c in contexts} == {"control": True, "store-208": False, "store-209": False}
+    waves = operator.asks("wave", "list")
+    assert [(w["wave_id"], w["cohort"], w["counts"]["pending"]) for w in waves] == [("142", "retail-us-midwest", 12)]
+    assert operator.types("policy", "validate", "policy.yaml").returncode == 0
+    assert all(process["running"] for process in operator.asks("lab", "status"))
+    assert (operator.directory / "config" / "wavemesh" / "contexts.toml").exists()
+
+
+def test_every_o1_command_works_as_written_and_twice_is_once(operator: Operator) -> None:
+    for name in ("prefetch", "cache", "pause"):
+        for _ in range(2):
+            done = operator.types(*O1[name])
+            assert done.returncode == 0, f"{name}: {done.stderr}"
+    second = operator.asks(*O1["pause"])
+    assert second["duplicate"]
+    assert len(operator.asks("wave", "status", "--wave", "142")["pauses"]) == 1
+    caches = operator.asks(*O1["cache"])
+    assert [cache["hub"].rpartition("/")[2] for cache in caches] == ["store-208", "store-209"]
+    assert all(len(cache["entries"]) <= 5 for cache in caches)
+
+
+def test_a_store_whose_wan_is_cut_answers_acts_and_queues(operator: Operator) -> None:
+    """What lowers risk acts at once, what raises it queues and is delivered when the WAN is back (M5, O1)."""
+    at_store = ("--context", "store-209")
+    assert operator.asks("lab", "wan", "cut", "store-209")["mode"] == "cut"
+    try:
+        wait_until(lambda: not _connected(operator, "store-209"), 30, "control to miss store-209")
+        for _ in range(2):
+            assert operator.asks(*O1["pause"], *at_store)["record"]["disposition"] == "applied"
+            start = operator.asks(*O1["start"], *at_store)
+            assert start["record"]["disposition"] == "queued"
+            assert start["record"]["waiting_for"]
+            assert operator.types(*O1["prefetch"], *at_store).returncode == 0
+            assert operator.asks(*O1["cache"], *at_store)
+        assert "queued, waits for" in operator.types(*O1["start"], *at_store).stdout
+        assert operator.asks("ledger", "show", "--wave", "142", *at_store)["counts"]["pending"] == 6
+        assert operator.asks("wave", "status", "--wave", "142")["state"] == "planned"
+    finally:
+        operator.types("lab", "wan", "restore", "store-209")
+    # The queued start arrives; the pauses that were in force before hold the wave back.
+    wait_until(lambda: _state(operator) == "paused", 60, "the queued start to arrive")
+
+
+def test_the_wave_runs_when_every_pause_is_lifted(operator: Operator) -> None:
+    lifted = operator.asks("wave", "resume", "--wave", "142", "--reason", "looked into")
+    assert lifted["record"]["disposition"] in {"applied", "queued"}
+    operator.asks(*O1["start"])
+
+    def updated() -> bool:
+        return operator.asks("ledger", "show", "--wave", "142")["counts"]["updated"] == 12
+
+    wait_until(updated, 90, "the wave to end")
+    lines = operator.asks("device", "logs", "--id", "pos-17", "--since", "15 min ago", "--wave", "142")
+    assert lines
+    assert {line["wave_id"] for line in lines} == {"142"}
+
+
+def test_a_rollback_is_done_once(operator: Operator) -> None:
+    for _ in range(2):
+        assert operator.types(*O1["rollback"]).returncode == 0
+
+    def rolled_back() -> bool:
+        status = operator.asks("device", "show", "--id", "pos-17")["status"]
+        return bool(status["slot"] == "A" and status["connected"])
+
+    wait_until(rolled_back, 60, "pos-17 to be back")
+    operator.types(*O1["rollback"])
+    assert operator.asks("device", "show", "--id", "pos-17")["status"]["slot"] == "A"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["wave", "status", "--wave", "999"], 3, "999"),
+        (["device", "show", "--id", "pos-99"], 3, "pos-99"),
+        (["wave", "start", "--wave", "142", "--cohort", "retail-eu"], 4, "retail-eu"),
+        (["release", "list", "--context", "nowhere"], 3, "nowhere"),
+        (["lab", "wan", "cut", "store-1"], 3, "store-209"),
+        (["lab", "power", "cut", "pos-99"], 3, "pos-99"),
+    ],
+)
+def test_refusals_have_their_exit_code_and_say_what(operator: Operator, words: list[str], code: int, said: str) -> None:
+    done = operator.types(*words)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fleet", "status"],
+        ["device", "list"],
+        ["release", "list"],
+        ["intent", "list"],
+        ["audit", "list"],
+        ["wave", "status", "--wave", "142"],
+        ["ledger", "show", "--wave", "142", "--store", "store-208"],
+        ["release", "show", "firmware-v3.8.2"],
+    ],
+)
+def test_every_reading_command_answers_in_each_form(operator: Operator, words: list[str]) -> None:
+    assert operator.asks(*words)
+    for form in ("table", "yaml"):
+        assert operator.types(*words, "-o", form).stdout.strip()
+
+
+def test_power_can_be_cut_and_the_device_comes_back(operator: Operator) -> None:
+    assert operator.asks("lab", "power", "cut", "pos-01")["reset_reason"] == "power-loss"
+    path = "region/midwest/store/store-208/device/pos-01"
+    wait_until(lambda: _device_connected(operator, path), 30, "pos-01 to come back")
+
+
+def test_lab_down_stops_every_process(operator: Operator) -> None:
+    assert operator.types("lab", "down").returncode == 0
+    assert not any(process.running for process in states(load_lab(operator.directory / "lab-data")))
+    assert operator.types("lab", "status").returncode == 1
+    assert operator.types("fleet", "status").returncode == 6
+
+
+def _state(operator: Operator) -> str:
+    return str(operator.asks("wave", "status", "--wave", "142")["state"])
+
+
+def _connected(operator: Operator, store: str) -> bool:
+    hubs = operator.asks("fleet", "status")["hubs"]
+    return any(hub["hub"].endswith(store) and hub["connected"] for hub in hubs)
+
+
+def _device_connected(operator: Operator, path: str) -> bool:
+    return any(d["path"] == path and d["status"]["connected"] for d in operator.asks("device", "list"))
