@@ -174,11 +174,14 @@ class Link:
         try:
             while data := await source.read(_BLOCK_BYTES):
                 await self._flowing.wait()
+                if sink.is_closing():
+                    return
                 sink.write(data)
                 await sink.drain()
                 count(len(data))
             await self._flowing.wait()
-            sink.write_eof()
+            if not sink.is_closing():
+                sink.write_eof()
         except OSError:
             _reset(back)
             _reset(sink)

@@ -132,7 +132,8 @@ class SessionUpstream:
         self._parent = parent
         self._address = address
         self._log = log
-        # For a log without a SentMark: (incarnation, highest number that may have been sent).
+        self._mark = log if isinstance(log, SentMark) else None
+        # For a log without a mark: (incarnation, highest number that may have been sent).
         self._sent = (log.incarnation, log.next_number - 1)
         self._sink = sink
         self._clock = clock
@@ -281,8 +282,8 @@ class SessionUpstream:
 
     def _sent_through(self) -> int:
         """Highest number of the log's incarnation that may have been sent."""
-        if isinstance(self._log, SentMark):
-            return self._log.sent_through
+        if self._mark is not None:
+            return self._mark.sent_through
         incarnation, through = self._sent
         return through if incarnation == self._log.incarnation else 0
 
@@ -298,8 +299,8 @@ class SessionUpstream:
             return
         reports = await log.read(wanted.first, wanted.limit)
         through = wanted.first + len(reports) - 1
-        if isinstance(log, SentMark) and through > log.sent_through:
-            await log.mark_sent(through)
+        if self._mark is not None and through > self._mark.sent_through:
+            await self._mark.mark_sent(through)
         if log.incarnation == stream.incarnation:
             machine.reports_read(wanted.first, reports)
 

@@ -1,0 +1,26 @@
+"""The benchmark of sessions, small: its keys, and that it checks its own results."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from bench.__main__ import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_sessions(tmp_path: Path) -> None:
+    target = tmp_path / "sessions.json"
+    assert main(["sessions", "--devices", "5", "--rounds", "1", "--json", str(target)]) == 0
+    result = json.loads(target.read_text())
+    assert result["devices"] == 5
+    for key in ("kib_per_session", "floor_kib", "open_per_s", "floor_open_per_s", "reconnect_s", "converged_s"):
+        assert result[key] > 0
+    assert {"machine", "versions", "commit"} <= result.keys()
+
+
+def test_unknown_names_are_refused() -> None:
+    assert main(["nonsense"]) == 2
+    assert main([]) == 2
