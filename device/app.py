@@ -39,7 +39,7 @@ from wavemesh.artifacts.transfer import ArtifactClient
 from wavemesh.errors import LocalError
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.runtime.clock import SystemClock
-from wavemesh.runtime.durable import Disk, disk_errors
+from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 from wavemesh.runtime.grpc import make_bulk_channel
 from wavemesh.session.upstream import SessionUpstream
 from wavemesh.trust.freshness import ClockSource
@@ -104,6 +104,10 @@ async def _run(
     credentials = NodeCredentials.load(directory / "identity")
     file = StateFile(directory / "state", disk, secrets.token_hex(16))
     file.load(clock.now())
+    try:
+        file.reserve()
+    except DiskFaultError as error:
+        log.alert(f"no space could be set aside for a rollback's record: {error}")
     store = DeviceStore(file, credentials, clock, log)
     verifier = Verifier(_read_root(directory / "trust" / "root.json"), credentials)
     changed = _Later()

@@ -94,6 +94,8 @@ def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:
         except WavemeshError as error:
             equipment.log.fail(f"cannot roll back for intent {intent.intent_id}: {error}")
             continue
+        detail = f"rollback for intent {intent.intent_id} in state {progress.state.name}: {intent.reason}"
+        equipment.store.append_event("intent-applied", "operator", node_id.path, detail)
         yield RollbackAsked(f"operator: {intent.reason}", environment)
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from wavemesh.runtime.clock import Clock
 
 _ORDER = {"tuf": 0, "holds": 1, "policy": 1}
+# A hub that takes the trust metadata away could bring an older one after the next start.
+_KEPT = frozenset({"tuf"})
 MAX_REASON_CHARACTERS = 900
 
 
@@ -126,6 +128,7 @@ class DeviceSink:
                 self._log.alert(f"refused {resource.key.type}/{resource.key.name}: {error.gate}: {reason}")
                 continue
             accepted.append((HeldResource(resource.key, resource.version, resource.digest), resource.content))
+        removed = [key for key in removed if key.type not in _KEPT]
         for key in removed:
             self._believed.pop(key, None)
         floor = self._floor()

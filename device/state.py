@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from device.progress import Progress
 from device.values import from_plain, to_plain
 from wavemesh.errors import LocalError
-from wavemesh.runtime.durable import Disk, disk_errors
+from wavemesh.runtime.durable import Disk, DiskFullError, disk_errors
 from wavemesh.session.frames import MAX_RESOURCE_BYTES, HeldResource
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_WAVES = 1000
+RESERVE_BYTES = 1024 * 1024
 MAX_INTENTS = 256
 FILE_NAME = "state.json"
 PREVIOUS_NAME = "state.json.prev"
@@ -110,6 +111,7 @@ class StateFile:
         """Remember where; ``new_incarnation`` (128 random bits in hex) is used if a new one is needed at load."""
         self._path = directory / FILE_NAME
         self._previous = directory / PREVIOUS_NAME
+        self._reserve = directory / "reserve"
         self._resources = directory / "resources"
         self._disk = disk
         self._new_incarnation = new_incarnation
@@ -141,17 +143,32 @@ class StateFile:
             self._document = Document(self._new_incarnation, burns_unknown_before=now, clock_floor=now)
 
     def commit(self, document: Document, *, copies: int = 1) -> None:
-        """Make it durable; with two copies the previous file holds the same. Raises StateError, DiskFaultError."""
+        """Make it durable; with two copies the previous file holds the same. Raises StateError, DiskFaultError.
+
+        A full disk costs the reserve first: there is always room to record one rollback and its evidence.
+        """
         for _ in range(copies):
             document = replace(document, serial=self._document.serial + 1)
-            data = _encode(document)
-            temporary = self._path.with_suffix(".json.tmp")
-            self._write(temporary, data)
-            if self._path.exists():
-                self._disk.rename(self._path, self._previous)
-            self._disk.rename(temporary, self._path)
-            self._disk.fsync_dir(self._path.parent)
+            try:
+                self._replace(document)
+            except DiskFullError:
+                self._disk.remove(self._reserve)
+                self._replace(document)
             self._document = document
+
+    def reserve(self) -> None:
+        """Set space aside for a later ``commit`` on a full disk; raises DiskFaultError."""
+        with disk_errors(self._reserve), self._reserve.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            os.fsync(file.fileno())
+
+    def _replace(self, document: Document) -> None:
+        temporary = self._path.with_suffix(".json.tmp")
+        self._write(temporary, _encode(document))
+        if self._path.exists():
+            self._disk.rename(self._path, self._previous)
+        self._disk.rename(temporary, self._path)
+        self._disk.fsync_dir(self._path.parent)
 
     def store_content(self, digest: str, content: bytes) -> None:
         """Make a resource's content durable under its digest."""

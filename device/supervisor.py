@@ -311,9 +311,15 @@ def matches(trigger: str, step: str) -> bool:
     """Whether a power cut asked for at ``trigger`` happens at ``step``."""
     if trigger == "swap":
         return step == "trial"
-    if trigger.startswith("staging:") and step.startswith("staging:"):
-        return int(step[8:].rstrip("%")) >= int(trigger[8:].rstrip("%"))
+    wanted, reached = _percent(trigger), _percent(step)
+    if wanted is not None and reached is not None:
+        return reached >= wanted
     return trigger == step
+
+
+def _percent(step: str) -> int | None:
+    number = step.removeprefix("staging:").removesuffix("%")
+    return int(number) if step.startswith("staging:") and number.isdigit() else None
 
 
 def main() -> int:

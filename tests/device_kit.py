@@ -244,6 +244,8 @@ class Blobs:
     content: dict[str, bytes] = field(default_factory=dict)
     reads: list[tuple[str, int]] = field(default_factory=list)
     refusal: GateError | None = None
+    stall_after: int | None = None
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return [digest for digest in digests if digest.sha256 not in self.content]
@@ -259,6 +261,9 @@ class Blobs:
 
     async def _pieces(self, content: bytes, offset: int) -> AsyncGenerator[bytes, None]:
         for start in range(offset, len(content), 64 * 1024):
+            if self.stall_after is not None and start >= self.stall_after:
+                self.stalled.set()
+                await asyncio.Event().wait()
             yield content[start : start + 64 * 1024]
 
 
@@ -285,6 +290,7 @@ class HubStandIn:
         self.grants_leases = True
         self.attempts_allowed = 3
         self.lease_s = 60.0
+        self.permit_firmware = True
         self._granted: dict[int, Lease] = {}
         self._counter = 0
         self._changed = asyncio.Event()
@@ -316,6 +322,11 @@ class HubStandIn:
         self.serve("policy", self.policy_digest, encode_statement(envelope))
         self.hold()
         return manifest
+
+    def publish_without(self, artifact: str) -> None:
+        """The policy leaves that line of ``artifacts`` out."""
+        self._policy_text = self._policy_text.replace(artifact.encode(), b"")
+        self._publish()
 
     def hold(self, *holds: Hold, epoch: int = 1) -> None:
         self._serve_signed("holds", "fleet", HoldList(epoch, holds, datetime.now(UTC)))
@@ -378,7 +389,7 @@ class HubStandIn:
         now = datetime.now(UTC)
         lease = Lease(WAVE, DEVICE.path, secrets.token_hex(16), attempt, now, now + timedelta(seconds=self.lease_s))
         self._granted[attempt] = lease
-        firmware = self.release.firmware
+        firmware = self.release.firmware if self.permit_firmware else None
         permit = Permit(
             WAVE,
             DEVICE.path,

@@ -12,7 +12,7 @@ from device.bootenv import Boot, SlotName
 from device.progress import Progress, Rules, Target
 from device.state import FILE_NAME, PREVIOUS_NAME, Document, StateError, StateFile, StoredReport, WaveRecord
 from device.values import from_plain, to_plain
-from wavemesh.runtime.durable import Disk
+from wavemesh.runtime.durable import Disk, DiskFullError
 from wavemesh.session.frames import HeldResource, ResourceKey, ResourceVersion
 from wavemesh.trust.statements import Digest, UpdateState
 
@@ -139,6 +139,28 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     opened(tmp_path).commit(replace(DOCUMENT, format=2))
     with pytest.raises(StateError, match="newer agent"):
         opened(tmp_path)
+
+
+class FullDisk(Disk):
+    """Has no room while the reserve is there."""
+
+    def __init__(self, reserve: Path) -> None:
+        self.reserve = reserve
+
+    def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
+        if self.reserve.exists():
+            msg = "no space left"
+            raise DiskFullError(msg)
+        super().write(descriptor, data, path)
+
+
+def test_a_full_disk_still_records_a_rollback(tmp_path: Path) -> None:
+    """A rollback never waits for disk: the space for one record was set aside."""
+    file = opened(tmp_path)
+    file.reserve()
+    file._disk = FullDisk(tmp_path / "reserve")
+    file.commit(DOCUMENT)
+    assert opened(tmp_path).document.waves == DOCUMENT.waves
 
 
 def test_contents_are_believed_by_digest_only(tmp_path: Path) -> None:

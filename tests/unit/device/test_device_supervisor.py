@@ -1,0 +1,60 @@
+"""Where a power cut asked for happens, and what the bootloader decides."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from device.board import read_boot_record
+from device.bootenv import Boot, BootEnvironment, ResetReason, SlotName
+from device.firmware import Firmware
+from device.slots.simulated import SimulatedBootControl
+from device.supervisor import matches
+from wavemesh.runtime.durable import Disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+A1, B2 = Boot(SlotName.A, 1), Boot(SlotName.B, 2)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "step", "happens"),
+    [
+        ("staging:50%", "staging:49%", False),
+        ("staging:50%", "staging:50%", True),
+        ("staging:50%", "staging:62%", True),
+        ("staging:50%", "state:STAGING", False),
+        ("swap", "trial", True),
+        ("swap", "state:TRIAL", False),
+        ("state:ARMED", "state:ARMED", True),
+        ("staging:half", "staging:50%", False),
+    ],
+)
+def test_where_a_cut_happens(trigger: str, step: str, happens: bool) -> None:  # noqa: FBT001  # a table's column
+    assert matches(trigger, step) is happens
+
+
+def test_a_trial_boots_once_however_often_the_power_fails(tmp_path: Path) -> None:
+    """D9: the try is taken durably before the trial boots."""
+    (tmp_path / "slots").mkdir()
+    (tmp_path / "run").mkdir()
+    control = SimulatedBootControl(tmp_path / "slots", Disk())
+    control.write(BootEnvironment(A1).arm(B2))
+    firmware = Firmware(tmp_path, 1024)
+    assert firmware.first_reason() is ResetReason.POWER_ON
+    assert firmware.boot(ResetReason.REBOOT).boot == B2
+    assert firmware.is_trial(B2)
+    assert firmware.first_reason() is ResetReason.POWER_LOSS
+    for reason in (ResetReason.WATCHDOG, ResetReason.POWER_LOSS):
+        assert firmware.boot(reason).boot == A1
+        assert read_boot_record(tmp_path).reset_reason is reason
+    trial = control.read().trial
+    assert trial is not None
+    assert trial.ended_by is ResetReason.WATCHDOG
+    lines = (tmp_path / "run" / "boots.jsonl").read_text().splitlines()
+    assert [json.loads(line)["slot"] for line in lines] == ["B", "A", "A"]
+    firmware.shut_down()
+    assert firmware.first_reason() is ResetReason.POWER_ON
