@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from device.config import DeviceConfig
     from device.platform import Power
+    from wavemesh.runtime.clock import Clock
 
 MAX_ROOT_BYTES = 256 * 1024
 LOCK_PATIENCE_S = 10.0
@@ -102,13 +103,7 @@ async def _run(
 ) -> None:
     disk = Disk()
     credentials = NodeCredentials.load(directory / "identity")
-    file = StateFile(directory / "state", disk, secrets.token_hex(16))
-    file.load(clock.now())
-    try:
-        file.reserve()
-    except DiskFaultError as error:
-        log.alert(f"no space could be set aside for a rollback's record: {error}")
-    store = DeviceStore(file, credentials, clock, log)
+    store = DeviceStore(_load_state(directory / "state", disk, clock, log), credentials, clock, log)
     verifier = Verifier(_read_root(directory / "trust" / "root.json"), credentials)
     changed = _Later()
     source = ClockSource.HARDWARE if config.device.clock is ClockKind.HARDWARE else ClockSource.UNCONFIRMED
@@ -172,6 +167,17 @@ async def _run(
 
 def _nothing() -> None:
     """What is called before there is anything to call."""
+
+
+def _load_state(directory: Path, disk: Disk, clock: Clock, log: DeviceLog) -> StateFile:
+    """The state as it is durable, with room set aside for a later rollback."""
+    file = StateFile(directory, disk, secrets.token_hex(16))
+    file.load(clock.now())
+    try:
+        file.reserve()
+    except DiskFaultError as error:
+        log.alert(f"no space could be set aside for a rollback's record: {error}")
+    return file
 
 
 class _Later:

@@ -1,4 +1,4 @@
-"""A device in a directory, as provisioning leaves it, and a store hub that plays what the test wants.
+"""A store hub for one device that plays what the test wants.
 
 The hub is a stand-in, but its wire is real: gRPC over mTLS, SessionDownstream, ArtifactServer, signed statements.
 """
@@ -7,33 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import os
 import secrets
-import subprocess
-import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
-from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
-from device.bootenv import Boot, BootEnvironment, SlotName, decode, encode
-from device.state import StateFile
-from device.values import to_plain
-from tests.conftest import FLEET, TrustKeys, make_manifest
+from tests.conftest import TrustKeys, make_manifest
+from tests.device_directory import (
+    DEVICE,
+    HUB,
+    NEW_VERSION,
+    PATIENCE_S,
+    digest_of,
+    image_of,
+)
 from wavemesh.artifacts.transfer import ArtifactServer
 from wavemesh.codec.statements import decode as decode_statement
 from wavemesh.codec.statements import encode as encode_statement
 from wavemesh.errors import GateError, NotFoundError
-from wavemesh.identity.ca import FleetCa, write_node
-from wavemesh.identity.nodes import NodeId
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_to_json
 from wavemesh.policy.reader import parse_policy
 from wavemesh.runtime.clock import SystemClock
-from wavemesh.runtime.durable import Disk
 from wavemesh.runtime.grpc import make_server
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.session.link import SessionDownstream
@@ -69,18 +64,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.nodes import NodeId
     from wavemesh.session.frames import Hello, Rejection, Report, StatusEntry
     from wavemesh.trust.releases import ReleaseManifest
 
-HUB = NodeId(FLEET, "region/midwest/store/store-208")
-DEVICE = NodeId(FLEET, f"{HUB.path}/device/pos-01")
 WAVE = "142"
-MIB = 1024 * 1024
-OLD_VERSION, NEW_VERSION = "3.8.1", "3.8.2"
 CONFIG_VERSION = "12.4.1"
 SCANNER_CHECK = "lsusb | grep scanner"
 BOOT_PROBE = "systemd-analyze verify /boot/inactive"
-PATIENCE_S = 40.0
 
 POLICY = """\
 targets: {segment: retail-us-midwest, percentage: 100, hubBudget: 2}
@@ -96,145 +87,6 @@ verification:
   healthPingEndpoint: "https://control-plane/health"
   healthAuthority: %(authority)s
 """
-
-CONFIG = """\
-[device]
-device_class = "pos-tablet"
-hardware_revision = "r2"
-[hub]
-address = "127.0.0.1:%(port)d"
-[board]
-slot_capacity_bytes = 67108864
-watchdog_s = 10.0
-boot_timer_s = 20.0
-[timing]
-ping_interval_s = 0.3
-ping_timeout_s = 2.0
-gate_interval_s = 0.1
-recheck_interval_s = 0.5
-retry_interval_s = 0.1
-probe_timeout_s = 5.0
-probe_settle_s = 0.2
-inhibit_bound_s = 1.0
-log_upload_interval_s = 0.2
-[staging]
-fsync_step_bytes = 131072
-"""
-
-
-def image_of(version: str, size_bytes: int = MIB) -> bytes:
-    """An image: the same bytes for the same version."""
-    return Random(version).randbytes(size_bytes)  # content, not a secret
-
-
-def digest_of(content: bytes) -> Digest:
-    return Digest(hashlib.sha256(content).hexdigest(), len(content))
-
-
-def label_of(version: str, content: bytes) -> bytes:
-    digest = digest_of(content)
-    return json.dumps({"release": f"firmware-v{version}", "version": version, "firmware": to_plain(digest)}).encode()
-
-
-class DeviceDirectory:
-    """A provisioned device: old release on slot A, empty slot B, its own hardware."""
-
-    def __init__(self, path: Path, ca: FleetCa, pinned_root: bytes) -> None:
-        self.path = path
-        self._processes: list[subprocess.Popen[bytes]] = []
-        now = datetime.now(UTC)
-        write_node(
-            path / "identity",
-            ca,
-            DEVICE,
-            not_before=now - timedelta(hours=1),
-            not_after=now + timedelta(days=30),
-            ip_addresses=[IPv4Address("127.0.0.1")],
-        )
-        for name in ("slots", "run", "trust", "state/config/1", "hardware/bin"):
-            (path / name).mkdir(parents=True)
-        (path / "trust" / "root.json").write_bytes(pinned_root)
-        old = image_of(OLD_VERSION)
-        (path / "slots" / "A.img").write_bytes(old)
-        (path / "slots" / "A.json").write_bytes(label_of(OLD_VERSION, old))
-        (path / "slots" / "B.img").touch()
-        (path / "slots" / "bootenv.json").write_bytes(encode(BootEnvironment(Boot(SlotName.A, 1))))
-        config = b"old config"
-        (path / "state" / "config" / "1" / "bundle").write_bytes(config)
-        label = {"version": "12.3.0", **to_plain(digest_of(config))}
-        (path / "state" / "config" / "1" / "label.json").write_text(json.dumps(label))
-        self.write("hardware/power_supply/BAT0/capacity", "87\n")
-        self.write("hardware/thermal/thermal_zone0/temp", "41500\n")
-        self.script("lsusb", 'echo "Bus 001 Device 004: Bar Code scanner"')
-        self.script("systemd-analyze", "exit 0")
-
-    def configure(self, port: int) -> None:
-        self.write("config.toml", CONFIG % {"port": port})
-
-    def write(self, name: str, text: str) -> None:
-        file = self.path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    def script(self, name: str, body: str) -> None:
-        file = self.path / "hardware" / "bin" / name
-        file.write_text(f"#!/bin/sh\n{body}\n")
-        file.chmod(0o755)
-
-    def lose_scanner_on(self, slot: str) -> None:
-        self.script("lsusb", f'[ "$WAVEMESH_SLOT" = {slot} ] || echo "Bar Code scanner"')
-
-    def slot_sha256(self, slot: str) -> str:
-        return hashlib.sha256((self.path / "slots" / f"{slot}.img").read_bytes()).hexdigest()
-
-    def environment(self) -> BootEnvironment:
-        return decode((self.path / "slots" / "bootenv.json").read_bytes(), "bootenv.json")
-
-    def boots(self) -> list[tuple[str, str]]:
-        """(slot, reason) of every boot so far."""
-        path = self.path / "run" / "boots.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [(entry["slot"], entry["reason"]) for entry in map(json.loads, lines)]
-
-    def steps(self) -> list[str]:
-        path = self.path / "run" / "steps.jsonl"
-        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
-
-    def state(self) -> StateFile:
-        file = StateFile(self.path / "state", Disk(), "0" * 32)
-        file.load(datetime.now(UTC))
-        return file
-
-    def start(self) -> None:
-        """Switch it on."""
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        command = [sys.executable, "-m", "device.supervisor", "--dir", str(self.path)]
-        with (self.path / "run" / "stderr.log").open("ab") as errors:
-            self._processes.append(subprocess.Popen(command, env=environment, stderr=errors))
-
-    def stop(self) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.wait(20)
-
-    def _socket_path(self, name: str) -> str:
-        return os.path.relpath(self.path / "run" / name)
-
-    async def tell(self, command: str, socket_name: str = "supervisor.sock") -> dict[str, Any]:
-        """Ask the supervisor or the agent; waits until it listens."""
-        path = self._socket_path(socket_name)
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                try:
-                    reader, writer = await asyncio.open_unix_connection(path)
-                    break
-                except (FileNotFoundError, ConnectionRefusedError):
-                    await asyncio.sleep(0.02)
-            writer.write(command.encode() + b"\n")
-            answer: dict[str, Any] = json.loads(await reader.readline())
-            writer.close()
-        return answer
 
 
 @dataclass(slots=True)

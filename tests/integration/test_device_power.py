@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.device_kit import NEW_VERSION, DeviceDirectory, HubStandIn, digest_of, image_of
+from tests.device_directory import NEW_VERSION, DeviceDirectory, digest_of, image_of
+from tests.device_kit import HubStandIn
 from wavemesh.trust.statements import UpdateState
 
 if TYPE_CHECKING:

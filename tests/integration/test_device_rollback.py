@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from device.bootenv import SlotName
-from tests.device_kit import NEW_VERSION, DeviceDirectory, HubStandIn
+from tests.device_directory import NEW_VERSION, DeviceDirectory
+from tests.device_kit import HubStandIn
 from wavemesh.trust.statements import UpdateState, WaveState
 
 if TYPE_CHECKING:

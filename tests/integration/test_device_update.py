@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from device.bootenv import Boot, SlotName
-from tests.device_kit import NEW_VERSION, DeviceDirectory, HubStandIn, digest_of, image_of
+from tests.device_directory import NEW_VERSION, DeviceDirectory, digest_of, image_of
+from tests.device_kit import HubStandIn
 from wavemesh.trust.statements import UpdateState
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ async def test_heat_pauses_the_write(device: DeviceDirectory, hub: HubStandIn) -
         hub.order()
         device.configure(hub.port)
         device.start()
-        await hub.until(lambda: hub.blobs.stalled.is_set())
+        await hub.until(hub.blobs.stalled.is_set)
         device.write("hardware/thermal/thermal_zone0/temp", "95000\n")
         await hub.until_state(UpdateState.PAUSED)
         assert hub.statuses[-1].gate == "temperature"

@@ -17,7 +17,8 @@ from device.progress import Outcome, Progress
 from device.sink import DeviceSink
 from device.state import StateFile
 from device.store import MAX_REPORTS, DeviceStore
-from tests.device_kit import DEVICE, HUB, WAVE, HubStandIn, digest_of, image_of
+from tests.device_directory import DEVICE, HUB, digest_of, image_of
+from tests.device_kit import WAVE, HubStandIn
 from wavemesh.codec.statements import decode, encode
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.durable import Disk
