@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,6 +27,9 @@ from wavemesh.errors import BusyError, LinkDownError
 from wavemesh.session.faults import AskFailedError
 from wavemesh.session.frames import Report
 from wavemesh.session.link import DownstreamOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
 
 
 @pytest.fixture(scope="module")
@@ -306,11 +310,28 @@ async def test_parent_drains_and_children_come_back_when_told(fleet: Fleet, regi
             assert registry.events == ["+pos-01", "-pos-01"]
             await parent.server.stop(5.0)
             assert loop.time() - started < 1.0
-        assert child.sink.events[-1] == "disconnected: the parent is stopping"
+        await until(lambda: child.sink.events[-1] == "disconnected: the parent is stopping", child.sink)
         left_at = loop.time()
         async with serving(fleet, registry, address=address):
             await until(lambda: child.sink.events.count("settled") == 2, child.sink)
         assert loop.time() - left_at >= 0.3
+
+
+async def test_asks_under_way_fail_with_the_session(fleet: Fleet, registry: MemoryRegistry) -> None:
+    async with serving(fleet, registry) as parent, dialling(fleet, parent.address) as child:
+        await until(lambda: "settled" in child.sink.events, child.sink)
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(_outcome_of(child.upstream.ask("never", b"", 30.0)))
+            assert await child.upstream.ask("echo", b"", 5.0) == b""
+            parent.downstream.disconnect(DEVICE.path, "revoked")
+        assert isinstance(asking.result(), LinkDownError)
+
+
+async def _outcome_of(asking: Awaitable[bytes]) -> bytes | Exception:
+    try:
+        return await asking
+    except LinkDownError as error:
+        return error
 
 
 async def test_disconnect_ends_a_childs_session(fleet: Fleet, registry: MemoryRegistry) -> None:

@@ -136,7 +136,7 @@ def test_hello_is_checked() -> None:
     assert welcome.protocol_version == 1
 
 
-def test_reports_are_acknowledged_after_they_are_applied_and_cumulatively() -> None:
+def test_reports_are_acknowledged_after_they_are_applied_and_no_further() -> None:
     """Persist, then send; M3."""
     made = machine()
     made.receive(ReportBatch(5, (REPORT, REPORT)), 0.0)
@@ -144,6 +144,7 @@ def test_reports_are_acknowledged_after_they_are_applied_and_cumulatively() -> N
     assert drain(made) == [ApplyReports(5, (REPORT, REPORT)), ApplyReports(7, (REPORT,))]
     assert frames(made) == []
     made.reports_applied(6)
+    assert frames(made) == [ReportAck(6)]
     made.reports_applied(7)
     assert frames(made) == [ReportAck(7)]
     for through in (7, 8):
