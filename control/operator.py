@@ -21,7 +21,7 @@ from control.planning import PlanRequest, draft, find_planned
 from control.requests import AskHubError, BadRequestError
 from control.views import intent_message
 from wavemesh.codec.statements import from_proto
-from wavemesh.errors import ConflictError, ForbiddenError, LinkDownError
+from wavemesh.errors import ConflictError, ForbiddenError, GateError, LinkDownError
 from wavemesh.identity.nodes import Role
 from wavemesh.policy.document import policy_to_json
 from wavemesh.policy.reader import parse_policy
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 SERVICE_NAME: str = operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name
 MAX_INVENTORY = 20_000
+MAX_AUDIT_DETAIL = 2000
 _Self = TypeVar("_Self", bound="OperatorApi")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -254,13 +255,19 @@ class OperatorApi(OperatorServiceServicer):
         """Publish a signed targets.json; the signatures decide."""
         if not request.targets:
             raise BadRequestError("targets", "missing: targets.json as signed by the release keys")
-        async with self._database.transaction() as tx:
-            published = await self._releases.publish(tx, request.targets, request.roots)
-            version = self._releases.trusted.versions["targets"]
-            if published:
-                names = ", ".join(sorted(self._releases.all()))
-                await self._waves.audit(tx, caller.uri, "release.publish", f"targets.json {version}", names)
-                await self._waves.halt_revoked(tx)
+        try:
+            async with self._database.transaction() as tx:
+                published = await self._releases.publish(tx, request.targets, request.roots)
+                version = self._releases.trusted.versions["targets"]
+                if published:
+                    names = ", ".join(sorted(self._releases.all()))
+                    await self._waves.audit(tx, caller.uri, "release.publish", f"targets.json {version}", names)
+                    await self._waves.halt_revoked(tx)
+        except GateError as refusal:
+            async with self._database.transaction() as tx:
+                detail = f"gate {refusal.gate}; {refusal}"[:MAX_AUDIT_DETAIL]
+                await self._waves.audit(tx, caller.uri, "release.publish-refused", "targets.json", detail)
+            raise
         self._changes.notify()
         return operator_pb2.PublishReleaseResponse(
             targets_version=version, releases=sorted(self._releases.all()), duplicate=not published

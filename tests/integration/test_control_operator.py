@@ -238,8 +238,11 @@ async def test_publishing_needs_the_release_keys(world: World, stub: Any, make_m
     manifest = make_manifest("firmware-v3.9.0", version="3.9.0")
     unsigned = add_release(current, manifest, sign_bundle(manifest, *keys.releases[:2]), now)
     publish = operator_pb2.PublishReleaseRequest
-    async with refused(CODE.FAILED_PRECONDITION, "CONFLICT"):
+    async with refused(CODE.FAILED_PRECONDITION, "GATE") as refusal:
         await stub.PublishRelease(publish(targets=sign_metadata(unsigned, keys.releases[0])))
+    assert "firmware-v3.9.0: " in str(refusal.error)
+    [audited] = (await stub.ListAudit(operator_pb2.ListAuditRequest(page_size=1))).entries
+    assert (audited.action, "gate signature; firmware-v3.9.0: " in audited.detail) == ("release.publish-refused", True)
     signed = sign_metadata(unsigned, *keys.releases[:2])
     further = sign_metadata(revoke_release(signed, "firmware-v3.8.2", "bricks", now), *keys.releases[1:])
     async with refused(CODE.FAILED_PRECONDITION, "CONFLICT"):

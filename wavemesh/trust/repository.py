@@ -37,7 +37,7 @@ from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
 from wavemesh.errors import ConflictError, PeerError
-from wavemesh.trust.envelope import CONTROL_ROLE, sign_with_keys
+from wavemesh.trust.envelope import CONTROL_ROLE, SignatureGateError, sign_with_keys
 from wavemesh.trust.metadata import REVOKED_FIELD, RoleKeys, revocations_of
 from wavemesh.trust.releases import (
     CUSTOM_KEY,
@@ -183,7 +183,10 @@ def merge_signatures(first: bytes, second: bytes) -> bytes:
 
 
 def publish_targets(published: TrustMetadata, targets: bytes, online: Signer, now: datetime) -> TrustMetadata:
-    """The set with those targets published; ConflictError unless they are signed and next in line."""
+    """The set with those targets published.
+
+    Raises ConflictError unless they are next in line, SignatureGateError unless enough release keys signed them.
+    """
     new, old = _targets(targets), _targets(published.targets)
     if new.signed.version != old.signed.version + 1:
         msg = f"targets.json has version {new.signed.version}; the next one is {old.signed.version + 1}"
@@ -192,8 +195,9 @@ def publish_targets(published: TrustMetadata, targets: bytes, online: Signer, no
     try:
         root.signed.verify_delegate(Targets.type, new.signed_bytes, new.signatures)
     except UnsignedMetadataError as error:
-        msg = f"{error}: let the others sign targets.json too"
-        raise ConflictError(msg) from error
+        added = sorted(set(_claimed_releases(new)) - set(_claimed_releases(old)))
+        msg = f"{', '.join(added) or 'no new release'}: {error}; let the others sign targets.json too"
+        raise SignatureGateError(msg) from error
     return refresh_online(dataclasses.replace(published, targets=targets), online, now)
 
 
@@ -219,6 +223,13 @@ def refresh_online(published: TrustMetadata, online: Signer, now: datetime) -> T
     return dataclasses.replace(
         published, snapshot=snapshot, timestamp=sign_metadata(_to_bytes(Metadata(timestamp)), online)
     )
+
+
+def _claimed_releases(targets: Metadata[Targets]) -> list[str]:
+    """Names of the releases that a targets.json claims to hold, whoever signed it: for messages alone."""
+    customs = (file.custom or {} for file in targets.signed.targets.values())
+    claims = (custom.get(CUSTOM_KEY) for custom in customs)
+    return [str(claim.get("name"))[:128] for claim in claims if isinstance(claim, dict)]
 
 
 def _expiry(role: str, now: datetime) -> datetime:

@@ -12,6 +12,7 @@ import pytest
 from tuf.api.metadata import Metadata
 
 from wavemesh.errors import ConflictError
+from wavemesh.trust.envelope import SignatureGateError
 from wavemesh.trust.keys import KeyFileError, create_signer, load_signer
 from wavemesh.trust.metadata import load_trusted
 from wavemesh.trust.releases import BadManifestError, verify_signature_bundle
@@ -77,7 +78,7 @@ def test_targets_are_published_only_signed_and_next(trust_keys: TrustKeys, make_
     bundle = sign_bundle(manifest, *trust_keys.releases)
     unsigned = add_release(trust_keys.empty.targets, manifest, bundle, NOW)
     for few in (unsigned, sign_metadata(unsigned, trust_keys.releases[0], trust_keys.control)):
-        with pytest.raises(ConflictError, match=r"keys: let the others sign"):
+        with pytest.raises(SignatureGateError, match=r"keys; let the others sign"):
             publish_targets(trust_keys.empty, few, trust_keys.online, NOW)
     published, _ = trust_keys.publish(manifest, now=NOW)
     with pytest.raises(ConflictError, match="version 2; the next one is 3"):
