@@ -20,12 +20,22 @@ def entry() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="directory of the node: config.toml, identity/, trust/")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    status = 0
     try:
         run(main(arguments.dir))
-    except LocalError as error:
-        sys.stderr.write(f"storehub: {error}\n")
-        return EXIT_LOCAL_FAULT
-    return 0
+    except* LocalError as errors:
+        for error in _leaves(errors):
+            sys.stderr.write(f"storehub: {error}\n")
+        status = EXIT_LOCAL_FAULT
+    return status
+
+
+def _leaves(group: BaseExceptionGroup[LocalError]) -> list[LocalError]:
+    """The errors themselves."""
+    leaves: list[LocalError] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
 
 
 if __name__ == "__main__":

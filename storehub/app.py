@@ -200,7 +200,10 @@ async def _start(app: App) -> None:
 
 async def _prune(app: App) -> None:
     while True:
-        await app.asks.prune_logs()
+        try:
+            await app.asks.prune_logs()
+        except LocalError as error:
+            _LOG.error("old logs stay for now: %s", error)  # the error says all there is to say
         await asyncio.sleep(PRUNE_INTERVAL_S)
 
 

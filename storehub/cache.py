@@ -46,6 +46,8 @@ _LOG = logging.getLogger(__name__)
 FETCH_ATTEMPTS = 5
 PARALLEL_FETCHES = 2
 WINDOW_RETRY_S = 30.0
+LEAST_PAUSE_S = 0.05
+"""Between two looks at what is wanted, so that a chatty store does not keep the cache busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,11 @@ class Cache:
         """Fetch what is wanted for as long as the hub runs."""
         seen = -1
         while True:
-            await self.fill()
+            try:
+                await self.fill()
+            except LocalError as error:
+                _LOG.error("cache: %s", error)  # the error says all there is to say
+            await asyncio.sleep(LEAST_PAUSE_S)
             seen = await self._hub.bell.wait(seen, self._hub.config.fetch_retry_min_s)
 
     async def fill(self) -> None:

@@ -68,7 +68,8 @@ class Hub:
     """The parts. ``present`` has the devices with an open session, by path.
 
     ``changed`` tells the sessions that the desired state of one device (None: of all) may have changed, and
-    ``wake_upstream`` that reports were appended; the composition root sets both.
+    ``wake_upstream`` that reports were appended; the composition root sets both. ``resources_changed`` counts the
+    updates from the super hub.
     """
 
     credentials: NodeCredentials
@@ -84,6 +85,7 @@ class Hub:
     bell: Bell = field(default_factory=Bell)
     changed: Callable[[str | None], None] = lambda _: None
     wake_upstream: Callable[[], None] = lambda: None
+    resources_changed: int = 0
 
     @property
     def path(self) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from storehub.records import Disposition, IntentRecord, IntentSource
 from storehub.standing import PauseEffect, PauseHere
 from wavemesh.codec.statements import encode
-from wavemesh.errors import BusyError, ConflictError, ForbiddenError, NotFoundError
+from wavemesh.errors import BusyError, ConflictError, ForbiddenError, NotFoundError, PeerError
 from wavemesh.identity.nodes import BadNodeIdError, NodeId
 from wavemesh.policy.reader import parse_policy
 from wavemesh.policy.windows import Window
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 MAX_QUEUED = 1000
+MAX_DETAIL = 1000
 _NEEDS_REASON = frozenset({IntentKind.PAUSE_WAVE, IntentKind.HALT_WAVE, IntentKind.ROLLBACK_DEVICE})
 _NEEDS_WAVE = frozenset({IntentKind.START_WAVE, IntentKind.PAUSE_WAVE, IntentKind.RESUME_WAVE, IntentKind.HALT_WAVE})
 
@@ -225,7 +226,10 @@ class Intents:
                     return
                 record = replace(record, disposition=Disposition.QUEUED, device_path=path, waiting_for=(path,))
             case IntentKind.PREFETCH:
-                record = self._prefetch(held)
+                try:
+                    record = self._prefetch(held)
+                except PeerError as error:
+                    record = self._record(held, Disposition.REFUSED, str(error)[:MAX_DETAIL])
             case _:
                 return
         await hub.store.put_intent(tx, replace(record, source=IntentSource.PARENT))

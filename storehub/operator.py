@@ -5,6 +5,7 @@ Only operators' certificates are served. What a store cannot know or do is refus
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -40,6 +41,7 @@ MAX_CACHE_PAGE = 10_000
 DEFAULT_LINES = 200
 MAX_LINES = 5_000
 WATCH_INTERVAL_S = 5.0
+WATCH_PAUSE_S = 0.1
 
 
 class OperatorApi:
@@ -126,6 +128,7 @@ class OperatorApi:
                 await context.write(operator_pb2.WatchWaveResponse(wave=wave))
             if record.closed_at is not None:
                 return
+            await asyncio.sleep(WATCH_PAUSE_S)
             await self._hub.bell.wait(seen, WATCH_INTERVAL_S)
 
     @answers

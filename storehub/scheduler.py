@@ -6,6 +6,8 @@ leases and maxima run out by themselves.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,16 +30,22 @@ from storehub.swaps import (
     occupants,
 )
 from wavemesh.codec.statements import encode
+from wavemesh.errors import LocalError
 from wavemesh.trust.envelope import sign_as_node
 from wavemesh.trust.statements import DeviceOutcome, DeviceStatus, IntentKind, Lease, LeaseGrant, UpdateState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from storehub.hub import Hub
     from storehub.swaps import Decision, Inference, Slot
     from wavemesh.policy.document import Policy
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.trust.statements import WaveOrder
 
+_LOG = logging.getLogger(__name__)
+LEAST_PAUSE_S = 0.02
+"""Between two passes, so that a chatty store costs one pass and not one a word."""
 INCARNATION_FACT = "incarnation"
 SINCE_FACT = "incarnation_since"
 
@@ -62,7 +70,12 @@ class Scheduler:
         seen = -1
         while True:
             seen = await self._hub.bell.wait(seen, self._hub.config.scheduling_interval_s)
-            await self.step()
+            try:
+                await self.step()
+            except LocalError as error:
+                # A full disk must not end the hub: nothing is granted that could not be made durable.
+                _LOG.error("no scheduling this time: %s", error)  # the error says all there is to say
+            await asyncio.sleep(LEAST_PAUSE_S)
 
     async def step(self) -> Decision:
         """One pass. The view is taken inside the transaction, so nothing moves between decision and disk."""
@@ -100,10 +113,16 @@ class Scheduler:
             slots={device: record.slot for device, record in hub.store.slots.items()},
             words={
                 key: Word(e.outcome.kind, e.outcome.attempt, e.outcome.sequence, e.by_device, e.received_at)
-                for key, e in hub.store.entries().items()
+                for key, e in self._open_entries()
             },
             rollbacks=self._rollbacks(),
         )
+
+    def _open_entries(self) -> Iterator[tuple[tuple[str, str], Entry]]:
+        """Outcomes of the waves control has an order for; those of closed ones do not concern a decision."""
+        for wave_id in self._hub.belief.orders:
+            for device, entry in self._hub.store.ledger(wave_id).items():
+                yield (wave_id, device), entry
 
     def _wave(self, order: WaveOrder) -> WaveView:
         hub, config = self._hub, self._hub.config

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _FOR_ALL = frozenset({"tuf", "holds", "closed"})
+_SHARED = _FOR_ALL | {"order", "policy"}
 _DIGESTS_CACHED = 2048
 
 
@@ -61,6 +62,8 @@ class DeviceRegistry:
         self._hub = hub
         self._asks = asks
         self._status_changed = status_changed
+        self._picked_at = -1
+        self._picked: tuple[Resource, ...] = ()
         self._own: OrderedDict[tuple[ResourceKey, int], Resource] = OrderedDict()
 
     @property
@@ -86,8 +89,8 @@ class DeviceRegistry:
         orders = {name: o for name, o in hub.belief.orders.items() if hub.path == o.store and child.name in o.devices}
         policies = {order.policy_digest for order in orders.values()}
         wanted: dict[ResourceKey, Resource] = {}
-        for resource in hub.resources.all().values():
-            if hub.belief.is_believed(resource.key) and self._concerns(resource, child, orders, policies):
+        for resource in self._shared():
+            if self._concerns(resource, child, orders, policies):
                 wanted[resource.key] = resource
         slot = hub.store.slots.get(child.path)
         if slot is not None and self._is_lease_served(slot, orders.get(slot.slot.wave_id)):
@@ -98,6 +101,18 @@ class DeviceRegistry:
                 rollback = self._make("intent", intent.intent.intent_id, encode(intent.envelope), child, intent)
                 wanted[rollback.key] = rollback
         return wanted
+
+    def _shared(self) -> tuple[Resource, ...]:
+        """What may concern several devices; picked out once a change, as a store has a permit for each device too."""
+        hub = self._hub
+        if self._picked_at != hub.resources_changed:
+            self._picked_at = hub.resources_changed
+            self._picked = tuple(
+                resource
+                for resource in hub.resources.all().values()
+                if resource.key.type in _SHARED and hub.belief.is_believed(resource.key)
+            )
+        return self._picked
 
     def _concerns(self, resource: Resource, child: NodeId, orders: Mapping[str, WaveOrder], policies: set[str]) -> bool:
         kind, name = resource.key.type, resource.key.name
@@ -204,16 +219,18 @@ class DeviceRegistry:
         hub = self._hub
         old = hub.store.devices.get(status.device)
         record = DeviceRecord(status, hub.clock.now(), _last_known_good(old, status))
-        if old is None or _durable_part(old.status) != _durable_part(status):
+        presence = hub.present.get(status.device)
+        is_news = old is None or _durable_part(old.status) != _durable_part(status)
+        if is_news:
             async with hub.store.database.transaction() as tx:
                 await hub.store.put_device(tx, record)
         else:
             hub.store.touch_device(record)
-        presence = hub.present.get(status.device)
-        if presence is not None:
-            presence.is_heard = True
+        if presence is not None and not presence.is_heard:
+            presence.is_heard = is_news = True
         self._status_changed(status.device)
-        hub.bell.ring()
+        if is_news:
+            hub.bell.ring()
 
     async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
         """Answer a health ping or take a piece of log."""

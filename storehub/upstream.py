@@ -75,6 +75,7 @@ class HubSink:
             await hub.resources.store(tx, accepted, removed)
         for key in removed:
             hub.belief.forget(key)
+        hub.resources_changed += 1
         hub.changed(None)
         hub.bell.ring()
         return rejections
