@@ -11,7 +11,6 @@ server whose minimum ping interval is above the client's interval closes the con
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from wavemesh.identity.credentials import NodeCredentials
-
-# gRPC core logs each lost connection to stderr as information; at a hub's stop that is a line per device. It reads the
-# variable when its first object is made, which is after this.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 T = TypeVar("T")
 Options = list[tuple[str, Any]]
