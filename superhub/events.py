@@ -37,7 +37,7 @@ class Events:
         """Tell of ``kind`` and ``gate`` for ``subject`` and ``about`` (which store, where that matters) once, ever."""
         async with self._store.database.transaction() as tx:
             await self.append_once(tx, kind, subject, detail, gate=gate, about=about)
-        self._appended()
+            tx.on_commit(self._appended)
 
     async def append_once(
         self, tx: Transaction, kind: str, subject: str, detail: str, *, gate: str = "", about: str = ""

@@ -108,7 +108,7 @@ class Intake:
             for reason in _refusals(judged):
                 await self._events.append_once(tx, "report-refused", child.path, reason, about=reason)
             await self._cursors.advance(tx, child.path, incarnation, first_number + len(reports) - 1)
-        self._appended()
+            tx.on_commit(self._appended)
 
     async def _merge(self, tx: Transaction, parts: Sequence[Outcomes]) -> None:
         """Put what is news among outcomes into the store and into the log: snapshots whole, the others together."""

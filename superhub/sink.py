@@ -73,6 +73,13 @@ class RegionSink:
             for resource in accepted:
                 if resource.key.type == "closed":
                     await self._store.close_wave(tx, resource.key.name)
+            # With the commit, and not after it: a session that ends meanwhile cancels this call, and control will not
+            # send again what is durable here.
+            tx.on_commit(lambda: self._serve(accepted, removed))
+        return rejected
+
+    def _serve(self, accepted: Sequence[Resource], removed: Sequence[ResourceKey]) -> None:
+        """Show the stores what is durable now."""
         for key in removed:
             self._acceptance.forget(key)
             self._shelf.remove(key)
@@ -82,7 +89,6 @@ class RegionSink:
                 self._shelf.put(served)
         if accepted or removed:
             self._changed()
-        return rejected
 
     def _judge(self, resources: Sequence[Resource], now: datetime) -> tuple[list[Resource], list[Rejection]]:
         accepted: list[Resource] = []

@@ -29,7 +29,7 @@ from wavemesh.errors import ConflictError, LocalError, NotFoundError, PeerError,
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
     from pathlib import Path
 
     from wavemesh.runtime.clock import Clock
@@ -122,7 +122,11 @@ class BlobWriter:
         self._file = file
         self._arrival = arrival
         self._target = target
-        self.is_finished = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the blob is verified and visible."""
+        return self._file.is_finished
 
     @property
     def digest(self) -> Digest:
@@ -143,7 +147,6 @@ class BlobWriter:
         """Verify and make visible; raises BlobMismatchError, and then what was there is gone. Twice is once."""
         if not self.is_finished:
             await in_thread(self._file.finish, self._target)
-            self.is_finished = True
 
 
 class BlobStore:
@@ -313,13 +316,16 @@ class BlobStore:
         self._complete.pop(digest, None)
         self._partial.pop(digest, None)
         try:
-            for doomed in (mark_path(path), path, self._path(digest)):
-                if doomed.exists():
-                    await in_thread(self._disk.remove, doomed)
+            await in_thread(self._remove, (mark_path(path), path, self._path(digest)))
         finally:
             del self._arrivals[digest]
             arrival.end(NotFoundError(f"blob {digest.sha256} was deleted", sha256=digest.sha256))
         return digest.size_bytes
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            if path.exists():
+                self._disk.remove(path)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class PartialFile:
         self._boot = boot
         self._hasher = hashlib.sha256()
         self._hashed = 0
+        self.is_finished = False
         with disk_errors(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self.offset = min(self._believed(), digest.size_bytes)
@@ -130,6 +131,8 @@ class PartialFile:
         self._disk.make_dir(target.parent)
         self._disk.rename(self.path, target)
         self._disk.fsync_dir(target.parent)
+        # Said here, in the thread: whoever waits for it may be cancelled meanwhile, and must know all the same.
+        self.is_finished = True
         self._disk.unlink(mark_path(self.path))
 
     def discard(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import threading
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -311,6 +312,35 @@ async def test_a_disk_that_fills_up_costs_nothing_that_was_held(tmp_path: Path) 
         assert writer.offset == 1000
         await writer.write(CONTENT[1000:])
     assert await everything(store) == CONTENT
+
+
+class SlowDisk(Disk):
+    """Holds the step that makes a blob's name durable."""
+
+    def __init__(self) -> None:
+        self.entered, self.leave = threading.Event(), threading.Event()
+
+    def fsync_dir(self, directory: Path) -> None:
+        super().fsync_dir(directory)
+        if directory.name == DIGEST.sha256[:2]:
+            self.entered.set()
+            self.leave.wait(10)
+
+
+async def test_a_writer_cancelled_while_it_finishes_has_finished(tmp_path: Path) -> None:
+    """M3: the blob is there, so it is not fetched again."""
+    disk = SlowDisk()
+    store = await opened(tmp_path, disk=disk)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(put(store))
+        await asyncio.to_thread(disk.entered.wait, 10)
+        task.cancel()
+        await asyncio.sleep(0)
+        disk.leave.set()
+    assert task.cancelled()
+    assert store.has(DIGEST)
+    assert await everything(store) == CONTENT
+    assert not files_in(tmp_path / "partial")
 
 
 async def test_readers_follow_the_writer_and_get_the_end_only_when_it_is_verified(tmp_path: Path) -> None:

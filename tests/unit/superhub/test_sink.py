@@ -1,0 +1,134 @@
+"""Desired state at rest: trust first, all or nothing in a transaction, believed again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from superhub.acceptance import Acceptance
+from superhub.shelf import Shelf
+from superhub.sink import RegionSink
+from superhub.store import RegionStore
+from tests.conftest import TrustKeys, make_manifest
+from tests.session_kit import resource
+from wavemesh.codec.statements import encode
+from wavemesh.runtime.clock import SystemClock
+from wavemesh.session.frames import ResourceKey
+from wavemesh.session.sqlite import SqliteResources
+from wavemesh.trust.envelope import sign_statement
+from wavemesh.trust.statements import HoldList, WaveClosed, WaveState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wavemesh.identity.ca import FleetCa
+    from wavemesh.session.frames import Resource
+
+NOW = datetime.now(UTC)
+REGION = "region/midwest"
+STORE = f"{REGION}/store/store-208"
+HOLDS, TUF, CLOSED = ResourceKey("holds", "fleet"), ResourceKey("tuf", "metadata"), ResourceKey("closed", "142")
+
+
+class Rig:
+    """A sink over a real database, and how often it said that something changed."""
+
+    def __init__(self, store: RegionStore, resources: SqliteResources, acceptance: Acceptance) -> None:
+        self.store = store
+        self.acceptance = acceptance
+        self.shelf = Shelf(REGION)
+        self.changes = 0
+        self.sink = RegionSink(
+            store=store,
+            resources=resources,
+            acceptance=acceptance,
+            shelf=self.shelf,
+            clock=SystemClock(),
+            changed=self._changed,
+        )
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    @property
+    def held(self) -> set[ResourceKey]:
+        return {one.key for one in self.sink.held()}
+
+
+async def opened(directory: Path, ca: FleetCa, root: bytes) -> Rig:
+    store = await RegionStore.open(directory / "superhub.db")
+    rig = Rig(store, await SqliteResources.open(store.database), Acceptance(REGION, root, [ca.certificate]))
+    await rig.sink.restore()
+    return rig
+
+
+@pytest.fixture
+def wanted(trust_keys: TrustKeys) -> list[Resource]:
+    """What control sends, in the worst order."""
+    published, _ = trust_keys.publish(make_manifest(), now=NOW)
+    closed = sign_statement(WaveClosed("142", WaveState.CLOSED, NOW), [trust_keys.control])
+    holds = sign_statement(HoldList(1, (), NOW), [trust_keys.control])
+    return [
+        resource("142", encode(closed), kind="closed"),
+        resource("fleet", encode(holds), kind="holds", urgent=True),
+        resource("metadata", encode(published), kind="tuf"),
+    ]
+
+
+async def test_trust_comes_first_whatever_the_order(
+    tmp_path: Path, fleet_ca: FleetCa, trust_keys: TrustKeys, wanted: list[Resource]
+) -> None:
+    rig = await opened(tmp_path, fleet_ca, trust_keys.pinned_root)
+    forged = resource("143", b"\xff", kind="closed")
+    try:
+        [rejected] = await rig.sink.apply([*wanted, forged], [])
+        assert (rejected.key, rejected.digest, rejected.gate) == (forged.key, forged.digest, "signature")
+        assert rig.held == set(rig.shelf.desired(STORE)) == {HOLDS, TUF, CLOSED}
+        assert rig.shelf.desired(STORE)[HOLDS].urgent
+        assert rig.changes == 1
+        assert await rig.sink.apply([], [CLOSED, ResourceKey("order", "unknown")]) == []
+        assert rig.held == set(rig.shelf.desired(STORE)) == {HOLDS, TUF}
+    finally:
+        await rig.store.database.close()
+
+
+async def test_after_a_restart_only_what_is_still_genuine_is_held(
+    tmp_path: Path, fleet_ca: FleetCa, trust_keys: TrustKeys, wanted: list[Resource]
+) -> None:
+    """What rotted on disk is neither served nor claimed to be held, so that control sends it again."""
+    rig = await opened(tmp_path, fleet_ca, trust_keys.pinned_root)
+    await rig.sink.apply(wanted, [])
+    async with rig.store.database.transaction() as tx:
+        await tx.execute("UPDATE session_resources SET content = ? WHERE type = 'closed'", (b"rot",))
+    await rig.store.database.close()
+    again = await opened(tmp_path, fleet_ca, trust_keys.pinned_root)
+    try:
+        assert again.held == set(again.shelf.desired(STORE)) == {HOLDS, TUF}
+        assert again.acceptance.holds is not None
+        assert await again.sink.apply([wanted[0]], []) == []
+        assert again.held == {HOLDS, TUF, CLOSED}
+    finally:
+        await again.store.database.close()
+
+
+async def test_a_cancelled_apply_leaves_disk_and_shelf_agreeing(
+    tmp_path: Path, fleet_ca: FleetCa, trust_keys: TrustKeys, wanted: list[Resource]
+) -> None:
+    """The session ends at any await; whatever was durable by then is served, and the rest comes again."""
+    for turns in range(0, 60, 2):
+        directory = tmp_path / str(turns)
+        directory.mkdir()
+        rig = await opened(directory, fleet_ca, trust_keys.pinned_root)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(rig.sink.apply(wanted, []))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+        assert rig.held == set(rig.shelf.desired(STORE))
+        assert await rig.sink.apply([replace(one) for one in wanted], []) == []
+        assert rig.held == set(rig.shelf.desired(STORE)) == {HOLDS, TUF, CLOSED}
+        await rig.store.database.close()
