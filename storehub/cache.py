@@ -1,7 +1,7 @@
 """The store's cache: fetches each blob once, ahead of need where it may, and serves it while it still arrives.
 
 - Wanted is what active waves and open prefetches name, by verified releases; nothing else is fetched. A want with a
-  window is fetched inside it only. Fetches go one at a time over a bulk channel that lives as long as bytes move,
+  window is fetched inside it only. Fetches go two at a time over a bulk channel that lives as long as bytes move,
   resume where they stopped, and back off while the WAN is dark.
 - Arrived bytes are verified against the signed digest before they are visible; the signature bundle of a release is
   verified too. A gate from above (hold, freshness, signature) is kept, shown, and tried again at the longest back-off.

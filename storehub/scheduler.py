@@ -58,6 +58,11 @@ def _never_heard(path: str) -> DeviceRecord:
     return DeviceRecord(DeviceStatus(path, UpdateState.IDLE, _NEVER), _NEVER)
 
 
+def _word(entry: Entry) -> Word:
+    outcome = entry.outcome
+    return Word(outcome.kind, outcome.attempt, outcome.sequence, entry.by_device, entry.received_at, outcome.gate)
+
+
 class Scheduler:
     """The loop around the decision."""
 
@@ -111,10 +116,7 @@ class Scheduler:
                 for key, held in hub.belief.permits.items()
             },
             slots={device: record.slot for device, record in hub.store.slots.items()},
-            words={
-                key: Word(e.outcome.kind, e.outcome.attempt, e.outcome.sequence, e.by_device, e.received_at)
-                for key, e in self._open_entries()
-            },
+            words={key: _word(e) for key, e in self._open_entries()},
             rollbacks=self._rollbacks(),
         )
 

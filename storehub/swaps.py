@@ -5,10 +5,10 @@ A *slot* is one device's place inside a swap, from the grant of its lease to its
 
 1. A device occupies a slot from the moment its lease is *persisted*, whatever becomes of the message that carries it:
    a lease that left the hub may be used at any moment until it expires, and the trial that follows takes its time.
-2. A slot ends by the device's word alone: an outcome of that attempt after a burn, a status about a later attempt, or
-   a status outside any swap that the device dated after the lease's expiry (by the very clock that forbids it to ARM
-   from then on). Otherwise it ends at ``until`` = lease + trial + watchdog maxima. Hence a slot that looks free *is*
-   free, across crashes of either side.
+2. A slot ends by the device's word alone: an outcome of that attempt after a burn, a refusal by a gate that stands for
+   the wave, a status about a later attempt, or a status outside any swap that the device dated after the lease's expiry
+   (by the very clock that forbids it to ARM from then on). Otherwise it ends at ``until`` = lease + trial + watchdog
+   maxima. Hence a slot that looks free *is* free, across crashes of either side.
 3. Occupancy counts devices, not leases: a device whose lease lapsed may get a fresh one without a second slot. A device
    that says it is inside a swap of which the hub knows nothing (restored disk, rollback by hand) occupies one as well,
    until its outcome is known or its status is older than the maxima.
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from wavemesh.policy.gates import BadGateError, parse_gate
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
 if TYPE_CHECKING:
@@ -105,6 +106,15 @@ class Word:
     sequence: int
     by_device: bool
     received_at: datetime
+    gate: str = ""
+
+    @property
+    def is_final_refusal(self) -> bool:
+        """Whether the device refused by a gate that is not checked again within the wave; an unknown gate may be."""
+        try:
+            return self.kind is OutcomeKind.REFUSED and not parse_gate(self.gate).gate.is_transient
+        except BadGateError:
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +235,18 @@ def _is_over(slot: Slot, view: HubView) -> bool:
         back = device is not None and device.state is UpdateState.ROLLED_BACK and device.seen_at > slot.granted_at
         return told or back
     word = view.words.get((slot.wave_id, slot.device))
-    if word is not None and word.by_device and word.kind in _AFTER_BURN and word.attempt >= slot.attempt:
+    if word is not None and word.by_device and (word.is_final_refusal or _is_after(word, slot)):
         return True
     if device is None or device.seen_at <= slot.granted_at:
         return False
     if device.wave_id == slot.wave_id and device.attempt > slot.attempt:
         return device.state in _NOT_ARMED
     return device.state in _NOT_ARMED and device.said_at >= slot.expires_at
+
+
+def _is_after(word: Word, slot: Slot) -> bool:
+    """Whether the word is about a burn of the slot's attempt, or of a later one."""
+    return word.kind in _AFTER_BURN and word.attempt >= slot.attempt
 
 
 def _self_declared(view: HubView, gone: set[str]) -> set[str]:
@@ -376,7 +391,7 @@ def _asks(view: HubView, wave: WaveView, device: DeviceView, held: frozenset[str
     if any(wish.device == device.path for wish in view.rollbacks):
         return False
     word = view.words.get((wave.wave_id, device.path))
-    if word is not None and word.kind not in _ASKS_AGAIN:
+    if word is not None and (word.kind not in _ASKS_AGAIN or word.is_final_refusal):
         return False
     permit = view.permits.get((wave.wave_id, device.path))
     return (

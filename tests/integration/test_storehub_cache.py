@@ -81,21 +81,24 @@ async def test_a_planned_wave_is_prefetched_once_and_served_in_the_dark(
         assert listed[control.firmware.sha256] == (f"target of wave {WAVE}",)
 
 
+@pytest.mark.parametrize("found_by", ["a device's read", "the scrub"])
 async def test_bytes_that_rot_pause_the_wave_here_and_a_refetch_heals_it(
-    control: Control, fleet: Fleet, tmp_path: Path
+    found_by: str, control: Control, fleet: Fleet, tmp_path: Path
 ) -> None:
     """H2: nobody receives all of a blob that is not what its name says."""
     super_hub = SuperHub(control)
     directory = tmp_path / "hub"
-    async with wan(super_hub) as parent, running(lay_out(directory, control, parent)) as app:
+    more = "scrub_interval_s = 1.0\n" if found_by == "the scrub" else ""
+    async with wan(super_hub) as parent, running(lay_out(directory, control, parent, more=more)) as app:
         super_hub.want(*plan(control))
         await eventually(lambda: holds(app, control.firmware))
         [file] = (directory / "state" / "cache" / "blobs").glob(f"??/{control.firmware.sha256}-*")
         rotten = bytearray(file.read_bytes())
         rotten[100] ^= 1
         file.write_bytes(rotten)
-        with pytest.raises(WavemeshError):
-            await read(client(fleet, app), control.firmware)
+        if found_by == "a device's read":
+            with pytest.raises(WavemeshError):
+                await read(client(fleet, app), control.firmware)
         await eventually(lambda: super_hub.reported("cache-healed"))
         [mismatch] = super_hub.reported("cache-mismatch")
         assert (mismatch.gate, mismatch.subject) == ("checksum", control.firmware.sha256)

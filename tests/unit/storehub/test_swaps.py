@@ -127,6 +127,14 @@ def test_an_inconclusive_outcome_frees_the_slot_and_the_next_attempt_is_leased()
     assert [x.attempt for x in decision.granted] == [2]
 
 
+def test_a_refusal_for_good_frees_the_slot_and_a_passing_one_does_not() -> None:
+    for gate, ended in (("class", 1), ("battery", 0), ("from the future", 0)):
+        word = Word(OutcomeKind.REFUSED, 1, 1, by_device=True, received_at=NOW + s(1), gate=gate)
+        refused = device("a", UpdateState.REFUSED, seen_at=NOW + s(1), said_at=NOW + s(1))
+        assert len(decide(view([refused], slots=(slot("a"),), words={"a": word}, now=NOW + s(2))).ended) == ended
+        assert granted(view([device("a")], words={"a": word})) == ([] if ended else ["a"])
+
+
 def test_a_lapsed_lease_is_renewed_without_a_second_slot() -> None:
     v = view(
         [device("a"), device("b")],

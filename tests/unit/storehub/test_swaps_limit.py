@@ -223,7 +223,7 @@ STEPS: dict[str, Callable[[Store, str], None]] = {
 DRAWN = [*sorted(STEPS), "schedule", "schedule", "schedule", "everybody arms", "waver", "waver", "wait 1"]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(DRAWN), st.sampled_from(NAMES)), min_size=40, max_size=80))
 def test_never_more_inside_than_the_limit(steps: list[tuple[str, str]]) -> None:
     store = Store()
