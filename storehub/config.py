@@ -29,8 +29,8 @@ class Config:
 
     ``lease_s``: time from grant to the begin of the trial boot. ``trial_allowance_s``: probes and commit, beyond the
     policy's health budget. ``watchdog_s``: until the board's watchdog has brought a dead device back. ``witness_s``:
-    how long another device must have been connected before one that is not counts as silent. ``hardware_clock``: the clock
-    survives power-off.
+    how long another device must have been connected before one that is not counts as silent. ``hardware_clock``: the
+    clock survives power-off.
     """
 
     listen: str
