@@ -98,6 +98,7 @@ def start(lab: Lab, names: Sequence[str]) -> None:
                 stderr=log,
                 start_new_session=True,
             )
+        process.returncode = 0  # it is detached: found again by its file, never through this object, which would warn
         record = {"pid": process.pid, "started": _start_time(process.pid)}
         (lab.run_dir / f"{name}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
