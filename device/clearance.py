@@ -1,8 +1,8 @@
 """VERIFIED: everything that must hold at the moment of ARM, looked at again and again until all of it does.
 
 Order: the wave runs and is not paused; a lease for the next attempt is here, with a permit that allows it, both
-unexpired by a trusted clock; the view of holds and the trust metadata are fresh; the hardware gates and peripheral
-checks pass; the health authority answered within the last 60 seconds; and last, nothing inhibits the reboot. What only
+unexpired by a trusted clock; the view of holds and the trust metadata are fresh; the health authority answered within
+the last 60 seconds; the hardware gates and peripheral checks pass; and last, nothing inhibits the reboot. What only
 needs time holds the update up (``Obstructed``) and keeps the device VERIFIED; what the hardware or the permit says
 against it refuses. An inhibited reboot is waited for up to its bound.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     from device.equipment import Equipment
     from device.gates import Finding
     from device.progress import Target
-    from wavemesh.trust.statements import Digest
+    from wavemesh.trust.statements import Digest, HoldList
 
 HEALTH_FRESH_S = 60.0
+# The hub's word that keeps a device from ARM even with a lease in hand.
+_STOPPED = frozenset({"paused", "halted"})
 
 
 class _Waiting(Exception):  # noqa: N818  # not an error: what is still missing
@@ -60,6 +63,7 @@ class Clearance:
         self._changed = changed
         self._answered_at_s: float | None = None
         self._ping_detail = "not asked yet"
+        self._lease_state = ""
         self._inhibited_since_s: float | None = None
         self._shown = ""
 
@@ -89,24 +93,25 @@ class Clearance:
 
     async def _clear(self) -> Cleared:
         """Raises _Waiting for what needs time, GateError for what refuses."""
-        grant = self._check_leave()
+        self._check_leave()
         self._check_fresh()
+        self._check_authority()
+        self._check_inhibited()
         finding = check_local(self._equipment.sensors, self._equipment.slots, self._equipment.directory, self._target)
         for gate, command in peripheral_gates(self._target.rules.peripheral_checks):
             finding = finding or _failed(await self._equipment.probes.run(gate, command))
         if finding is not None:
             raise GateError(finding.gate, finding.evidence)
-        self._check_authority()
+        # The probes took their time: what may have changed meanwhile is looked at again, the reboot's inhibition last.
+        grant = self._check_leave()
         self._check_inhibited()
-        # The probes took their time: what expires is looked at last as well.
-        self._check_leave()
         return Cleared(self._attempt, grant.lease.expires_at)
 
     def _check_leave(self) -> Grant:
         """The wave's leave: order, lease, permit, by a trusted clock."""
         target, sink, now = self._target, self._equipment.sink, self._equipment.clock.now()
         order = next((order for order in sink.orders() if order.wave_id == target.wave_id), None)
-        if order is None or not may_arm(order):
+        if order is None or not may_arm(order) or self._lease_state in _STOPPED:
             raise _Waiting("", "the wave is paused or its order is not here")
         with _waits():
             self._equipment.check_time()
@@ -141,8 +146,20 @@ class Clearance:
             raise _Waiting(Gate.FRESHNESS.value, "trust metadata is not held")
         with _waits():
             check_expiry(sink.trusted, now)
-            if not any(intent.kind is IntentKind.OVERRIDE_HOLD_AGE for intent in sink.intents()):
-                check_hold_view(sink.belief.holds, now, timedelta(seconds=self._target.rules.hold_max_age_s))
+            check_hold_view(self._holds(), now, timedelta(seconds=self._target.rules.hold_max_age_s))
+
+    def _holds(self) -> HoldList | None:
+        """The view of holds; an operator's signed override makes it as young as the override, never younger."""
+        holds = self._equipment.sink.belief.holds
+        store = self._equipment.node_id.path.rsplit("/", 3)[-3]
+        overrides = [
+            intent.issued_at
+            for intent in self._equipment.sink.intents()
+            if intent.kind is IntentKind.OVERRIDE_HOLD_AGE
+            and (not intent.stores or store in intent.stores)
+            and intent.wave_id in {"", self._target.wave_id}
+        ]
+        return None if holds is None else replace(holds, issued_at=max([holds.issued_at, *overrides]))
 
     def _check_authority(self) -> None:
         answered = self._answered_at_s
@@ -170,6 +187,7 @@ class Clearance:
                 self._equipment.facts(),
             )
             self._ping_detail = result.detail
+            self._lease_state = result.lease_state
             if result.end is PingEnd.ACKNOWLEDGED:
                 self._answered_at_s = self._equipment.clock.monotonic()
                 self._changed.set()

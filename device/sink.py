@@ -142,6 +142,9 @@ class DeviceSink:
     async def connected(self) -> None:
         """A session is open."""
         self._log.note("connected to the store hub")
+        if Unproven() in self._believed.values() and self._verifier.trusted is not None:
+            # Perhaps it was only the clock that was wrong when it was looked at first.
+            self._judge_again(self._clock.now())
         self._changed()
 
     async def settled(self) -> None:
@@ -182,7 +185,7 @@ class DeviceSink:
     def _judge_again(self, now: datetime) -> None:
         """New metadata: what it no longer vouches for is not believed any more."""
         for held in self._store.document.held:
-            if held.key.type in {"tuf", "intent"}:
+            if held.key.type == "tuf" or isinstance(self._believed.get(held.key), OperatorIntent):
                 continue
             content = self._store.content(held)
             if content is None:

@@ -57,7 +57,10 @@ class StoredReport:
 
 @dataclass(frozen=True, slots=True)
 class WaveRecord:
-    """One wave until control closed it: attempts burned, and the latest word of this device, signed (an Envelope)."""
+    """One wave: attempts burned, and until control closed it the latest word of this device, signed (an Envelope).
+
+    A closed one keeps its burns and generation, or its order and permit could be played again.
+    """
 
     burned: int = 0
     attempt: int = 0
@@ -66,6 +69,7 @@ class WaveRecord:
     gate: str = ""
     envelope: bytes = b""
     generation: int = 0
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,8 +139,8 @@ class DeviceStore:
     def is_finished(self, wave_id: str) -> bool:
         """Whether this device has said its last word in the wave."""
         record = self.document.waves.get(wave_id)
-        if record is None or record.kind == 0:
-            return False
+        if record is None or record.kind == 0 or record.closed:
+            return record is not None and record.closed
         kind = OutcomeKind(record.kind)
         return kind in _FINAL or (kind in {OutcomeKind.INCONCLUSIVE, OutcomeKind.REFUSED} and record.gate == "halted")
 
@@ -170,10 +170,10 @@ class DeviceStore:
             self._commit(_with_wave(self.document, wave_id, replace(record, generation=generation)))
 
     def close_wave(self, wave_id: str) -> None:
-        """Forget a wave that control closed."""
-        waves = {name: record for name, record in self.document.waves.items() if name != wave_id}
-        if len(waves) != len(self.document.waves):
-            self._commit(replace(self.document, waves=waves))
+        """Forget the outcome of a wave that control closed; never to be taken up again."""
+        record = self.document.waves.get(wave_id, WaveRecord())
+        if not record.closed:
+            self._commit(_with_wave(self.document, wave_id, replace(record, envelope=b"", closed=True)))
 
     def note_intent(self, intent_id: str) -> None:
         """Remember an intent that was carried out."""
