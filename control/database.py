@@ -2,8 +2,8 @@
 
 Rules: writing transactions are serialised by a lock, so that a decision and the state it rests on are one; a
 transaction's ``after_commit`` callbacks run once its rows are on the disk and never otherwise, which is how mirrors in
-memory follow; ``after_rollback`` takes back what memory had to know before. SQLite runs in WAL with
-``synchronous=FULL``. What is particular to a database stands in this file alone.
+memory follow; ``after_rollback`` takes back what memory had to know before. A cancelled caller leaves between two steps
+of the driver, never in one. SQLite runs in WAL with ``synchronous=FULL``. What is particular to a database stands here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from alembic import command
 from alembic.config import Config
@@ -19,7 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from wavemesh.errors import LocalError
@@ -28,8 +28,10 @@ from wavemesh.runtime.durable import Disk
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 
-    from sqlalchemy import Connection, Executable, RowMapping, Table
+    from sqlalchemy import Connection, CursorResult, Executable, RowMapping, Table
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+T = TypeVar("T")
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_MS = 10_000
@@ -60,20 +62,19 @@ class Transaction:
         """Execute, once for each of ``rows`` if given; the number of rows it touched."""
         if rows is not None and not rows:
             return 0
-        result = await self._connection.execute(statement, rows)
-        return int(getattr(result, "rowcount", 0))
+        return int(getattr(await self._execute(statement, rows), "rowcount", 0))
 
     async def all(self, statement: Executable) -> Sequence[RowMapping]:
         """Every row."""
-        return (await self._connection.execute(statement)).mappings().all()
+        return (await self._execute(statement)).mappings().all()
 
     async def first(self, statement: Executable) -> RowMapping | None:
         """The first row, or None."""
-        return (await self._connection.execute(statement)).mappings().first()
+        return (await self._execute(statement)).mappings().first()
 
     async def scalar(self, statement: Executable) -> Any:
         """The first column of the first row, or None."""
-        return (await self._connection.execute(statement)).scalar()
+        return (await self._execute(statement)).scalar()
 
     async def put(self, table: Table, *rows: Mapping[str, Any]) -> None:
         """Insert rows, or replace the given columns of those that exist. All rows name the same columns."""
@@ -83,17 +84,16 @@ class Transaction:
         values = [name for name in rows[0] if name not in keys]
         insert = self._insert(table)
         if values:
-            insert = insert.on_conflict_do_update(
-                index_elements=keys, set_={name: insert.excluded[name] for name in values}
-            )
+            updated = {name: insert.excluded[name] for name in values}
+            insert = insert.on_conflict_do_update(index_elements=keys, set_=updated)
         else:
             insert = insert.on_conflict_do_nothing(index_elements=keys)
-        await self._connection.execute(insert, list(rows))
+        await self._execute(insert, rows)
 
     async def add_new(self, table: Table, row: Mapping[str, Any], unique: str) -> bool:
         """Insert a row unless one with the same ``unique`` column exists; whether it was inserted."""
         statement = self._insert(table).values(**row).on_conflict_do_nothing(index_elements=[unique])
-        return (await self._connection.execute(statement)).rowcount > 0
+        return await self.run(statement) > 0
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call back, in the order given, once the transaction is durable; not at all if it is not."""
@@ -113,6 +113,12 @@ class Transaction:
         for callback in reversed(self._after_rollback):
             callback()
 
+    async def _execute(
+        self, statement: Executable, rows: Sequence[Mapping[str, Any]] | None = None
+    ) -> CursorResult[Any]:
+        result: CursorResult[Any] = await _whole(self._connection.execute(statement, rows))
+        return result
+
     def _insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
         # Both dialects have the same upsert under two names.
         if self._connection.dialect.name == "postgresql":
@@ -127,6 +133,10 @@ class Database:
         """Use ``open``."""
         self._engine = engine
         self._writer = asyncio.Lock()
+        self._in_use = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_closed = False
 
     @classmethod
     async def open(cls, path: Path) -> Database:
@@ -148,8 +158,10 @@ class Database:
         return cls(engine)
 
     async def aclose(self) -> None:
-        """Close every connection."""
-        await self._engine.dispose()
+        """Let those finish who are at it, then close every connection; from now on nobody else begins."""
+        self._is_closed = True
+        await self._idle.wait()
+        await _whole(self._engine.dispose())
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -157,15 +169,15 @@ class Database:
 
         A commit that began is waited for even when its task is cancelled: the mirrors in memory must know its end.
         """
-        async with self._writer, self._engine.connect() as connection:
+        async with self._writer, self._connected() as connection:
             transaction = Transaction(connection)
-            outer = await connection.begin()
+            await _whole(connection.begin().start())
             try:
                 yield transaction
-                cancelled = await _finish(outer.commit)
+                _, cancelled = await _to_end(connection.commit())
             except BaseException as error:
                 transaction.rolled_back()
-                await _finish(outer.rollback)
+                await _whole(connection.rollback())
                 if isinstance(error, DBAPIError):
                     raise _fault(error) from error
                 raise
@@ -176,32 +188,63 @@ class Database:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Transaction]:
         """A consistent view for reading, beside the writer."""
-        async with self._engine.connect() as connection:
+        async with self._connected() as connection:
             yield Transaction(connection)
 
-
-async def _finish(end: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.CancelledError | None:
-    """Commit or roll back to the end, cancelled or not; the cancellation that came meanwhile."""
-
-    async def attempt() -> DBAPIError | None:
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+        if self._is_closed:
+            msg = "the database is closed: control is stopping"
+            raise DatabaseError(msg)
+        self._in_use += 1
+        self._idle.clear()
         try:
-            await end()
-        except DBAPIError as error:
-            return error
-        return None
+            connection = self._engine.connect()
+            _, cancelled = await _to_end(connection.start())
+            try:
+                if cancelled is not None:
+                    raise cancelled
+                yield connection
+            finally:
+                await _whole(connection.close())
+        finally:
+            self._in_use -= 1
+            if not self._in_use:
+                self._idle.set()
+
+
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """Await one step of the driver to its end; a cancellation that came meanwhile is raised after it.
+
+    A step that was torn would leave the connection in an unknown state, and its thread waiting for ever.
+    """
+    result, cancelled = await _to_end(work)
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+async def _to_end(work: Coroutine[Any, Any, T]) -> tuple[T, asyncio.CancelledError | None]:
+    """The result, and the cancellation that came meanwhile. Raises SQLAlchemyError."""
+
+    async def attempt() -> tuple[T | None, SQLAlchemyError | None]:
+        try:
+            return await work, None
+        except SQLAlchemyError as error:
+            return None, error
 
     cancelled: asyncio.CancelledError | None = None
     async with asyncio.TaskGroup() as group:
-        work = group.create_task(attempt())
-        while not work.done():
+        task = group.create_task(attempt())
+        while not task.done():
             try:
-                await asyncio.shield(work)
+                await asyncio.shield(task)
             except asyncio.CancelledError as error:
                 cancelled = error
-    fault = work.result()
+    result, fault = task.result()
     if fault is not None:
         raise fault
-    return cancelled
+    return cast("T", result), cancelled
 
 
 def _fault(error: DBAPIError) -> DatabaseError:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from control.database import DatabaseError
+from control.reports import Reports
+from control.waves import Waves
 from tests.session_kit import until
 from tests.unit.control.control_kit import (
     CONTROL,
     DEVICES,
+    MIDWEST,
     POLICY,
     SEGMENT,
     STORES,
@@ -30,6 +34,7 @@ from tests.unit.control.control_kit import (
 from wavemesh.codec.statements import decode, encode
 from wavemesh.runtime.grpc import make_channel
 from wavemesh.session.faults import AskFailedError
+from wavemesh.session.frames import Report
 from wavemesh.trust.envelope import sign_as_node, verify_role
 from wavemesh.trust.metadata import load_trusted
 from wavemesh.trust.statements import (
@@ -393,3 +398,42 @@ async def test_only_super_hubs_have_sessions(world: World) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await SessionServiceStub(channel).Connect().read()
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_reports_below_the_cursor_are_passed_over(world: World) -> None:
+    """M3: a batch that overlaps what was applied adds only what is new; the cursor is that of the incarnation."""
+    async with world.serving() as served, served.calling() as stub:
+        core = served.control.core
+        reports = Reports(
+            database=core.database,
+            waves=core.waves,
+            intents=core.intents,
+            fleet=core.fleet,
+            ca_certificates=world.credentials(CONTROL.path).ca_certificates,
+            clock=core.clock,
+        )
+        gossip = [Report("gossip", b"")] * 3
+        await reports.apply(MIDWEST, "one", 1, gossip)
+        await reports.apply(MIDWEST, "one", 2, gossip)
+        assert [await reports.cursor(MIDWEST, name) for name in ("one", "two")] == [4, 0]
+        assert len(await audited(stub, "report.refused")) == 4
+        await reports.apply(MIDWEST, "two", 1, gossip)
+        assert [await reports.cursor(MIDWEST, name) for name in ("one", "two")] == [4, 3]
+
+
+async def test_effect_and_cursor_are_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """M3: a fault after the effect and before the commit leaves neither; the report is applied when it comes again."""
+    async with started(world) as (stub, region):
+        settle = Waves.settle
+        faults = iter([DatabaseError("disk full"), None])
+
+        async def fail_once(self: Waves, tx: Any, wave_id: str) -> None:
+            await settle(self, tx, wave_id)
+            if (fault := next(faults, None)) is not None:
+                raise fault
+
+        monkeypatch.setattr(Waves, "settle", fail_once)
+        region.report(outcome(world, DEVICES[0], OutcomeKind.UPDATED))
+        wave = await changed(stub, lambda wave: wave.counts.updated == 1)
+        assert wave.counts.pending == 11
+        assert next(faults, "used") == "used"

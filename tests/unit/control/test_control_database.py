@@ -116,6 +116,17 @@ async def test_a_cancelled_caller_does_not_tear_a_commit(database: Database) -> 
     assert seen == await names(database) == ["kept"]
 
 
+async def test_a_cancelled_reader_leaves_the_connection_whole(database: Database) -> None:
+    """Cancelled at any moment of its queries, a caller ends, and the next one reads as if nothing had been."""
+    for steps in range(60):
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(names(database))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+        assert await names(database) == []
+
+
 async def test_writers_take_turns(database: Database) -> None:
     """A decision and the state it rests on are one: no update is lost between reading and writing."""
 
