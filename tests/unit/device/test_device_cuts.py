@@ -186,6 +186,8 @@ def test_every_single_cut() -> None:
 def check(model: Model) -> None:
     state = model.volatile.state
     environment = model.environment
+    # VERIFIED: all attempts are burned, nobody will grant another lease.
+    assert state in {S.COMMITTED, S.ROLLED_BACK} or (state is S.VERIFIED and len(model.burns) == ATTEMPTS)
     assert model.running == environment.active
     assert environment.trial is None
     assert (environment.active == B2) == (state is S.COMMITTED), state
