@@ -342,7 +342,9 @@ async def test_a_restart_changes_nothing(world: World) -> None:
     async with started(world) as (stub, region):
         await until(lambda: len(region.names("permit")) == 12, region.sink)
         region.report(outcome(world, DEVICES[0], OutcomeKind.UPDATED))
-        before = await changed(stub, lambda wave: wave.counts.updated == 1 and wave.stores[0].order_delivered)
+        before = await changed(
+            stub, lambda wave: wave.counts.updated == 1 and all(store.order_delivered for store in wave.stores)
+        )
         held = {key: (one.version, one.digest) for key, one in region.sink.resources.items()}
     async with world.serving() as served, served.calling() as stub, served.region() as region:
         await until(

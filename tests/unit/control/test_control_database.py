@@ -147,3 +147,26 @@ async def test_add_new_keeps_the_first(database: Database) -> None:
         assert await tx.add_new(schema.meta, {"name": "a", "value": "1"}, "name")
         assert not await tx.add_new(schema.meta, {"name": "a", "value": "2"}, "name")
         assert await tx.scalar(select(schema.meta.c.value)) == "1"
+
+
+async def test_closing_waits_for_those_who_are_at_it(tmp_path: Path) -> None:
+    """A call that is still reading while control drains ends well; nobody begins after that."""
+    database = await Database.open(tmp_path / "control.sqlite")
+    inside, leave = asyncio.Event(), asyncio.Event()
+
+    async def read() -> object:
+        async with database.reading() as tx:
+            inside.set()
+            await leave.wait()
+            return await tx.scalar(select(1))
+
+    async with asyncio.TaskGroup() as group:
+        reader = group.create_task(read())
+        await inside.wait()
+        closing = group.create_task(database.aclose())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        with pytest.raises(DatabaseError, match="stopping"):
+            await names(database)
+        leave.set()
+    assert reader.result() == 1
