@@ -56,6 +56,7 @@ from wavemesh.trust.statements import (
     Permit,
     SnapshotReport,
     UpdateState,
+    WaveClosed,
     WaveOrder,
     WaveState,
 )
@@ -134,6 +135,7 @@ class HubStandIn:
         self.cursors: dict[str, int] = {}
         self.statuses: list[DeviceStatus] = []
         self.rejected: list[Rejection] = []
+        self.accepted: list[tuple[str, int]] = []
         self.pings: list[HealthPing] = []
         self.log_lines: list[str] = []
         self.answer_pings_as = "control"
@@ -212,6 +214,14 @@ class HubStandIn:
         envelope = sign_as_node(intent, self.credentials("operator/alice"))
         self.serve("intent", intent.intent_id, encode_statement(envelope))
 
+    def close_wave(self) -> None:
+        self._serve_signed("closed", WAVE, WaveClosed(WAVE, WaveState.CLOSED, datetime.now(UTC)))
+
+    def forget(self, kind: str, name: str) -> None:
+        self.wanted.pop(ResourceKey(kind, name), None)
+        if self._downstream is not None:
+            self._downstream.changed()
+
     def _serve_signed(self, kind: str, name: str, statement: Any) -> None:
         self.serve(kind, name, encode_statement(sign_statement(statement, [self.keys.control])))
 
@@ -272,6 +282,10 @@ class HubStandIn:
 
     async def verdict(self, child: NodeId, accepted: Sequence[Resource], rejected: Sequence[Rejection]) -> None:
         self.rejected.extend(rejected)
+        for one in accepted:
+            if one.key.type == "order":
+                order = decode_statement(WaveOrder, decode_statement(Envelope, one.content).payload)
+                self.accepted.append((one.key.type, order.generation))
         self._changed.set()
 
     async def status(self, child: NodeId, entries: Sequence[StatusEntry]) -> None:

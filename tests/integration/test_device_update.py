@@ -10,8 +10,8 @@ import pytest
 
 from device.bootenv import Boot, SlotName
 from tests.device_directory import NEW_VERSION, DeviceDirectory, digest_of, image_of
-from tests.device_kit import HubStandIn
-from wavemesh.trust.statements import UpdateState
+from tests.device_kit import WAVE, HubStandIn
+from wavemesh.trust.statements import UpdateState, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,3 +188,63 @@ async def test_an_idle_agent_is_small(device: DeviceDirectory, hub: HubStandIn) 
     # grpcio's poller is one thread under the process's own name, beside the loop.
     assert idle.own_threads <= 2
     assert not [file for file in idle.files if file.endswith((".db", ".sqlite", "-wal"))]
+
+
+async def test_an_expired_lease_arms_nothing(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """The device enforces its lease; a new one lets it go on."""
+    hub.lease_s = -1.0
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until(lambda: bool(hub.statuses) and hub.statuses[-1].gate == "lease-expired")
+        assert hub.statuses[-1].state is UpdateState.VERIFIED
+        hub.lease_s = 60.0
+        hub.grant(1)
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("UPDATED", "", 1)]
+
+
+async def test_a_permit_bounds_the_attempts(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """P6: the device itself counts: attempt 2 is refused when the permit allows one."""
+    hub.attempts_allowed = 1
+    hub.answer_trials_as = "nothing"
+    hub.lease_state = "live"
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until_state(UpdateState.TRIAL)
+        await device.tell("power-cut")
+        await hub.until(lambda: len(hub.outcomes()) == 2)
+    assert hub.words() == [("INCONCLUSIVE", "power-loss", 1), ("REFUSED", "permit", 1)]
+    assert [slot for slot, _ in device.boots()] == ["A", "B", "A"]
+
+
+async def test_a_halt_before_arm_is_final(device: DeviceDirectory, hub: HubStandIn) -> None:
+    hub.grants_leases = False
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until_state(UpdateState.VERIFIED)
+        hub.order(WaveState.HALTED, generation=2)
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("REFUSED", "halted", 0)]
+
+
+async def test_a_closed_wave_is_never_taken_up_again(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """A hub that plays an old order again after the wave was closed gets nothing for it."""
+    device.lose_scanner_on("B")
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until(lambda: bool(hub.outcomes()))
+        hub.close_wave()
+        await hub.until_state(UpdateState.IDLE)
+        hub.forget("closed", WAVE)
+        hub.order(generation=2)
+        await hub.until(lambda: ("order", 2) in hub.accepted)
+    assert hub.words() == [("ROLLED_BACK", "peripheral:scanner", 1)]
+    assert hub.statuses[-1].state is UpdateState.IDLE
