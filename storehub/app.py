@@ -152,6 +152,7 @@ def join(hub: Hub, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     downstream.add_to(server)
     ArtifactServer(credentials.node_id, cache).add_to(server)
     OperatorApi(hub, intents, views).add_to(server)
+    hub.is_cached = blobs.has
     hub.changed = downstream.changed
     hub.wake_upstream = upstream.wake
     if isinstance(hub.log, HubReportLog):

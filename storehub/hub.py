@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
-    from wavemesh.trust.statements import Envelope, WaveOrder
+    from wavemesh.trust.statements import Digest, Envelope, WaveOrder
 
 EVENT_DETAIL_MAX = 2000
 
@@ -69,7 +69,7 @@ class Hub:
 
     ``changed`` tells the sessions that the desired state of one device (None: of all) may have changed, and
     ``wake_upstream`` that reports were appended; the composition root sets both. ``resources_changed`` counts the
-    updates from the super hub.
+    updates from the super hub; ``is_cached`` says whether a blob is whole in the cache.
     """
 
     credentials: NodeCredentials
@@ -86,6 +86,7 @@ class Hub:
     changed: Callable[[str | None], None] = lambda _: None
     wake_upstream: Callable[[], None] = lambda: None
     resources_changed: int = 0
+    is_cached: Callable[[Digest], bool] = lambda _: False
 
     @property
     def path(self) -> str:

@@ -74,11 +74,19 @@ class Intents:
                     msg = f"intent id {held.intent.intent_id!r} was used for another intent already"
                     raise ConflictError(msg)
                 return known, True
-            in_force = self._in_force(held)
-            record = in_force if in_force is not None else await self._act(tx, held)
+            in_force, open_record = self._in_force(held), self._asked_before(held)
+            if in_force:
+                record = self._record(held, Disposition.APPLIED, in_force)
+            elif open_record is not None:
+                # Nothing waits for the second asking itself; who asks is shown what the first one waits for.
+                detail = f"asked before as {open_record.intent.intent_id}"
+                record = self._record(held, Disposition.APPLIED, detail)
+            else:
+                record = await self._act(tx, held)
             await hub.store.put_intent(tx, record)
         self._told()
-        return record, in_force is not None
+        shown = record if in_force or open_record is None else open_record
+        return shown, bool(in_force) or open_record is not None
 
     def _told(self) -> None:
         self._hub.changed(None)
@@ -100,28 +108,34 @@ class Intents:
             msg = f"{queued} intents wait here already"
             raise BusyError(msg, retry_after_s=60.0)
 
-    def _in_force(self, held: HeldIntent) -> IntentRecord | None:
-        """The record of an intent whose effect is in force already; None when there is something to do."""
+    def _asked_before(self, held: HeldIntent) -> IntentRecord | None:
+        """The record of an intent that waits here and wants the same."""
+        for other in self._hub.store.intents.values():
+            if _is_open(other) and _effect(other.intent, other.operator) == _effect(held.intent, held.operator.uri):
+                return other
+        return None
+
+    def _in_force(self, held: HeldIntent) -> str:
+        """Why there is nothing to do, since the effect is in force already; empty when there is."""
         intent, hub = held.intent, self._hub
         order = hub.belief.orders.get(intent.wave_id)
         origin = origin_of(held.operator)
-        pause = hub.store.pauses.get((intent.wave_id, origin))
         at_control = order is not None and any(one.origin == origin for one in order.pauses)
+        is_paused = at_control or (intent.wave_id, origin) in hub.store.pauses
         halted = self._is_halted(intent.wave_id)
+        why = ""
         match intent.kind:
-            case IntentKind.PAUSE_WAVE if pause is not None or at_control:
-                return self._record(held, Disposition.APPLIED, f"{origin} has paused the wave already")
             case IntentKind.PAUSE_WAVE | IntentKind.HALT_WAVE if halted:
-                return self._record(held, Disposition.APPLIED, "the wave is halted already")
+                why = "the wave is halted already"
+            case IntentKind.PAUSE_WAVE if is_paused:
+                why = f"{origin} has paused the wave already"
             case IntentKind.START_WAVE if order is not None and order.state is not WaveState.PLANNED:
-                return self._record(held, Disposition.APPLIED, f"the wave was started: it is {order.state.name}")
-            case IntentKind.RESUME_WAVE if order is not None and not halted and pause is None and not at_control:
-                return self._record(held, Disposition.APPLIED, f"no pause of {origin} is in force")
-        for other in self._hub.store.intents.values():
-            if _is_open(other) and _effect(other.intent, other.operator) == _effect(intent, held.operator.uri):
-                detail = f"asked before as {other.intent.intent_id}"
-                return self._record(held, other.disposition, detail, other.waiting_for)
-        return None
+                why = f"the wave was started: it is {order.state.name}"
+            case IntentKind.RESUME_WAVE if order is not None and not halted and not is_paused:
+                why = f"no pause of {origin} is in force"
+            case IntentKind.PREFETCH if (wanted := self._wanted(intent)) and all(map(hub.is_cached, wanted)):
+                why = "all of it is cached and verified already"
+        return why
 
     def _is_halted(self, wave_id: str) -> bool:
         order = self._hub.belief.orders.get(wave_id)

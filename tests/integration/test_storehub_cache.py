@@ -214,4 +214,7 @@ async def test_prefetch_given_by_an_operator(control: Control, fleet: Fleet, tmp
         record, duplicate = await app.intents.submit(envelope, OPERATOR)
         assert (record.disposition.name, duplicate) == ("QUEUED", False)
         await eventually(lambda: app.hub.store.intents["i-1"].disposition.name == "APPLIED")
+        again = control.intent(IntentKind.PREFETCH, "i-2", wave_id="", policy_yaml=control.policy_yaml)
+        record, duplicate = await app.intents.submit(again, OPERATOR)
+        assert (record.disposition.name, duplicate) == ("APPLIED", True)
         assert holds(app, control.firmware)

@@ -135,13 +135,15 @@ async def test_a_pause_in_the_dark_acts_at_once_and_is_told_later(
 
         start = await submit(stub, control.intent(IntentKind.START_WAVE, "i-3", wave_id="143", cohort="retail"))
         assert (start.record.disposition, list(start.record.waiting_for)) == (pb.DISPOSITION_QUEUED, ["control"])
-        assert (await submit(stub, control.intent(IntentKind.START_WAVE, "i-4", wave_id="143"))).duplicate
+        again = await submit(stub, control.intent(IntentKind.START_WAVE, "i-4", wave_id="143"))
+        assert (again.duplicate, again.record) == (True, start.record)
 
         await stack.enter_async_context(wan(super_hub, super_hub.address))
         await eventually(lambda: len([1 for kind, _ in super_hub.applied if kind == "intent"]) == 2)
         told = [decode(IntentReport, body) for kind, body in super_hub.applied if kind == "intent"]
         assert [report.intent for report in told] == [pause, app.hub.store.intents["i-3"].envelope]
         await eventually(lambda: not app.hub.store.intents["i-3"].waiting_for)
+        assert not any(record.waiting_for for record in app.hub.store.intents.values())
         listed = (await stub.ListIntents(pb.ListIntentsRequest())).intents
         assert {(r.intent_id, r.disposition) for r in listed} >= {
             ("i-1", pb.DISPOSITION_APPLIED),
