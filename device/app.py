@@ -130,7 +130,9 @@ async def _run(
         slots=SimulatedSlots(directory / "slots", disk, boot_control, config.board.slot_capacity_bytes),
         boot_control=boot_control,
         power=power,
-        sensors=Sensors(config.board.power_supply, config.board.thermal, config.board.inhibit),
+        sensors=Sensors(
+            config.board.power_supply, config.board.thermal, config.board.inhibit, config.board.reserved_disk_bytes
+        ),
         configs=ConfigStore(directory / "state" / "config", disk),
         probes=ProbeRunner(_probe_environment(config), config.timing.probe_timeout_s),
         health=HealthClient(

@@ -49,6 +49,7 @@ class Board:
     thermal: Path = Path("hardware/thermal")
     inhibit: Path = Path("hardware/inhibit")
     hardware: Path = Path("hardware")
+    reserved_disk_bytes: int = field(default=0, metadata=bounded(0, 1 << 60))
     path: str = "/usr/sbin:/usr/bin:/sbin:/bin"
     watchdog_s: float = field(default=60.0, metadata=bounded(0.2, 3600))
     boot_timer_s: float = field(default=120.0, metadata=bounded(0.2, 3600))

@@ -4,7 +4,8 @@ Bootloader. With a trial and tries left, take one try durably and boot it; with 
 reason that ended it and boot the active slot; else boot the active slot. So however often the power fails, a trial
 boots at most as often as it was given tries, and the active image is never touched.
 
-Medium. At a power cut everything past the last durable mark of a write is lost: it is overwritten with noise.
+Medium. At a power cut everything past the last durable mark of a write is lost: it is overwritten with noise. A medium
+that ``hardware/bad-medium`` exists for does not keep what is written to the slot that does not run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOISE_STEP_BYTES = 1024 * 1024
+BAD_BLOCK = b"\xa5" * 4096
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 
 
@@ -90,6 +92,14 @@ class Firmware:
                 rest = min(self._lossy_bytes, mark.size_bytes - mark.offset)
                 while rest > 0:
                     rest -= file.write(noise.randbytes(min(rest, NOISE_STEP_BYTES)))
+                os.fsync(file.fileno())
+
+    def decay(self, running: SlotName) -> None:
+        """What a bad medium does to the other slot while it is written."""
+        image = self._directory / "slots" / f"{running.other.value}.img"
+        if (self._directory / "hardware" / "bad-medium").exists() and image.exists():
+            with image.open("r+b") as file:
+                file.write(BAD_BLOCK)
                 os.fsync(file.fileno())
 
     def note_step(self, boot_id: str, step: str) -> None:

@@ -91,10 +91,10 @@ def check_temperature(reading: Reading, target: Target) -> Finding:
     return Finding(Gate.TEMPERATURE.value, Verdict.GOOD)
 
 
-def check_disk(directory: Path, target: Target) -> Finding:
-    """Whether the data partition has the policy's minFreeDisk beside what the update puts there."""
+def check_disk(directory: Path, target: Target, reserved_bytes: int = 0) -> Finding:
+    """Whether the data partition has the policy's minFreeDisk beside what is reserved and what the update adds."""
     statistics = os.statvfs(directory)
-    free_bytes = statistics.f_bavail * statistics.f_frsize
+    free_bytes = max(0, statistics.f_bavail * statistics.f_frsize - reserved_bytes)
     needed = target.rules.min_free_disk_bytes + (target.config.size_bytes if target.config else 0)
     if free_bytes < needed:
         return Finding(Gate.DISK.value, Verdict.BAD, f"{free_bytes} bytes free at {directory}, {needed} required")
@@ -146,7 +146,7 @@ def check_local(sensors: Sensors, slots: Slots, directory: Path, target: Target)
             check_dual_partition(slots, target),
             check_battery(reading, target),
             check_temperature(reading, target),
-            check_disk(directory, target),
+            check_disk(directory, target, sensors.reserved_disk_bytes),
         )
     )
 

@@ -153,8 +153,12 @@ class Power(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sensors:
-    """Roots of the kernel's files that gates read; configurable, so that a simulated device has its own."""
+    """Roots of the kernel's files that gates read; configurable, so that a simulated device has its own.
+
+    ``reserved_disk_bytes`` of the data partition are for other software, however free they look.
+    """
 
     power_supply: Path
     thermal: Path
     inhibit: Path
+    reserved_disk_bytes: int = 0

@@ -182,7 +182,7 @@ class Staging:
         """Tell progress, and announce each whole percent to the board."""
         self._staged(offset)
         percent = offset * 100 // max(image.size_bytes, 1)
-        if percent > self._percent:
+        if percent != self._percent:  # less, when it starts over
             self._percent = percent
             await self._equipment.power.step(f"staging:{percent}%")
 

@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -213,13 +214,17 @@ class Supervisor:
         self._last_step = step
         if self._record is not None:
             self._firmware.note_step(self._record.boot_id, step)
+            if step.startswith("staging:"):
+                self._firmware.decay(self._record.boot.slot)
         trigger = next((trigger for trigger in self._triggers if matches(trigger, step)), None)
         if trigger is not None:
             self._triggers.remove(trigger)
             self._cut_power()
             self._boot(ResetReason.POWER_LOSS)
         elif self._channel is not None:
-            self._channel.send(GO)
+            # An agent that was killed since then does not hear it any more; its pidfd says so.
+            with suppress(OSError):
+                self._channel.send(GO)
 
     # --- timers ------------------------------------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ def set_up(directory: Path, pair: ImagePair, scenario: Scenario, swap_limit: int
     if scenario.scanner_lost:
         hardware.lose_scanner(lab.device_dir(SCANNER_DEVICE), "B")
     for fault in scenario.faults:
-        hardware.break_device(lab.device_dir(fault.device), fault, RELEASE.version)
+        hardware.break_device(lab.device_dir(fault.device), fault.kind.gate, RELEASE.version)
     policy = policy_text(RELEASE, swap_limit=swap_limit, halt_least_outcomes=scenario.halt_least_outcomes)
     lab.policy_path.write_text(policy, encoding="utf-8")
     expect(lab, scenario, None, None)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wavemesh.errors import LocalError
+from lab.policies import OLD_RELEASE
+from lab.topology import DEVICE_CLASS, HARDWARE_REVISION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from lab.scenario import Fault
+    Breakage = Callable[[Path, str], None]
 
 _HUB = "Bus 001 Device 001: ID 1d6b:0002 Linux Foundation 2.0 root hub\n"
 _SCANNER = "Bus 001 Device 004: ID 05e0:1200 Symbol Technologies Bar Code scanner\n"
@@ -33,12 +35,6 @@ cat "$here/boot-faults" >&2
 exit 1
 """
 _FAULTY_UNIT = "/boot/inactive/etc/systemd/system/pos.service:7: Unknown key name 'ExecStrat' in section 'Service'\n"
-
-
-class HardwareError(LocalError):
-    """A fault the lab does not know how to cause."""
-
-    reason = "LAB_HARDWARE"
 
 
 def build(device: Path) -> None:
@@ -61,35 +57,40 @@ def lose_scanner(device: Path, *slots: str) -> None:
         _write(device / "hardware" / "usb" / f"{slot}.txt", _HUB)
 
 
-def break_device(device: Path, fault: Fault, new_version: str) -> None:
-    """Cause a fault, before the device is switched on; raises HardwareError."""
-    hardware, gate = device / "hardware", fault.kind.gate
-    if gate == "battery":
-        _write(hardware / "power_supply" / "BAT0" / "capacity", "5\n")
-    elif gate == "temperature":
-        _write(hardware / "thermal" / "thermal_zone0" / "temp", "95000\n")
-    elif gate == "dual-partition":
-        (device / "slots" / "B.img").unlink()
-    elif gate == "peripheral:scanner":
-        lose_scanner(device, "A", "B")
-    elif gate == "boot-probe":
-        _write(hardware / "boot-faults", _FAULTY_UNIT)
-    elif gate == "inhibited":
-        _write(hardware / "inhibit", "payment terminal: a payment is open\n")
-    elif gate == "watchdog":
-        _write(hardware / "unbootable", f"{new_version}\n")
-    elif gate in {"class", "hardware"}:
-        _enrol_otherwise(device / "config.toml", gate)
-    else:
-        raise HardwareError(f"no way to cause {gate}")
+def break_device(device: Path, gate: str, new_version: str) -> None:
+    """Make that gate fail, before the device is switched on; ``new_version`` is the release's. KeyError for another."""
+    _BREAKAGES[gate](device, new_version)
 
 
-def _enrol_otherwise(config: Path, gate: str) -> None:
-    """Enrol the device as something else than control's inventory believes."""
-    key = {"class": "device_class", "hardware": "hardware_revision"}[gate]
-    lines = config.read_text(encoding="utf-8").splitlines()
-    changed = [f'{key} = "other"' if line.startswith(f"{key} =") else line for line in lines]
-    _write(config, "\n".join(changed) + "\n")
+def _reads(relative: str, text: str) -> Breakage:
+    """Hardware whose file says something else."""
+    return lambda device, _: _write(device / "hardware" / relative, text)
+
+
+def _says(relative: str, old: str, new: str) -> Breakage:
+    """A device that was set up otherwise than everybody believes."""
+
+    def change(device: Path, _: str) -> None:
+        path = device / relative
+        _write(path, path.read_text(encoding="utf-8").replace(old, new, 1))
+
+    return change
+
+
+_BREAKAGES: dict[str, Breakage] = {
+    "battery": _reads("power_supply/BAT0/capacity", "5\n"),
+    "temperature": _reads("thermal/thermal_zone0/temp", "95000\n"),
+    "disk": _says("config.toml", "[board]", f"[board]\nreserved_disk_bytes = {1 << 60}"),
+    "dual-partition": lambda device, _: (device / "slots" / "B.img").unlink(),
+    "peripheral:scanner": lambda device, _: lose_scanner(device, "A", "B"),
+    "boot-probe": _reads("boot-faults", _FAULTY_UNIT),
+    "hardware": _says("config.toml", f'revision = "{HARDWARE_REVISION}"', 'revision = "other"'),
+    "class": _says("config.toml", f'class = "{DEVICE_CLASS}"', 'class = "other"'),
+    "rollback-floor": _says("slots/A.json", f'"{OLD_RELEASE.version}"', '"9.0.0"'),
+    "checksum": _reads("bad-medium", ""),
+    "inhibited": _reads("inhibit", "payment terminal: a payment is open\n"),
+    "watchdog": lambda device, new_version: _write(device / "hardware" / "unbootable", f"{new_version}\n"),
+}
 
 
 def _write(path: Path, text: str) -> None:

@@ -73,6 +73,9 @@ FAULTS: dict[str, FaultKind] = {
     for kind in (
         FaultKind("battery", Ending.REFUSED, "the battery reads 5 percent"),
         FaultKind("temperature", Ending.REFUSED, "the thermal zone reads 95 degrees"),
+        FaultKind("disk", Ending.REFUSED, "other software has reserved the data partition"),
+        FaultKind("checksum", Ending.REFUSED, "the medium of slot B does not keep what is written"),
+        FaultKind("rollback-floor", Ending.REFUSED, "the device runs a later version already"),
         FaultKind("dual-partition", Ending.REFUSED, "slot B is not there"),
         FaultKind("peripheral:scanner", Ending.REFUSED, "lsusb shows no scanner from the start"),
         FaultKind("boot-probe", Ending.REFUSED, "systemd-analyze finds fault with the staged slot"),
