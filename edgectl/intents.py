@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgectl.client import CALL_TIMEOUT_S
+from edgectl.tables import place
 
 if TYPE_CHECKING:
     from edgectl.framework import Session
@@ -62,13 +63,13 @@ def sentence(answer: SubmitIntentResponse) -> str:
     from edgectl.plain import plain
 
     record = plain(answer.record)
-    subjects = {"device": record["device"], "wave": record["wave_id"]}
+    subjects = {"device": place(record["device"]), "wave": record["wave_id"]}
     what = " ".join([record["kind"].partition("_")[0], *(f"{noun} {name}" for noun, name in subjects.items() if name)])
     if record["disposition"] == "refused":
         return f"{what}: refused: {record['detail']}"
     state = "done"
     if record["disposition"] == "queued":
-        state = "queued, waits for " + (", ".join(answer.record.waiting_for) or "its next step")
+        state = "queued, waits for " + (", ".join(map(place, answer.record.waiting_for)) or "its next step")
     if answer.duplicate:
         state += " (asked before; nothing done twice)"
     detail = f" — {record['detail']}" if record["detail"] else ""

@@ -24,6 +24,16 @@ def short(digest: str) -> str:
     return digest[:12]
 
 
+def place(path: str) -> str:
+    """A node path without the words that are always the same: "midwest/store-209/pos-17"."""
+    return "/".join(path.split("/")[1::2]) or path
+
+
+def clock(time: str | None) -> str:
+    """The time of day of a time, UTC."""
+    return f"{time[11:19]}Z" if time else "-"
+
+
 def when(time: str | None) -> str:
     """A time to the second."""
     return f"{time[:19]}Z".replace("T", " ") if time else "-"
@@ -59,7 +69,7 @@ def wave_parts(wave: Mapping[str, Any]) -> tuple[Table | str, ...]:
     )
     rows = [
         (
-            store["store"],
+            place(store["store"]),
             str(len(store["devices"])),
             counts_text(store["counts"]),
             str(store["exposure"]),
@@ -77,19 +87,20 @@ def ledger_parts(ledger: Mapping[str, Any]) -> tuple[Table | str, ...]:
     gates = ", ".join(f"{gate} {count}" for gate, count in ledger["gates"].items()) or "none"
     rows = [
         (
-            e["device"],
+            place(e["device"]),
             e["kind"].replace("_", " "),
             e["gate"] or "-",
             str(e["attempt"]),
             e["slot"] or "-",
             e["firmware_version"] or "-",
             short(e["firmware_sha256"]) or "-",
-            when(e["at"]),
+            clock(e["at"]),
         )
         for e in ledger["entries"]
     ]
-    columns = ("device", "outcome", "gate", "attempt", "slot", "version", "sha256", "at")
-    head = f"wave {ledger['wave_id']} as {ledger['source']} knows it: {counts_text(ledger['counts'])}; gates: {gates}"
+    columns = ("device", "outcome", "gate", "try", "slot", "version", "sha256", "at")
+    source, counts = place(ledger["source"]), counts_text(ledger["counts"])
+    head = f"wave {ledger['wave_id']} as {source} knows it: {counts}; gates: {gates}"
     return head, Table("", columns, rows)
 
 
@@ -100,7 +111,7 @@ def devices_table(devices: Sequence[Mapping[str, Any]]) -> Table:
         status = device["status"] or {}
         rows.append(
             (
-                device["path"],
+                place(device["path"]),
                 "yes" if status.get("connected") else "no",
                 status.get("state", "never heard"),
                 status.get("wave_id") or "-",
@@ -108,7 +119,7 @@ def devices_table(devices: Sequence[Mapping[str, Any]]) -> Table:
                 status.get("slot") or "-",
                 status.get("firmware_version") or "-",
                 f"{device['device_class']}/{device['hardware_revision']}",
-                when(status.get("at")),
+                clock(status.get("at")),
             )
         )
     columns = ("device", "connected", "state", "wave", "gate", "slot", "version", "class", "heard")
@@ -119,14 +130,14 @@ def hubs_table(hubs: Sequence[Mapping[str, Any]]) -> Table:
     """One row a hub."""
     rows = [
         (
-            hub["hub"],
+            place(hub["hub"]),
             "yes" if hub["connected"] else "no",
             str(hub["devices_connected"]),
             str(hub["swaps_active"]),
             f"{hub['cache_bytes'] // _MIB} of {hub['cache_quota_bytes'] // _MIB} MiB",
             "; ".join(f"{p['wave_id']} by {p['origin']}" for p in hub["local_pauses"]) or "-",
             hub["software_version"],
-            when(hub["at"]),
+            clock(hub["at"]),
         )
         for hub in hubs
     ]
@@ -174,7 +185,7 @@ def intents_table(intents: Sequence[Mapping[str, Any]]) -> Table:
             i["kind"].replace("_", " "),
             " ".join(filter(None, (i["wave_id"], i["device"]))) or "-",
             i["disposition"],
-            ", ".join(i["waiting_for"]) or "-",
+            ", ".join(map(place, i["waiting_for"])) or "-",
             i["operator"],
             i["reason"] or "-",
             i["detail"] or "-",

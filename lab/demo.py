@@ -8,6 +8,7 @@ alone to say, and decides the exit code.
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,8 +22,9 @@ from edgectl.plain import plain
 from edgectl.tables import ledger_parts
 from lab import checker, hardware, operations, processes
 from lab.checker import NEW_SLOT
-from lab.evidence import EvidenceError, boot_environment, slot_sha256
+from lab.evidence import EvidenceError, boot_environment, origin_bytes, slot_sha256
 from lab.expectations import expect
+from lab.images import digest_of
 from lab.play import play_wave
 from lab.policies import OLD_RELEASE, RELEASE, SWAP_LIMIT, policy_text
 from lab.provision import exists, image, provision
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from lab.checker import Finding
     from lab.images import ImagePair
     from lab.topology import Lab
+
+
+_TERMINATED = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ def run_demo(options: DemoOptions) -> int:
     if options.directory is not None and exists(options.directory):
         raise ConflictError(f"{options.directory} holds a lab already; choose another --dir or remove it")
     directory = options.directory or Path(tempfile.mkdtemp(prefix="wavemesh-demo-"))
+    # Whoever ends the demo ends what it started: SIGTERM unwinds as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     began_s = time.monotonic()
     note(f"setting up in {directory}")
     limit = RAISED_LIMIT if options.tamper is Tamper.LIMIT else SWAP_LIMIT
@@ -74,9 +81,10 @@ def run_demo(options: DemoOptions) -> int:
         ledger = plain(operations.ledger(lab, "control", WAVE))
     except WavemeshError as exc:
         note(f"error: {exc}")
-        return _failed(options, directory)
+        return _failed(directory)
     finally:
         processes.stop_all(lab)
+        signal.signal(signal.SIGTERM, before)
     tamper(lab, scenario, options.tamper)
     findings = checker.check(directory)
     devices = _device_rows(lab, ledger)
@@ -88,14 +96,13 @@ def run_demo(options: DemoOptions) -> int:
         data = {"holds": holds, "seed": options.seed, "wall_s": round(took_s, 1), "devices": devices, "ledger": ledger}
         show(options.output, {**data, "facts": [asdict(finding) for finding in findings]}, Page())
     if not holds:
-        return _failed(options, directory)
+        return _failed(directory)
     if options.directory is None:
         shutil.rmtree(directory)
     return Exit.OK
 
 
-def _failed(options: DemoOptions, directory: Path) -> int:
-    del options
+def _failed(directory: Path) -> int:
     note(f"not as it must be; everything is kept in {directory} (logs in run/), `python -m lab.checker {directory}`")
     return Exit.CHECK_FAILED
 
@@ -116,6 +123,9 @@ def set_up(directory: Path, pair: ImagePair, scenario: Scenario, swap_limit: int
 def _play(lab: Lab, scenario: Scenario, story: Story) -> None:
     """The story, from the first server to agreeing ledgers; raises WavemeshError when something does not come."""
     play_wave(lab, scenario, story)
+    sha256, size_bytes = digest_of(image(lab, RELEASE))
+    served = origin_bytes(lab.origin_dir / "access.jsonl").get(sha256, 0)
+    story.tell("origin", f"served {served} bytes of {RELEASE.firmware} ({size_bytes}) for {len(lab.devices)} devices")
     try_bad_releases(lab, lambda refusal: _tell_refusal(story, refusal))
 
 

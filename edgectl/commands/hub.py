@@ -10,7 +10,7 @@ import typer
 from edgectl.client import CALL_TIMEOUT_S
 from edgectl.framework import Session, command
 from edgectl.intents import IntentIdOption, new_intent_id, now, submit
-from edgectl.tables import cache_parts
+from edgectl.tables import cache_parts, place
 
 app = typer.Typer(help="What a store's hub fetches beforehand and holds.", no_args_is_help=True)
 cache = typer.Typer(help="The hub's cache.", no_args_is_help=True)
@@ -66,4 +66,4 @@ def cache_list(
     for hub in session.hubs():
         answer = hub.ask(lambda stub: stub.ListCache(request, timeout=CALL_TIMEOUT_S))
         caches.append({"hub": hub.context.node.path, **plain(answer)})
-    session.show(caches, *(part for data in caches for part in (data["hub"], *cache_parts(data))))
+    session.show(caches, *(part for data in caches for part in (place(data["hub"]), *cache_parts(data))))

@@ -123,7 +123,7 @@ def test_the_wave_runs_when_every_pause_is_lifted(operator: Operator) -> None:
     operator.asks(*O1["start"])
 
     def updated() -> bool:
-        return operator.asks("ledger", "show", "--wave", "142")["counts"]["updated"] == 12
+        return bool(operator.asks("ledger", "show", "--wave", "142")["counts"]["updated"] == 12)
 
     wait_until(updated, 90, "the wave to end")
     lines = operator.asks("device", "logs", "--id", "pos-17", "--since", "15 min ago", "--wave", "142")

@@ -104,7 +104,7 @@ def test_an_absent_sensor_passes_and_a_broken_one_does_not(sensors: Sensors, tmp
 
 def test_disk_counts_what_the_update_brings(tmp_path: Path) -> None:
     assert check_disk(tmp_path, TARGET).passes
-    reserved = check_disk(tmp_path, TARGET, 1 << 60)
+    reserved = check_disk(tmp_path, replace(TARGET, config=Digest("b" * 64, 1)), 1 << 60)
     assert (reserved.gate, reserved.verdict) == ("disk", Verdict.BAD)
     assert not check_disk(tmp_path, replace(TARGET, config=Digest("b" * 64, 1 << 60))).passes
 
