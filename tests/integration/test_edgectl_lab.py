@@ -18,7 +18,7 @@ from lab.topology import load_lab
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).resolve().parents[2]
 O1 = {
@@ -177,6 +177,36 @@ def test_every_reading_command_answers_in_each_form(operator: Operator, words: l
     assert operator.asks(*words)
     for form in ("table", "yaml"):
         assert operator.types(*words, "-o", form).stdout.strip()
+
+
+def test_a_release_from_draft_to_hold(operator: Operator) -> None:
+    """Two of three key holders sign twice each; control takes it once, and only complete (P2)."""
+    (operator.directory / "firmware-v3.9.0.img").write_bytes(b"an image of few bytes")
+    offline = "lab-data/keys/offline"
+    draft = ("--dir", "draft")
+    words = ["--name", "firmware-v3.9.0", "--version", "3.9.0", "--class", "pos", "--hardware", "rev-b"]
+    for _ in range(2):
+        made = operator.types("release", "create", *draft, *words, "--firmware", "firmware-v3.9.0.img")
+        # A draft says when it was made, so made again later it is another one, which is refused.
+        assert made.returncode in {0, 4}
+    assert operator.types("release", "publish", *draft).returncode == 2
+
+    def signs(key: str) -> Any:
+        return operator.asks("release", "sign", *draft, "--key", f"{offline}/{key}.pem")
+
+    assert (signs("release-1")["bundle_signatures"], signs("release-1")["bundle_signatures"]) == (1, 1)
+    second = signs("release-3")
+    assert (second["bundle_signatures"], second["targets_signatures"], second["complete"]) == (2, 1, False)
+    few = operator.types("release", "publish", *draft)
+    assert (few.returncode, "firmware-v3.9.0" in few.stderr) == (4, True)
+    assert signs("release-1")["complete"]
+    origin = ("--origin", "lab-data/origin/data")
+    assert [operator.asks("release", "publish", *draft, *origin)["duplicate"] for _ in range(2)] == [False, True]
+    hold = ("release", "hold", "firmware-v3.9.0", "--reason", "scanner driver missing")
+    assert [operator.asks(*hold)["duplicate"] for _ in range(2)] == [False, True]
+    assert operator.asks("release", "show", "firmware-v3.9.0")["hold_reason"] == "scanner driver missing"
+    assert operator.asks("release", "unhold", "firmware-v3.9.0")["held"] == []
+    assert operator.types("release", "show", "firmware-v9").returncode == 3
 
 
 def test_power_can_be_cut_and_the_device_comes_back(operator: Operator) -> None:
