@@ -66,9 +66,16 @@ class ImagePair:
 
 
 def cache_directory() -> Path:
-    """Where pairs are kept: under XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "wavemesh" / "images"
+    """Where pairs are kept: under XDG_CACHE_HOME or ~/.cache, or where that is read-only with the temporary files."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = base / "wavemesh" / "images"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK):
+            return directory
+    except OSError:
+        pass  # read-only home: the pair is made again after the next reboot, no worse
+    return Path(tempfile.gettempdir()) / f"wavemesh-images-{os.getuid()}"
 
 
 def best_images(out: Path) -> ImagePair:

@@ -26,6 +26,7 @@ from lab.images import digest_of
 from lab.policies import OLD_RELEASE, RELEASE, SWAP_LIMIT, policy_text
 from lab.scenario import LEAST_OUTCOMES
 from lab.topology import Lab, port_names, save_lab
+from wavemesh.errors import LocalError
 from wavemesh.identity.ca import FleetCa, write_node
 from wavemesh.trust.keys import create_signer
 from wavemesh.trust.repository import create_repository
@@ -43,11 +44,18 @@ _EPOCH_S = 1_700_000_000
 RELEASE_KEYS = ("release-1", "release-2", "release-3")
 
 
+class NoSpaceError(LocalError):
+    """The lab does not fit on the disk."""
+
+    reason = "LAB_SPACE"
+
+
 def provision(directory: Path, pair: ImagePair) -> Lab:
-    """Make the lab in that directory, which must not hold one; returns it."""
+    """Make the lab in that directory, which must not hold one; returns it. Raises NoSpaceError."""
     stores = dict(topology.STORES)
     lab = Lab(directory.resolve(), _free_ports(port_names(stores)), stores)
     lab.directory.mkdir(parents=True, exist_ok=True)
+    _check_space(lab, pair)
     now = datetime.now(UTC)
     _make_identities(lab, now)
     _make_trust(lab, now)
@@ -92,6 +100,16 @@ def config_bundle(lab: Lab, release: ReleaseNames) -> Path:
 def offline_key(lab: Lab, name: str) -> Path:
     """A key that no process reads."""
     return lab.offline_dir / f"{name}.pem"
+
+
+def _check_space(lab: Lab, pair: ImagePair) -> None:
+    """Two slots a device, and the new image at the origin, the super hub and each store."""
+    needed = len(lab.devices) * (pair.old.stat().st_size + pair.new.stat().st_size)
+    needed += (2 + len(lab.stores)) * pair.new.stat().st_size
+    free = shutil.disk_usage(lab.directory).free
+    if free < needed:
+        msg = f"{lab.directory} has {free} bytes free, the lab needs {needed}: use --dir elsewhere, or smaller images"
+        raise NoSpaceError(msg)
 
 
 def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
