@@ -57,7 +57,7 @@ async def swap(control: Control, name: str, address: str, floor: Floor, trial_s:
         assert decode(Lease, grant.lease.payload).device == one.node.path
         floor.enter(name)
         outcome = one.outcome(OutcomeKind.UPDATED)
-    await asyncio.sleep(trial_s)  # the trial takes its time; this is the device, not the test, waiting
+    await asyncio.sleep(trial_s)  # plays: what takes time (a trial)
     floor.leave(name)
     async with till(control, name, address, log) as one:
         one.report(outcome)
@@ -101,7 +101,7 @@ async def test_the_limit_holds_when_the_hub_is_killed(seed: int, tmp_path: Path)
                     before = floor.finished
                     if kill < 2:
                         await eventually(partial(floor.moved_on, before), within_s=20)
-                        await asyncio.sleep(rng.uniform(0, 0.3))  # the moment of the kill, drawn by the seed
+                        await asyncio.sleep(rng.uniform(0, 0.3))  # plays: the moment of the kill, drawn by the seed
                     else:
                         await eventually(lambda: len(super_hub.outcomes()) >= len(NAMES), within_s=30)
         assert floor.most == LIMIT
