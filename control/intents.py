@@ -240,11 +240,23 @@ class Intents:
         found = await tx.first(select(schema.intents).where(schema.intents.c.intent_id == intent_id))
         return None if found is None else _row(found)
 
-    async def page(self, tx: Transaction, before: int | None, limit: int) -> list[tuple[int, IntentRow]]:
-        """(number, intent), newest first, below a number if given."""
-        query = select(schema.intents).order_by(schema.intents.c.number.desc()).limit(limit)
+    async def page(
+        self,
+        tx: Transaction,
+        before: int | None,
+        limit: int,
+        wave_id: str = "",
+        disposition: Disposition | None = None,
+    ) -> list[tuple[int, IntentRow]]:
+        """(number, intent), newest first, below a number if given; of one wave, with one fate if given."""
+        table = schema.intents
+        query = select(table).order_by(table.c.number.desc()).limit(limit)
         if before is not None:
-            query = query.where(schema.intents.c.number < before)
+            query = query.where(table.c.number < before)
+        if wave_id:
+            query = query.where(table.c.wave_id == wave_id)
+        if disposition is not None:
+            query = query.where(table.c.disposition == disposition.name)
         return [(row["number"], _row(row)) for row in await tx.all(query)]
 
     def find_device(self, name: str, via: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 
 from control import requests, schema, store, views
+from control.intents import Disposition
 from control.rollout import region_of
 from wavemesh.codec.statements import to_proto
 from wavemesh.errors import NotFoundError
@@ -59,8 +60,10 @@ class Queries:
     async def waves(self, request: operator_pb2.ListWavesRequest) -> operator_pb2.ListWavesResponse:
         """A page of waves, newest first."""
         size, before = requests.page_size(request.page_size), requests.page_number(request.page_token)
+        states = requests.wave_states(request.states)
+        stores = self._stores(request.store) if request.store else None
         async with self._database.reading() as tx:
-            found = await store.waves_before(tx, before, size + 1)
+            found = await store.waves_before(tx, before, size + 1, states, stores)
             shown = [self.wave_message(await _require(tx, wave_id)) for _, wave_id in found[:size]]
         token = str(found[size - 1][0]) if len(found) > size else ""
         return operator_pb2.ListWavesResponse(waves=shown, next_page_token=token)
@@ -68,8 +71,9 @@ class Queries:
     async def intents(self, request: operator_pb2.ListIntentsRequest) -> operator_pb2.ListIntentsResponse:
         """A page of intents, newest first."""
         size, before = requests.page_size(request.page_size), requests.page_number(request.page_token)
+        disposition = _disposition(request.disposition)
         async with self._database.reading() as tx:
-            found = await self._intents.page(tx, before, size + 1)
+            found = await self._intents.page(tx, before, size + 1, request.wave_id, disposition)
         shown = [views.intent_message(row) for _, row in found[:size]]
         token = str(found[size - 1][0]) if len(found) > size else ""
         return operator_pb2.ListIntentsResponse(intents=shown, next_page_token=token)
@@ -92,11 +96,11 @@ class Queries:
         table = schema.devices
         query = select(table).where(table.c.path > request.page_token).order_by(table.c.path).limit(size + 1)
         if request.store:
-            stores = [path for path in self._fleet.stores if request.store in {path, path.rsplit("/", 1)[1]}]
-            if not stores:
-                msg = f"no store {request.store!r} is registered"
-                raise NotFoundError(msg, store=request.store)
-            query = query.where(table.c.store.in_(stores))
+            query = query.where(table.c.store.in_(self._stores(request.store)))
+        if request.device_class:
+            query = query.where(table.c.device_class == request.device_class)
+        for name, value in requests.labels(request.labels).items():
+            query = query.where(table.c.labels[name].as_string() == value)
         async with self._database.reading() as tx:
             rows = await tx.all(query)
             outcomes = await _open_outcomes(tx, [row["path"] for row in rows])
@@ -152,11 +156,26 @@ class Queries:
             entries=[views.audit_message(row) for row in rows[:size]], next_page_token=token
         )
 
+    def _stores(self, name: str) -> list[str]:
+        """Paths of the stores of that name or path; raises NotFoundError."""
+        found = [path for path in self._fleet.stores if name in {path, path.rsplit("/", 1)[1]}]
+        if not found:
+            msg = f"no store {name!r} is registered"
+            raise NotFoundError(msg, store=name)
+        return found
+
     def _hub_message(self, path: str) -> report_pb2.HubStatus:
         status = self._fleet.hubs.get(path)
         message: report_pb2.HubStatus = to_proto(status) if status else report_pb2.HubStatus(hub=path)
         message.connected = self._fleet.is_connected(path)
         return message
+
+
+def _disposition(number: int) -> Disposition | None:
+    try:
+        return Disposition(number) if number else None
+    except ValueError as error:
+        raise requests.BadRequestError("disposition", f"{error}; name one of Disposition") from error
 
 
 async def _require(tx: Transaction, wave_id: str) -> WaveView:

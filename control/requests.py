@@ -9,14 +9,16 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from control.rollout import SEGMENT_LABEL, store_of
 from wavemesh.errors import ConflictError, PeerError
 from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role
+from wavemesh.trust.statements import WaveState
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Collection, Container, Mapping
 
     from wavemesh.v1 import operator_pb2
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+MAX_STATES = 16
 MAX_LABELS = 64
 MAX_LABEL_CHARACTERS = 200
 MAX_WORD_CHARACTERS = 100
@@ -61,6 +63,28 @@ def wave_id(text: str) -> str:
     if not _WAVE_ID.fullmatch(text):
         raise BadRequestError("wave_id", f"{text[:80]!r}: use 1 to 64 letters, digits, '-' or '_'")
     return text
+
+
+def wave_states(numbers: Collection[int]) -> frozenset[WaveState]:
+    """The states a list is narrowed to; none for all."""
+    if len(numbers) > MAX_STATES:
+        raise BadRequestError("states", f"{len(numbers)}; at most {MAX_STATES}")
+    try:
+        return frozenset(map(WaveState, numbers))
+    except ValueError as error:
+        raise BadRequestError("states", f"{error}; name states of WaveState") from error
+
+
+def labels(wanted: Mapping[str, str]) -> Mapping[str, str]:
+    """The labels a list of devices is narrowed to."""
+    if len(wanted) > MAX_LABELS:
+        raise BadRequestError("labels", f"{len(wanted)}; at most {MAX_LABELS}")
+    for name in wanted:
+        # Databases quote the names of a JSON object's members, and none says how a quote in a name is written.
+        if not name or len(name) > MAX_LABEL_CHARACTERS or '"' in name or "\\" in name:
+            problem = f"{name[:50]!r}: 1 to {MAX_LABEL_CHARACTERS} characters without quotes and backslashes"
+            raise BadRequestError("labels", problem)
+    return wanted
 
 
 def reason(text: str) -> str:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import and_, exists, func, insert, not_, or_, select, update
 
 from control import schema
 from control.ledger import Counts, HaltRule, Outcome, count
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import RowMapping
+    from sqlalchemy import ColumnElement, RowMapping
 
     from control.database import Transaction
 
@@ -128,11 +128,25 @@ async def unclosed_waves(tx: Transaction) -> list[str]:
     return [row["wave_id"] for row in rows]
 
 
-async def waves_before(tx: Transaction, number: int | None, limit: int) -> list[tuple[int, str]]:
-    """(number, id) of waves, newest first, below a number if given."""
-    query = select(schema.waves.c.number, schema.waves.c.wave_id).order_by(schema.waves.c.number.desc()).limit(limit)
+async def waves_before(
+    tx: Transaction,
+    number: int | None,
+    limit: int,
+    states: Iterable[WaveState] = (),
+    stores: Iterable[str] | None = None,
+) -> list[tuple[int, str]]:
+    """(number, id) of waves, newest first, below a number if given.
+
+    ``states`` (with pauses counted in; none for all) and ``stores`` (paths; None for all) narrow it.
+    """
+    table, targets = schema.waves, schema.wave_targets
+    query = select(table.c.number, table.c.wave_id).order_by(table.c.number.desc()).limit(limit)
     if number is not None:
-        query = query.where(schema.waves.c.number < number)
+        query = query.where(table.c.number < number)
+    if wanted := [_is_in(state) for state in states]:
+        query = query.where(or_(*wanted))
+    if stores is not None:
+        query = query.where(exists().where(targets.c.wave_id == table.c.wave_id, targets.c.store.in_(list(stores))))
     return [(row["number"], row["wave_id"]) for row in await tx.all(query)]
 
 
@@ -239,6 +253,16 @@ async def append_audit(tx: Transaction, *, at: datetime, actor: str, action: str
     """Who did what, by SPIFFE id."""
     row = {"at": at, "actor": actor, "action": action, "subject": subject, "detail": detail}
     await tx.run(insert(schema.audit).values(**row))
+
+
+def _is_in(state: WaveState) -> ColumnElement[bool]:
+    """``WaveView.state`` as a condition on rows."""
+    paused = exists().where(schema.pauses.c.wave_id == schema.waves.c.wave_id)
+    if state is WaveState.PAUSED:
+        return and_(schema.waves.c.state == WaveState.RUNNING.name, paused)
+    if state is WaveState.RUNNING:
+        return and_(schema.waves.c.state == state.name, not_(paused))
+    return schema.waves.c.state == state.name
 
 
 def _wave_values(row: WaveRow) -> dict[str, object]:

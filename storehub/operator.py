@@ -82,8 +82,13 @@ class OperatorApi:
         """Newest first."""
         self._caller(context)
         records = sorted(self._hub.store.intents.values(), key=lambda one: one.received_at, reverse=True)
-        page, token = _page(records, request.page_size, request.page_token)
-        return operator_pb2.ListIntentsResponse(intents=[views.intent(one) for one in page], next_page_token=token)
+        shown = [
+            one
+            for one in map(views.intent, records)
+            if request.wave_id in {"", one.wave_id} and request.disposition in {0, one.disposition}
+        ]
+        page, token = _page(shown, request.page_size, request.page_token)
+        return operator_pb2.ListIntentsResponse(intents=page, next_page_token=token)
 
     # -- waves ------------------------------------------------------------------------------------------------------
 
@@ -100,9 +105,11 @@ class OperatorApi:
     ) -> operator_pb2.ListWavesResponse:
         """Newest first."""
         self._caller(context)
+        self._own_store(request.store)
         records = sorted(self._hub.store.waves.values(), key=lambda one: one.first_seen_at, reverse=True)
-        page, token = _page(records, request.page_size, request.page_token)
-        return operator_pb2.ListWavesResponse(waves=[self._views.wave(one) for one in page], next_page_token=token)
+        shown = [one for one in map(self._views.wave, records) if not request.states or one.state in request.states]
+        page, token = _page(shown, request.page_size, request.page_token)
+        return operator_pb2.ListWavesResponse(waves=page, next_page_token=token)
 
     @answers
     async def GetWave(  # noqa: N802
@@ -155,10 +162,16 @@ class OperatorApi:
         """By path."""
         self._caller(context)
         self._own_store(request.store)
-        page, token = _page(self._views.device_paths(), request.page_size, request.page_token)
-        return operator_pb2.ListDevicesResponse(
-            devices=[self._views.device(one) for one in page], next_page_token=token
-        )
+        if request.labels:
+            msg = "hubs know no labels; ask control for the devices that have them"
+            raise AskControlError(msg)
+        shown = [
+            one
+            for one in map(self._views.device, self._views.device_paths())
+            if request.device_class in {"", one.device_class}
+        ]
+        page, token = _page(shown, request.page_size, request.page_token)
+        return operator_pb2.ListDevicesResponse(devices=page, next_page_token=token)
 
     def _device(self, given: str) -> str:
         path = given if "/" in given else self._hub.device_path(given)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class OperatorServiceStub:
-    """Callers MUST present an operator's certificate. Every mutation is idempotent.
+    """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once.
     """
 
     def __init__(self, channel):
@@ -123,7 +123,7 @@ class OperatorServiceStub:
 
 
 class OperatorServiceServicer:
-    """Callers MUST present an operator's certificate. Every mutation is idempotent.
+    """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once.
     """
 
     def SubmitIntent(self, request, context):
@@ -225,7 +225,8 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetHold(self, request, context):
-        """Puts a release on hold or lifts the hold. Control only.
+        """Puts a release on hold or lifts the hold. Control only. A client must not repeat it by itself when the
+        answer is lost: a lift repeated late could undo a hold that somebody else has put since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -342,7 +343,7 @@ def add_OperatorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperatorService:
-    """Callers MUST present an operator's certificate. Every mutation is idempotent.
+    """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once.
     """
 
     @staticmethod

@@ -29,7 +29,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OperatorServiceStub:
-    """Callers MUST present an operator's certificate. Every mutation is idempotent."""
+    """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -64,7 +64,9 @@ class OperatorServiceStub:
     ListReleases: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListReleasesRequest, _operator_pb2.ListReleasesResponse]
     """Releases known here."""
     SetHold: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetHoldRequest, _operator_pb2.SetHoldResponse]
-    """Puts a release on hold or lifts the hold. Control only."""
+    """Puts a release on hold or lifts the hold. Control only. A client must not repeat it by itself when the
+    answer is lost: a lift repeated late could undo a hold that somebody else has put since.
+    """
     ApplyInventory: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ApplyInventoryRequest, _operator_pb2.ApplyInventoryResponse]
     """Registers stores and devices. Control only."""
     ListAudit: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]
@@ -72,7 +74,7 @@ class OperatorServiceStub:
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
-    """Callers MUST present an operator's certificate. Every mutation is idempotent."""
+    """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitIntent: _aio.UnaryUnaryMultiCallable[_operator_pb2.SubmitIntentRequest, _operator_pb2.SubmitIntentResponse]  # type: ignore[assignment]
@@ -104,14 +106,16 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListReleases: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListReleasesRequest, _operator_pb2.ListReleasesResponse]  # type: ignore[assignment]
     """Releases known here."""
     SetHold: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetHoldRequest, _operator_pb2.SetHoldResponse]  # type: ignore[assignment]
-    """Puts a release on hold or lifts the hold. Control only."""
+    """Puts a release on hold or lifts the hold. Control only. A client must not repeat it by itself when the
+    answer is lost: a lift repeated late could undo a hold that somebody else has put since.
+    """
     ApplyInventory: _aio.UnaryUnaryMultiCallable[_operator_pb2.ApplyInventoryRequest, _operator_pb2.ApplyInventoryResponse]  # type: ignore[assignment]
     """Registers stores and devices. Control only."""
     ListAudit: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]  # type: ignore[assignment]
     """Who did what, newest first. Control only."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Callers MUST present an operator's certificate. Every mutation is idempotent."""
+    """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
 
     @_abc_1.abstractmethod
     def SubmitIntent(
@@ -231,7 +235,9 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.SetHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.SetHoldResponse, _abc.Awaitable[_operator_pb2.SetHoldResponse]]:
-        """Puts a release on hold or lifts the hold. Control only."""
+        """Puts a release on hold or lifts the hold. Control only. A client must not repeat it by itself when the
+        answer is lost: a lift repeated late could undo a hold that somebody else has put since.
+        """
 
     @_abc_1.abstractmethod
     def ApplyInventory(
