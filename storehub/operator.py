@@ -72,7 +72,8 @@ class OperatorApi:
         self, request: operator_pb2.SubmitIntentRequest, context: Context
     ) -> operator_pb2.SubmitIntentResponse:
         """Do now what lowers risk, queue the rest."""
-        record, duplicate = await self._intents.submit(from_proto(Envelope, request.intent), self._caller(context))
+        caller = self._caller(context)
+        record, duplicate = await self._intents.submit(from_proto(Envelope, request.intent), caller)
         return operator_pb2.SubmitIntentResponse(record=views.intent(record), duplicate=duplicate)
 
     @answers
