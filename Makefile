@@ -46,8 +46,8 @@ demo: $(STAMP)  ## the whole fleet on this machine; ARGS="--seed 7 --fault pos-0
 bench: $(STAMP)  ## 300 sessions beside their floor, as JSON
 	$(BIN)/python -m bench sessions --devices 300 --json -
 
-kills: $(STAMP)  ## kill -9 of each tier at ten moments of the demo's wave
-	$(BIN)/python -m tests.kills
+kills: $(STAMP)  ## kill -9 of each tier at ten moments of the demo's wave; ARGS="--moments 1"
+	$(BIN)/python -m tests.kills $(ARGS)
 
 proto: $(STAMP)  ## generate wavemesh/v1 from proto
 	$(BIN)/python -m tools.stubs
