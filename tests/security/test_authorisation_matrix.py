@@ -191,7 +191,7 @@ async def test_everybody_gets_what_the_matrix_says(
         node = identities.node(Caller.OPERATOR.value)
         channel = await stack.enter_async_context(dial(port, NodeId(FLEET, tier.path), node))
         reflected = await first(channel, REFLECTION, METHODS[REFLECTION])
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     listed = reflection_pb2.ServerReflectionResponse.FromString(reflected or b"")
     assert {one.name for one in listed.list_services_response.service} == services(tier)
 
