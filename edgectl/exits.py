@@ -80,11 +80,9 @@ _HINTS = {
     "LINK_DOWN": "is it up? `edgectl lab status`, `edgectl context list`",
     "BUSY": "it sheds load; try again",
     "FORBIDDEN": "use an operator's identity: `edgectl context list` shows which one is used",
+    "NOT_FOUND": "list what there is: `edgectl wave list`, `device list`, `release list`",
+    "GATE": "`edgectl explain GATE` says what to do",
     "NO_CONTEXT": "`edgectl lab up` writes contexts; or set EDGECTL_CONFIG",
-}
-_HINTS_BY_EXIT = {
-    Exit.NOT_FOUND: "list what there is: `edgectl wave list`, `device list`, `release list`",
-    Exit.REFUSED: "see `edgectl wave status` and `edgectl explain GATE`",
 }
 
 
@@ -95,6 +93,6 @@ def exit_of_error(error: WavemeshError) -> Exit:
     return next((code for kind, code in _BY_CLASS if isinstance(error, kind)), Exit.LOCAL_FAULT)
 
 
-def hint_for(reason: str, code: Exit) -> str:
+def hint_for(reason: str) -> str:
     """What to type next; empty where the message says it all."""
-    return _HINTS.get(reason) or _HINTS_BY_EXIT.get(code, "")
+    return _HINTS.get(reason, "")

@@ -84,7 +84,6 @@ def run(arguments: list[str]) -> int:
 
 def report(error: WavemeshError) -> int:
     """One line on stderr: what, where, what to type next."""
-    code = exit_of_error(error)
-    hint = hint_for(error.details.get("reason", error.reason), code)
+    hint = hint_for(error.details.get("reason", error.reason))
     note(f"error: {error}" + (f" ({hint})" if hint else ""))
-    return code
+    return exit_of_error(error)

@@ -8,6 +8,13 @@ import typer
 
 from edgectl.framework import Session, command
 from edgectl.output import Table
+from wavemesh.errors import NotFoundError
+
+
+class NoGateError(NotFoundError):
+    """No gate has that name."""
+
+    reason = "NO_GATE"
 
 
 def register(app: typer.Typer) -> None:
@@ -18,14 +25,13 @@ def register(app: typer.Typer) -> None:
         session: Session, *, gate: Annotated[str, typer.Argument(help='"battery", "peripheral:scanner" …')] = ""
     ) -> None:
         """Say what a gate means, when it is checked and what to do; without one, list them all."""
-        from wavemesh.errors import NotFoundError
         from wavemesh.policy.gates import BadGateError, Gate, Lasting, parse_gate
 
         try:
             wanted = [parse_gate(gate).gate if ":" in gate else Gate(gate)] if gate else list(Gate)
         except (ValueError, BadGateError) as exc:
             msg = f"no gate {gate!r}; `edgectl explain` lists them all"
-            raise NotFoundError(msg) from exc
+            raise NoGateError(msg) from exc
         data: list[dict[str, Any]] = [
             {
                 "gate": (gate or g.value) if len(wanted) == 1 else g.value + (":<name>" if g.is_named else ""),
