@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from edgectl.reference import edgectl_page
+from tools.api import api_page
 from wavemesh.errors import LocalError, PeerError, WavemeshError
 from wavemesh.policy.reference import gates_page, policy_page, schema_file
 
@@ -69,6 +70,7 @@ def pages() -> dict[str, str]:
         "gates.md": gates_page(),
         "errors.md": errors_page(),
         "edgectl.md": edgectl_page(),
+        "api.md": api_page(),
     }
 
 
