@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
 from typing import TYPE_CHECKING
 
+from device.sockets import bind_unix
 from device.values import to_plain
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
     from device.agent import Agent
@@ -62,9 +62,7 @@ class LocalSocket:
 
 
 def _bind(path: Path) -> socket.socket:
-    """A socket at the path, by a relative name, because an address has room for 107 bytes only."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(os.path.relpath(path))
+    """A socket at the path, for its owner alone."""
+    listener = bind_unix(path)
     path.chmod(0o600)
     return listener

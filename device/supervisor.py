@@ -37,6 +37,7 @@ from device.board import BOARD_FD_VARIABLE, GO, MAX_MESSAGE_BYTES, PET, REBOOT_E
 from device.bootenv import Boot, ResetReason
 from device.config import load_device_config
 from device.firmware import Firmware
+from device.sockets import bind_unix
 from wavemesh.errors import LocalError, WavemeshError
 
 if TYPE_CHECKING:
@@ -244,10 +245,7 @@ class Supervisor:
     # --- the power injector ------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        path = self._run / "supervisor.sock"
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(os.path.relpath(path))  # a relative name, because the address is bounded to 107 bytes
+        listener = bind_unix(self._run / "supervisor.sock")
         listener.listen(8)
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))

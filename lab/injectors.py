@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wavemesh.errors import LocalError, NotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from lab.topology import Lab
@@ -38,11 +41,21 @@ def tell_supervisor(lab: Lab, device: str, line: str) -> dict[str, Any]:
     return _tell(lab.device_dir(device) / "run" / "supervisor.sock", line)
 
 
+@contextmanager
+def _open_directory(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _tell(path: Path, line: str) -> dict[str, Any]:
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, _open_directory(path.parent) as directory:
             connection.settimeout(_TIMEOUT_S)
-            connection.connect(str(path))
+            # Through the directory's descriptor, because a unix socket's address is bounded to 107 bytes.
+            connection.connect(f"/proc/self/fd/{directory}/{path.name}")
             connection.sendall(line.encode() + b"\n")
             answer = b""
             while not answer.endswith(b"\n") and len(answer) < _MAX_ANSWER_BYTES:

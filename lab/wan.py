@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import enum
 import json
+import os
 import signal
 import socket
 import struct
@@ -263,7 +264,13 @@ async def serve(config: WanConfig) -> None:
     with suppress(FileNotFoundError):
         config.control.unlink()
     async with Wan(config.links) as wan:
-        server = await asyncio.start_unix_server(wan.converse, config.control, limit=_MAX_LINE_BYTES)
+        # Through the directory's descriptor, because a unix socket's address is bounded to 107 bytes.
+        directory = os.open(config.control.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            control = f"/proc/self/fd/{directory}/{config.control.name}"
+            server = await asyncio.start_unix_server(wan.converse, control, limit=_MAX_LINE_BYTES)
+        finally:
+            os.close(directory)
         try:
             await stop.wait()
         finally:
