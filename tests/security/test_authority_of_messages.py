@@ -20,7 +20,6 @@ from tests.unit.control import control_kit
 from wavemesh.codec.statements import decode, encode
 from wavemesh.identity.nodes import NodeId
 from wavemesh.session.faults import AskFailedError
-from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.envelope import sign_as_node
 from wavemesh.trust.statements import (
     DeviceOutcome,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from tests.session_kit import Child
     from wavemesh.identity.ca import FleetCa
     from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.session.frames import ResourceKey
     from wavemesh.trust.statements import Envelope
 
 NOW = datetime.now(UTC)
@@ -116,11 +116,10 @@ async def test_a_device_is_given_its_own_assignment_alone(tmp_path: Path) -> Non
         await eventually(named.lease)
         later = control.holds(2)  # behind all that other may have been sent
         super_hub.want(later)
-        await until(
-            lambda: later.digest in {one.digest for one in other.child.sink.resources.values()}, other.child.sink
-        )
+        held = other.child.sink.resources
+        await until(lambda: later.digest in {one.digest for one in held.values()}, other.child.sink)
         assert {key.type for key in named.child.sink.resources} == {"tuf", "holds", "policy", "order", "lease"}
-        assert {key.type for key in other.child.sink.resources} == {"tuf", "holds"}
+        assert {key.type for key in held} == {"tuf", "holds"}
 
 
 # -- store hub and super hub -------------------------------------------------------------------------------------------
