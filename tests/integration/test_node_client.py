@@ -152,6 +152,8 @@ async def test_it_watches_and_resumes(world: World, example: Path) -> None:
         async with world.serving():
             assert json.loads(await lines.readline())["state"] == "WAVE_STATE_PLANNED"
         async with world.serving() as served, served.calling() as stub:
+            while not served.control.core.changes._waiting:  # noqa: ASYNC110  # until it has come back to this one
+                await asyncio.sleep(0.01)
             await stub.SubmitIntent(intent(world, IntentKind.START_WAVE))
             assert json.loads(await lines.readline())["state"] == "WAVE_STATE_RUNNING"
 
