@@ -115,7 +115,10 @@ async def test_image_that_does_not_boot_falls_back(device: DeviceDirectory, hub:
         device.start()
         await hub.until(lambda: bool(hub.outcomes()))
     assert hub.words() == [("ROLLED_BACK", "watchdog", 1)]
-    assert device.boots()[1:] == [("B", "reboot"), ("A", "watchdog")]
+    # On a slow machine the short boot timer may also reset the old slot; what counts is one trial and what followed it.
+    boots = device.boots()
+    assert [boot for boot in boots if boot[0] == "B"] == [("B", "reboot")]
+    assert boots[boots.index(("B", "reboot")) + 1] == ("A", "watchdog")
     assert_back_on_a(device)
 
 

@@ -50,26 +50,27 @@ async def test_everything_that_travels(fleet: Fleet, registry: MemoryRegistry) -
     """M2: resources down, reports and status up, asks both ways, over one stream."""
     policy, order = resource("p", b"policy"), resource("142/store-208", b"order", kind="order")
     registry.wanted = by_key(policy, order)
-    async with serving(fleet, registry) as parent, dialling(fleet, parent.address) as child:
-        child.upstream.set_status("device", b"IDLE")
-        await until(lambda: "settled" in child.sink.events and "device" in registry.statuses, child.sink, registry)
-        assert child.sink.resources == registry.wanted
-        assert child.upstream.is_connected
-        assert [node.path for node in parent.downstream.connected()] == [DEVICE.path]
-        child.log.append(b"one")
-        child.upstream.wake()
-        await until(lambda: bodies(registry) == [b"one"], registry)
-        assert await child.upstream.ask("echo", b"ping", 5.0) == b"ping"
-        with pytest.raises(AskFailedError, match="NOT_FOUND"):
-            await child.upstream.ask("nonsense", b"", 5.0)
-        with pytest.raises(TimeoutError):
-            await child.upstream.ask("never", b"", 0.05)
-        registry.wanted = by_key(order)
-        parent.downstream.changed(DEVICE.path)
-        await until(lambda: child.sink.resources == registry.wanted, child.sink)
-        child.upstream.set_status("device", None)
-        await until(lambda: registry.statuses["device"] is None, registry)
-    assert registry.events == ["+pos-01", "-pos-01"]
+    async with serving(fleet, registry) as parent:
+        async with dialling(fleet, parent.address) as child:
+            child.upstream.set_status("device", b"IDLE")
+            await until(lambda: "settled" in child.sink.events and "device" in registry.statuses, child.sink, registry)
+            assert child.sink.resources == registry.wanted
+            assert child.upstream.is_connected
+            assert [node.path for node in parent.downstream.connected()] == [DEVICE.path]
+            child.log.append(b"one")
+            child.upstream.wake()
+            await until(lambda: bodies(registry) == [b"one"], registry)
+            assert await child.upstream.ask("echo", b"ping", 5.0) == b"ping"
+            with pytest.raises(AskFailedError, match="NOT_FOUND"):
+                await child.upstream.ask("nonsense", b"", 5.0)
+            with pytest.raises(TimeoutError):
+                await child.upstream.ask("never", b"", 0.05)
+            registry.wanted = by_key(order)
+            parent.downstream.changed(DEVICE.path)
+            await until(lambda: child.sink.resources == registry.wanted, child.sink)
+            child.upstream.set_status("device", None)
+            await until(lambda: registry.statuses["device"] is None, registry)
+        await until(lambda: registry.events == ["+pos-01", "-pos-01"], registry)
     assert child.sink.events[0] == "connected"
 
 
