@@ -1,12 +1,6 @@
 """A wave's ledger and what follows from it: merge, counts, halt, completion (semantics, "Populations"). Pure.
 
-The ledger of a wave is, per target device, its latest signed outcome. Outcomes of one device are totally ordered:
-
-    (attempt, sequence, signed by the device itself, digest of the payload)
-
-and the greatest is kept, so merging is commutative, associative and idempotent: replays, reconnects and a super hub
-that is refilled from below change nothing. The digest only breaks a tie that an honest signer never makes. Counts are
-derived from the merge, never counted up.
+The ledger of a wave is, per target device, its latest signed outcome by the order of wavemesh/outcomes.py.
 
 An outcome is *final* when the wave will not try that device again: updated, rolled back, failed, silent; refused by a
 gate that does not pass by waiting; inconclusive with every attempt burned.
@@ -15,10 +9,10 @@ gate that does not pass by waiting; inconclusive with every attempt burned.
 from __future__ import annotations
 
 import enum
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wavemesh.outcomes import Counts, Rank, tally, tally_gates
 from wavemesh.policy.gates import Gate, parse_gate
 from wavemesh.trust.statements import OutcomeKind, WaveState
 
@@ -46,33 +40,9 @@ class Outcome:
     payload_sha256: str = ""
 
     @property
-    def rank(self) -> tuple[int, int, bool, str]:
+    def rank(self) -> Rank:
         """Its place in the order of outcomes of one device."""
-        return (self.attempt, self.sequence, self.by_device, self.payload_sha256)
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Outcomes of a population; they sum to it."""
-
-    pending: int = 0
-    refused: int = 0
-    updated: int = 0
-    rolled_back: int = 0
-    failed: int = 0
-    silent: int = 0
-    unknown: int = 0
-    inconclusive: int = 0
-
-    @property
-    def evidence(self) -> int:
-        """The denominator of the rollback ratio."""
-        return self.updated + self.rolled_back + self.failed + self.silent
-
-    @property
-    def rollback_ratio(self) -> float:
-        """(rolled_back + failed + silent) / (updated + rolled_back + failed + silent); 0 without any."""
-        return (self.rolled_back + self.failed + self.silent) / self.evidence if self.evidence else 0.0
+        return Rank(self.attempt, self.sequence, self.by_device, self.payload_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +96,12 @@ def is_final(outcome: Outcome | None, attempts: int) -> bool:
 
 def count(targets: Iterable[str], outcomes: Mapping[str, Outcome]) -> Counts:
     """Outcomes of the targets; a target that nobody spoke of is pending."""
-    kinds = Counter(outcomes[device].kind if device in outcomes else OutcomeKind.PENDING for device in targets)
-    return Counts(**{kind.name.lower(): kinds[kind] for kind in OutcomeKind})
+    return tally(targets, {device: outcome.kind for device, outcome in outcomes.items()})
 
 
 def gate_counts(targets: Iterable[str], outcomes: Mapping[str, Outcome]) -> dict[str, int]:
     """Failures by gate, by name of gate (H7)."""
-    gates = Counter(outcomes[device].gate for device in targets if device in outcomes and outcomes[device].gate)
-    return dict(sorted(gates.items()))
+    return tally_gates(targets, {device: outcome.gate for device, outcome in outcomes.items()})
 
 
 def decide(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, exists, func, insert, not_, or_, select, update
 
 from control import schema
-from control.ledger import Counts, HaltRule, Outcome, count
+from control.ledger import HaltRule, Outcome, count
 from control.permits import Issue, StoreShare, outstanding
 from wavemesh.trust.statements import Digest, OutcomeKind, Pause, WaveState
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, RowMapping
 
     from control.database import Transaction
+    from wavemesh.outcomes import Counts
 
 OPEN_STATES = (WaveState.PLANNED, WaveState.RUNNING)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from control.ledger import count, gate_counts
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
     from control.desired import DesiredState
     from control.fleet import Fleet
     from control.intents import IntentRow
-    from control.ledger import Counts, Outcome
+    from control.ledger import Outcome
     from control.store import WaveView
+    from wavemesh.outcomes import Counts
     from wavemesh.trust.releases import ReleaseManifest
 
-_COUNTS = tuple(kind.name.lower() for kind in OutcomeKind)
 _ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
 
 
 def counts_message(counts: Counts) -> operator_pb2.LedgerCounts:
     """Counts, field by field."""
-    return operator_pb2.LedgerCounts(**{name: getattr(counts, name) for name in _COUNTS})
+    return operator_pb2.LedgerCounts(**asdict(counts))
 
 
 def wave_message(view: WaveView, fleet: Fleet, desired: DesiredState) -> operator_pb2.Wave:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -69,7 +70,7 @@ class Views:
             pauses=[rollout_pb2.Pause(origin=origin, reason=why) for origin, why in sorted(pauses)],
             stores=[store],
             counts=counts,
-            rollback_ratio=summary.rollback_ratio,
+            rollback_ratio=summary.counts.rollback_ratio,
             exposure=exposure,
             planned_at=stamp(record.first_seen_at),
             expires_at=stamp(order.expires_at),
@@ -248,7 +249,7 @@ def intent(record: IntentRecord) -> operator_pb2.IntentRecord:
 
 def ledger_counts(summary: Summary) -> operator_pb2.LedgerCounts:
     """Sums as a message."""
-    return operator_pb2.LedgerCounts(**{kind.name.lower(): number for kind, number in summary.counts.items()})
+    return operator_pb2.LedgerCounts(**asdict(summary.counts))
 
 
 def ledger_entry(entry: Entry) -> operator_pb2.LedgerEntry:

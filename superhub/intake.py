@@ -9,15 +9,15 @@ Verifying runs in a thread: a store that returns from a long outage brings thous
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from superhub.rollup import Heard, Rank, news
+from superhub.rollup import Heard, news
 from wavemesh.artifacts.digests import in_thread
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import PeerError
 from wavemesh.identity.nodes import Role, is_within
+from wavemesh.outcomes import rank_of
 from wavemesh.session.frames import MAX_REPORT_BYTES, Report
 from wavemesh.trust.envelope import SignatureGateError, verify_node
 from wavemesh.trust.statements import (
@@ -168,9 +168,7 @@ class Intake:
         signer, outcome = verify_node(envelope, DeviceOutcome, self._ca_certificates, now)
         _check_within(outcome.device, child)
         _check_within(signer.path, child)
-        payload_sha256 = hashlib.sha256(envelope.payload).hexdigest()
-        rank = Rank(outcome.attempt, outcome.sequence, signer.role is Role.DEVICE, payload_sha256)
-        return Heard(outcome, rank, envelope)
+        return Heard(outcome, rank_of(outcome, envelope, by_device=signer.role is Role.DEVICE), envelope)
 
 
 def _check_within(path: str, child: NodeId) -> None:

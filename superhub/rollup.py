@@ -1,9 +1,7 @@
 """Merges what stores say of outcomes, and decides what is news (S3).
 
-The key is (wave, device). The highest (attempt, sequence) wins; at equal numbers a device's own word beats its hub's
-inference, and the digest of the payload breaks a tie that no honest signer makes. So merging is idempotent, commutative
-and associative: replays, reconnects, restarts and two paths for one outcome change nothing. An outcome goes up if it
-took the place of what was known; of several for one device in one batch only the last word does.
+The key is (wave, device), the order is that of wavemesh/outcomes.py. An outcome goes up if it took the place of what
+was known; of several for one device in one batch only the last word does.
 """
 
 from __future__ import annotations
@@ -14,19 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from wavemesh.outcomes import Rank
     from wavemesh.trust.statements import DeviceOutcome, Envelope
 
 Key: TypeAlias = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Rank:
-    """By what one outcome beats another; the greater one wins."""
-
-    attempt: int
-    sequence: int
-    by_device: bool
-    payload_sha256: str
 
 
 @dataclass(frozen=True, slots=True)

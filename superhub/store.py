@@ -12,8 +12,8 @@ from dataclasses import astuple
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from superhub.rollup import Heard, Key, Rank
 from wavemesh.codec.statements import decode, encode
+from wavemesh.outcomes import Rank
 from wavemesh.runtime.sqlite import Database
 from wavemesh.session.frames import MAX_REPORT_BYTES, Report
 from wavemesh.session.sqlite import SESSION_SCHEMA
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from superhub.rollup import Heard, Key
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.trust.releases import ReleaseManifest
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.ledger import Counts, HaltRule, Move, Outcome, count, decide, gate_counts, is_final, merge
+from control.ledger import HaltRule, Move, Outcome, count, decide, gate_counts, is_final, merge
+from wavemesh.outcomes import Counts
 from wavemesh.policy.gates import Gate, gate_name
 from wavemesh.trust.statements import OutcomeKind, WaveState
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from superhub import store as store_module
-from superhub.rollup import Heard, Rank
+from superhub.rollup import Heard
 from superhub.store import RegionStore
 from tests.conftest import make_manifest
 from wavemesh.codec.statements import decode, encode
+from wavemesh.outcomes import Rank
 from wavemesh.session.frames import MAX_REPORT_BYTES, Report
 from wavemesh.session.sqlite import SqliteReportLog
 from wavemesh.trust.statements import DeviceOutcome, Envelope, OutcomeKind, Signature, SnapshotReport

@@ -8,7 +8,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superhub.rollup import Heard, Key, Rank, news
+from superhub.rollup import Heard, Key, news
+from wavemesh.outcomes import Rank
 from wavemesh.trust.statements import DeviceOutcome, Envelope, OutcomeKind
 
 NOW = datetime(2026, 5, 20, tzinfo=UTC)
