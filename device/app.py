@@ -28,7 +28,7 @@ from device.local import LocalSocket
 from device.logs import DeviceLog
 from device.logupload import upload_logs
 from device.platform import Sensors
-from device.probes import ProbeRunner
+from device.probes import Containment, ProbeRunner
 from device.sink import DeviceSink
 from device.slots.simulated import SimulatedBootControl, SimulatedSlots
 from device.state import StateFile
@@ -134,7 +134,16 @@ async def _run(
             config.board.power_supply, config.board.thermal, config.board.inhibit, config.board.reserved_disk_bytes
         ),
         configs=ConfigStore(directory / "state" / "config", disk),
-        probes=ProbeRunner(_probe_environment(config), config.timing.probe_timeout_s),
+        probes=ProbeRunner(
+            _probe_environment(config),
+            config.timing.probe_timeout_s,
+            Containment(
+                config.board.probe_containment,
+                config.board.probe_user,
+                hidden=directory,
+                shown=config.board.hardware,
+            ),
+        ),
         health=HealthClient(
             upstream=upstream,
             store=store,

@@ -23,6 +23,13 @@ class ClockKind(enum.Enum):
     NETWORK = "network"
 
 
+class ProbeContainment(enum.Enum):
+    """Whether a probe runs where the kernel or the agent's rights do not allow to shut it in fully."""
+
+    REQUIRED = "required"
+    BEST_EFFORT = "best-effort"
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """What the device is, as enrolled."""
@@ -42,7 +49,10 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """Hardware: the simulated slots, the kernel's files, the watchdog. Paths are relative to the device's directory."""
+    """Hardware: the simulated slots, the kernel's files, the watchdog. Paths are relative to the device's directory.
+
+    Probes run as ``probe_user`` if the agent is root, else as the agent's own user.
+    """
 
     slot_capacity_bytes: int = field(default=1024 * MIB, metadata=bounded(MIB, 1024 * 1024 * MIB))
     power_supply: Path = Path("hardware/power_supply")
@@ -51,6 +61,8 @@ class Board:
     hardware: Path = Path("hardware")
     reserved_disk_bytes: int = field(default=0, metadata=bounded(0, 1 << 60))
     path: str = "/usr/sbin:/usr/bin:/sbin:/bin"
+    probe_containment: ProbeContainment = ProbeContainment.REQUIRED
+    probe_user: str = "nobody"
     watchdog_s: float = field(default=60.0, metadata=bounded(0.2, 3600))
     boot_timer_s: float = field(default=120.0, metadata=bounded(0.2, 3600))
 

@@ -1,29 +1,50 @@
 """Probes: real commands from signed release metadata, run so that they can do little harm.
 
-Rules: the exact text goes to ``/bin/sh -c`` in a session of its own, with a fixed environment (no inherited secrets),
-no standard input, a deadline and a bound on output; when it ends, by itself or not, its whole process group is killed.
-Exit code 0 passes. ``containment`` is put before the shell, where a platform can run it unprivileged and without
-network (systemd-run, bwrap); it is empty for now.
+Rules: the exact text goes to ``/bin/sh -c`` through ``device/probe_launcher.py``, which takes away network, privileges,
+the agent's directory and every place to write, and ends whatever the probe leaves behind. It gets a fixed environment
+(no inherited secrets), no standard input, a deadline and a bound on output. Exit code 0 passes; a probe that cannot be
+contained although it must does not run, and its gate fails with what is missing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device import probe_launcher
 from device.gates import Finding, Verdict
 from wavemesh.policy.gates import Gate, check_names, gate_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+
+    from device.config import ProbeContainment
 
 MAX_OUTPUT_BYTES = 1024 * 1024
 KEPT_OUTPUT_BYTES = 1024
 LAST_WORDS_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Containment:
+    """How far a probe is shut in: as ``user`` where the agent is root; of ``hidden`` it sees ``shown`` alone."""
+
+    mode: ProbeContainment
+    user: str
+    hidden: Path
+    shown: Path
+
+    def launcher(self, cpu_s: int) -> tuple[str, ...]:
+        """What goes before the command."""
+        program = (sys.executable, "-I", "-S", str(Path(probe_launcher.__file__).resolve()))
+        return (*program, self.mode.value, self.user, str(cpu_s), str(self.hidden), str(self.shown))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +53,7 @@ class ProbeRunner:
 
     environment: Mapping[str, str]
     timeout_s: float
-    containment: Sequence[str] = ()
+    containment: Containment
 
     async def run(self, gate: str, command: str, extra: Mapping[str, str] | None = None) -> Finding:
         """Run one probe; ``extra`` adds to the environment. The finding's evidence names command, end and output."""
@@ -52,9 +73,7 @@ class ProbeRunner:
     async def _start(self, command: str, writing: int, extra: Mapping[str, str]) -> asyncio.subprocess.Process:
         try:
             return await asyncio.create_subprocess_exec(
-                *self.containment,
-                "/bin/sh",
-                "-c",
+                *self.containment.launcher(math.ceil(self.timeout_s) + 1),
                 command,
                 env={**self.environment, **extra},
                 stdin=asyncio.subprocess.DEVNULL,

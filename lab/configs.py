@@ -78,6 +78,7 @@ hardware = "hardware"
 power_supply = "hardware/power_supply"
 thermal = "hardware/thermal"
 inhibit = "hardware/inhibit"
+probe_containment = "best-effort"
 slot_capacity_bytes = {max(2 * largest_image_bytes, 16 * _MIB)}
 watchdog_s = 20.0
 boot_timer_s = 25.0

@@ -23,8 +23,7 @@ _LSUSB = """\
 #!/bin/sh
 # What this device's USB bus shows, by the slot that runs.
 here=$(dirname "$0")/..
-slot=$(sed -n 's/.*"slot": "\\([AB]\\)".*/\\1/p' "$here/../run/boot.json")
-cat "$here/usb/${slot:-A}.txt"
+cat "$here/usb/${WAVEMESH_SLOT:-A}.txt"
 """
 _SYSTEMD_ANALYZE = """\
 #!/bin/sh

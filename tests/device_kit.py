@@ -182,6 +182,11 @@ class HubStandIn:
         self._policy_text = self._policy_text.replace(artifact.encode(), b"")
         self._publish()
 
+    def publish_asking_for(self, probe: str) -> None:
+        """Control signs a policy that asks for another check than the release keys signed."""
+        self._policy_text = self._policy_text.replace(SCANNER_CHECK.encode(), probe.encode())
+        self._publish()
+
     def hold(self, *holds: Hold, epoch: int = 1) -> None:
         self._serve_signed("holds", "fleet", HoldList(epoch, holds, datetime.now(UTC)))
 

@@ -248,3 +248,17 @@ async def test_a_closed_wave_is_never_taken_up_again(device: DeviceDirectory, hu
         await hub.until(lambda: ("order", 2) in hub.accepted)
     assert hub.words() == [("ROLLED_BACK", "peripheral:scanner", 1)]
     assert hub.statuses[-1].state is UpdateState.IDLE
+
+
+async def test_a_probe_that_release_keys_did_not_sign_never_runs(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """Acceptance 4: a signed policy and a signed order ask for it; the device refuses before it runs anything."""
+    device.script("unsigned-check", "echo scanner")
+    hub.publish_asking_for("unsigned-check | grep scanner")
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.start()
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("REFUSED", "signature", 0)]
+    assert "does not sign: 'unsigned-check | grep scanner'" in hub.outcomes()[0].evidence
+    assert {status.state for status in hub.statuses} <= {UpdateState.IDLE, UpdateState.REFUSED}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from device.bootenv import Boot, ResetReason, SlotName
+from device.config import ProbeContainment
 from device.health import PingEnd, PingResult
 from device.platform import BootRecord
-from device.probes import ProbeRunner
+from device.probes import Containment, ProbeRunner
 from device.progress import Healthy, Progress, Rules, Target, Unhealthy
 from device.trial import Trial
 from wavemesh.errors import GateError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 B2 = Boot(SlotName.B, 2)
+NOWHERE = Path("/nonexistent")
+CONTAINMENT = Containment(ProbeContainment.BEST_EFFORT, "nobody", NOWHERE, NOWHERE)
 
 
 class Bench:
@@ -55,7 +59,7 @@ class Bench:
             clock=SimpleNamespace(now=lambda: NOW, monotonic=lambda: self.monotonic_s),
             log=SimpleNamespace(note=lambda _: None, alert=lambda _: None),
             record=BootRecord("b" * 32, B2, ResetReason.REBOOT),
-            probes=ProbeRunner({"PATH": os.environ["PATH"]}, 10.0),
+            probes=ProbeRunner({"PATH": os.environ["PATH"]}, 10.0, CONTAINMENT),
             health=SimpleNamespace(ping=self._ping),
             facts=lambda: None,
             check_time=self._check_time,
