@@ -29,10 +29,11 @@ from control.rollout import name_of, region_of, store_of
 from control.waves import Applied, order_key
 from wavemesh.codec.statements import encode
 from wavemesh.errors import ConflictError, NotFoundError, PeerError
+from wavemesh.policy.gates import Gate
 from wavemesh.policy.reader import parse_policy
 from wavemesh.policy.windows import Window
 from wavemesh.session.frames import ResourceKey
-from wavemesh.trust.statements import IntentKind
+from wavemesh.trust.statements import IntentKind, UpdateState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,8 +161,12 @@ class Intents:
         else:
             self._check_prefetch(intent)
             waiting = self._receivers(intent, via)
-            await self._publish(tx, row, waiting)
-            applied = Applied(f"handed on to {', '.join(map(name_of, waiting[:20]))}")
+            if intent.kind is IntentKind.ROLLBACK_DEVICE and self._is_back(waiting[0]):
+                applied = Applied(f"{name_of(waiting[0])} is back on its previous slot already", duplicate=True)
+                waiting = ()
+            else:
+                await self._publish(tx, row, waiting)
+                applied = Applied(f"handed on to {', '.join(map(name_of, waiting[:20]))}")
             await self._waves.audit(
                 tx, operator.uri, f"intent.{intent.kind.name.lower()}", intent.device or intent.wave_id, intent.reason
             )
@@ -313,6 +318,11 @@ class Intents:
         if not intent.stores:
             return (via,) if via else tuple(sorted(self._fleet.stores))
         return tuple(sorted({self._find_store(name, via) for name in intent.stores}))
+
+    def _is_back(self, device_path: str) -> bool:
+        """Whether an operator's rollback is the last thing the device did."""
+        status = self._fleet.devices.get(device_path)
+        return status is not None and status.state is UpdateState.ROLLED_BACK and status.gate == Gate.OPERATOR.value
 
     def _find_store(self, name: str, via: str) -> str:
         paths = [path for path in self._fleet.stores if name in {path, name_of(path)}]

@@ -20,10 +20,11 @@ from storehub.standing import PauseEffect, PauseHere
 from wavemesh.codec.statements import encode
 from wavemesh.errors import BusyError, ConflictError, ForbiddenError, NotFoundError, PeerError
 from wavemesh.identity.nodes import BadNodeIdError, NodeId
+from wavemesh.policy.gates import Gate
 from wavemesh.policy.reader import parse_policy
 from wavemesh.policy.windows import Window
 from wavemesh.session.frames import Report
-from wavemesh.trust.statements import IntentKind, IntentReport, WaveState
+from wavemesh.trust.statements import IntentKind, IntentReport, UpdateState, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,9 +134,18 @@ class Intents:
                 why = f"the wave was started: it is {order.state.name}"
             case IntentKind.RESUME_WAVE if order is not None and not halted and not is_paused:
                 why = f"no pause of {origin} is in force"
+            case IntentKind.ROLLBACK_DEVICE if self._is_back(intent):
+                why = "the device is back on its previous slot already"
             case IntentKind.PREFETCH if (wanted := self._wanted(intent)) and all(map(hub.is_cached, wanted)):
                 why = "all of it is cached and verified already"
         return why
+
+    def _is_back(self, intent: OperatorIntent) -> bool:
+        """Whether an operator's rollback is the last thing the device did; raises NotFoundError, AskControlError."""
+        known = self._hub.store.devices.get(self._device(intent))
+        if known is None:
+            return False
+        return known.status.state is UpdateState.ROLLED_BACK and known.status.gate == Gate.OPERATOR.value
 
     def _is_halted(self, wave_id: str) -> bool:
         order = self._hub.belief.orders.get(wave_id)

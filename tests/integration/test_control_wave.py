@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 from contextlib import asynccontextmanager
@@ -50,6 +51,7 @@ from wavemesh.trust.statements import (
     Permit,
     SnapshotReport,
     TrustMetadata,
+    UpdateState,
     WaveClosed,
     WaveOrder,
     WaveState,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import CredentialsFactory, TrustKeys
+    from wavemesh.v1.operator_pb2_grpc import OperatorServiceAsyncStub
 
 
 @pytest.fixture
@@ -226,6 +229,29 @@ async def test_what_cannot_be_delivered_waits(world: World) -> None:
             record = await record_of(stub, name)
             assert (record.disposition, list(record.waiting_for)) == (operator_pb2.DISPOSITION_APPLIED, [])
         assert (await stub.SubmitIntent(rollback)).duplicate
+
+
+async def test_a_device_that_is_back_already_is_not_rolled_back_again(world: World) -> None:
+    """M5: asked twice it happens once, also under another id; once it did something else, it is a new wish."""
+    async with started(world) as (stub, region):
+        for state, gate, is_back in (
+            (UpdateState.ROLLED_BACK, "operator", True),
+            (UpdateState.ROLLED_BACK, "watchdog", False),
+            (UpdateState.COMMITTED, "", False),
+        ):
+            region.device(DEVICES[-1], state, gate=gate)
+            await until_shown(stub, DEVICES[-1], state.value, gate)
+            wish = intent(world, IntentKind.ROLLBACK_DEVICE, f"rb-{gate or 'none'}", device="pos-17", reason="again")
+            assert (await stub.SubmitIntent(wish)).duplicate is is_back
+
+
+async def until_shown(stub: OperatorServiceAsyncStub, path: str, state: int, gate: str) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            answer = await stub.GetDevice(operator_pb2.GetDeviceRequest(device=path))
+            if (answer.device.status.state, answer.device.status.gate) == (state, gate):
+                return
+            await asyncio.sleep(0.02)
 
 
 async def test_prefetch_reaches_the_stores_named(world: World) -> None:

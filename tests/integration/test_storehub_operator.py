@@ -218,6 +218,14 @@ async def test_a_rollback_reaches_its_device_and_is_done_by_its_word(
             await eventually(lambda: not one.holds(key) and not app.hub.store.slots)
             ledger = app.hub.store.ledger(WAVE)[one.node.path]
             assert ledger.outcome.gate == "operator"
+            one.say(UpdateState.ROLLED_BACK, gate="operator")
+            await eventually(lambda: app.hub.store.devices[one.node.path].status.gate == "operator")
+            again = await submit(stub, control.intent(IntentKind.ROLLBACK_DEVICE, "i-3", device="pos-12"))
+            assert (again.duplicate, again.record.disposition) == (True, pb.DISPOSITION_APPLIED)
+            one.say(UpdateState.COMMITTED, gate="")
+            await eventually(lambda: not app.hub.store.devices[one.node.path].status.gate)
+            anew = await submit(stub, control.intent(IntentKind.ROLLBACK_DEVICE, "i-4", device="pos-12"))
+            assert (anew.duplicate, anew.record.disposition) == (False, pb.DISPOSITION_QUEUED)
 
 
 async def test_ledger_devices_and_logs_are_shown(control: Control, fleet: Fleet, tmp_path: Path) -> None:

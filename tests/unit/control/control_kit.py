@@ -148,11 +148,11 @@ class Region:
         status = HubStatus(store, datetime.now(UTC), incarnation=incarnation, connected=connected)
         self.upstream.set_status(f"store/{store.rsplit('/', 1)[1]}/hub", encode(status))
 
-    def device(self, path: str, **fields: Any) -> None:
+    def device(self, path: str, state: UpdateState = UpdateState.IDLE, **fields: Any) -> None:
         """Say how a device is."""
         _, _, _, store, _, name = path.split("/")
         values: dict[str, Any] = {"connected": True} | fields
-        status = DeviceStatus(path, UpdateState.IDLE, datetime.now(UTC), **values)
+        status = DeviceStatus(path, state, datetime.now(UTC), **values)
         self.upstream.set_status(f"store/{store}/device/{name}", encode(status))
 
     def report(self, *envelopes: Envelope) -> None:
