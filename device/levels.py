@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from device.orders import Actionable, Done, Gone, Judgement, Refused, Stopped, judge
-from device.progress import Declined, Event, Halted, Ordered, Outcome, RollbackAsked, Withdrawn
-from device.update import BEFORE_ARM, IN_SWAP
+from device.progress import Declined, Event, Halted, Ordered, Outcome, RollbackAsked, Step, Withdrawn
+from device.update import BEFORE_ARM, IN_SWAP, advance
 from wavemesh.errors import WavemeshError
-from wavemesh.trust.statements import IntentKind, OutcomeKind, UpdateState
+from wavemesh.trust.statements import INTENT_REFUSED, IntentKind, OutcomeKind, UpdateState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,22 +82,42 @@ def _judge(equipment: Equipment, order: WaveOrder) -> Judgement:
 
 
 def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:
+    """An operator who asks this device gets an answer: what is done ends in an outcome, all else in an event."""
     document, node_id = equipment.store.document, equipment.node_id
     for intent in equipment.sink.intents():
         if intent.intent_id in document.intents or intent.kind is not IntentKind.ROLLBACK_DEVICE:
             continue
-        equipment.store.note_intent(intent.intent_id)
-        if intent.device not in {node_id.name, node_id.path} or _is_about_another_wave(intent, progress):
-            continue
-        try:
-            environment = equipment.boot_control.read()
-        except WavemeshError as error:
-            equipment.log.fail(f"cannot roll back for intent {intent.intent_id}: {error}")
-            continue
-        detail = f"rollback for intent {intent.intent_id} in state {progress.state.name}: {intent.reason}"
-        equipment.store.append_event("intent-applied", "operator", node_id.path, detail)
-        yield RollbackAsked(f"operator: {intent.reason}", environment)
+        if intent.device in {node_id.name, node_id.path}:
+            yield from _rollback(equipment, progress, intent)
+        else:
+            equipment.store.note_intent(intent.intent_id)
 
 
-def _is_about_another_wave(intent: OperatorIntent, progress: Progress) -> bool:
-    return bool(intent.wave_id) and bool(progress.wave_id) and intent.wave_id != progress.wave_id
+def _rollback(equipment: Equipment, progress: Progress, intent: OperatorIntent) -> Iterator[Event]:
+    store, path = equipment.store, equipment.node_id.path
+    try:
+        asked = RollbackAsked(f"operator: {intent.reason}", equipment.boot_control.read())
+        refusal = _refusal(intent, progress, asked)
+    except WavemeshError as error:
+        refusal = f"the boot environment cannot be read: {error}"
+    if refusal:
+        equipment.log.fail(f"no rollback for intent {intent.intent_id}: {refusal}")
+        store.append_event(INTENT_REFUSED, "operator", intent.intent_id, refusal)
+        store.note_intent(intent.intent_id)
+        return
+    detail = f"rollback for intent {intent.intent_id} in state {progress.state.name}: {intent.reason}"
+    # Noted before it is done: an old intent must not undo what came after it.
+    store.note_intent(intent.intent_id)
+    store.append_event("intent-applied", "operator", path, detail)
+    yield asked
+
+
+def _refusal(intent: OperatorIntent, progress: Progress, asked: RollbackAsked) -> str:
+    """Why nothing will come of the intent, empty if something will."""
+    if intent.wave_id and progress.wave_id and intent.wave_id != progress.wave_id:
+        return f"it is about wave {intent.wave_id}, the device is in wave {progress.wave_id}"
+    if progress.state is UpdateState.ROLLED_BACK:
+        return "the device has rolled back already"
+    if progress.state is not UpdateState.ROLLING_BACK and advance(progress, asked) == Step(progress):
+        return "there is no previous slot to go back to"
+    return ""

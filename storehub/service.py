@@ -29,6 +29,7 @@ from wavemesh.identity.nodes import is_for
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.statements import (
+    INTENT_REFUSED,
     DeviceOutcome,
     DeviceStatus,
     EventReport,
@@ -152,9 +153,8 @@ class DeviceRegistry:
             for one in rejected:
                 subject = f"{one.key.type}/{one.key.name} at {child.path}"
                 await hub.report_event(tx, "resource-refused", gate=one.gate, subject=subject, detail=one.reason)
-                if one.key.type == "intent" and one.key.name in hub.store.intents:
-                    detail = f"refused by the device: {one.gate}: {one.reason}"
-                    await hub.store.change_intent(tx, one.key.name, Disposition.REFUSED, detail)
+                if one.key.type == "intent":
+                    await self._refuse_intent(tx, child, one.key.name, f"{one.gate}: {one.reason}")
 
     # -- upwards ----------------------------------------------------------------------------------------------------
 
@@ -184,8 +184,21 @@ class DeviceRegistry:
                 if event.node != child.path:
                     raise MalformedStatementError(f"event of {event.node} reported by {child.path}")
                 await self._hub.report(tx, report)
+                if event.kind == INTENT_REFUSED:
+                    await self._refuse_intent(tx, child, event.subject, event.detail)
             case _:
                 raise MalformedStatementError(f"reports of kind {report.kind!r} are not known here")
+
+    async def _refuse_intent(self, tx: Transaction, child: NodeId, intent_id: str, reason: str) -> None:
+        """The device says that nothing will come of an intent: it is answered, and its slot is free."""
+        store = self._hub.store
+        record, slot = store.intents.get(intent_id), store.slots.get(child.path)
+        if record is None or record.device_path != child.path or record.disposition is not Disposition.QUEUED:
+            return
+        await store.change_intent(tx, intent_id, Disposition.REFUSED, f"refused by the device: {reason}")
+        if slot is not None and slot.intent_id == intent_id:
+            await store.end_slot(tx, child.path)
+        tx.on_commit(lambda: self._hub.changed(child.path))
 
     async def _take_outcomes(self, tx: Transaction, child: NodeId, envelopes: tuple[Envelope, ...]) -> None:
         hub, now = self._hub, self._hub.clock.now()

@@ -11,7 +11,8 @@ import pytest
 from device.bootenv import SlotName
 from tests.device_directory import NEW_VERSION, DeviceDirectory
 from tests.device_kit import HubStandIn
-from wavemesh.trust.statements import UpdateState, WaveState
+from wavemesh.codec.statements import decode
+from wavemesh.trust.statements import INTENT_REFUSED, EventReport, UpdateState, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +155,21 @@ async def test_operator_rolls_back_after_commit(device: DeviceDirectory, hub: Hu
     assert hub.words() == [("UPDATED", "", 1), ("ROLLED_BACK", "operator", 1)]
     assert "scanner driver missing" in hub.outcomes()[1].evidence
     assert_back_on_a(device)
+
+
+async def test_a_rollback_with_nowhere_to_go_is_answered(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """Without a previous slot the operator, and the hub that paces rollbacks, learn that nothing will come of it."""
+    async with hub.serving():
+        device.configure(hub.port)
+        device.start()
+        await hub.until_state(UpdateState.IDLE)
+        hub.roll_back("just to be safe")
+        await hub.until(lambda: any(report.kind == "event" for report in hub.reports))
+    event = next(decode(EventReport, report.body) for report in hub.reports if report.kind == "event")
+    assert (event.kind, event.gate) == (INTENT_REFUSED, "operator")
+    assert f"intent/{event.subject}" in {f"{key.type}/{key.name}" for key in hub.wanted}
+    assert event.detail == "there is no previous slot to go back to"
+    assert hub.outcomes() == []
 
 
 async def test_local_rollback_needs_no_hub(device: DeviceDirectory, hub: HubStandIn) -> None:

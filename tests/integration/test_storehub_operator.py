@@ -33,7 +33,9 @@ from wavemesh.runtime.status import error_from_rpc
 from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.envelope import sign_as_node
 from wavemesh.trust.statements import (
+    INTENT_REFUSED,
     Envelope,
+    EventReport,
     HealthAck,
     HealthPing,
     HealthPingAnswer,
@@ -226,6 +228,36 @@ async def test_a_rollback_reaches_its_device_and_is_done_by_its_word(
             await eventually(lambda: not app.hub.store.devices[one.node.path].status.gate)
             anew = await submit(stub, control.intent(IntentKind.ROLLBACK_DEVICE, "i-4", device="pos-12"))
             assert (anew.duplicate, anew.record.disposition) == (False, pb.DISPOSITION_QUEUED)
+
+
+async def test_a_rollback_that_the_device_cannot_do_is_answered(control: Control, fleet: Fleet, tmp_path: Path) -> None:
+    """The device's word, and its alone, ends the intent and frees the slot at once instead of after the maxima."""
+    super_hub = SuperHub(control)
+    async with (
+        wan(super_hub) as parent,
+        running(lay_out(tmp_path / "hub", control, parent, lease_s=60.0)) as app,
+        desk(fleet, app) as stub,
+        till(control, "pos-12", f"127.0.0.1:{app.port}") as one,
+        till(control, "pos-13", f"127.0.0.1:{app.port}") as other,
+    ):
+        one.say(UpdateState.IDLE)
+        await eventually(lambda: one.node.path in app.hub.store.devices)
+        await submit(stub, control.intent(IntentKind.ROLLBACK_DEVICE, device="pos-12", wave_id=""))
+        await eventually(lambda: one.holds(ResourceKey("intent", "i-1")) and bool(app.hub.store.slots))
+        said = EventReport(
+            "e", "", INTENT_REFUSED, "operator", "", "i-1", "there is no previous slot", datetime.now(UTC)
+        )
+        for each in (other, one):
+            assert app.hub.store.intents["i-1"].disposition.name == "QUEUED"
+            each.child.log.append(encode(replace(said, node=each.node.path)))
+            each.child.upstream.wake()
+            await eventually(lambda log=each.child.log: not log.reports)
+        record = app.hub.store.intents["i-1"]
+        assert (record.disposition.name, record.detail) == (
+            "REFUSED",
+            "refused by the device: there is no previous slot",
+        )
+        await eventually(lambda: not one.holds(ResourceKey("intent", "i-1")) and not app.hub.store.slots)
 
 
 async def test_ledger_devices_and_logs_are_shown(control: Control, fleet: Fleet, tmp_path: Path) -> None:

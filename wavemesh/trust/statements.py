@@ -315,6 +315,10 @@ class IntentReport:
     via: str
 
 
+INTENT_REFUSED = "intent-refused"
+"""Kind of the event by which a node answers that nothing will come of an intent; its subject is the intent's id."""
+
+
 @dataclass(frozen=True, slots=True)
 class EventReport:
     """Body of a report of kind "event"; ``event_id`` makes a replay harmless. Not itself signed."""
