@@ -142,6 +142,7 @@ class DeviceSink:
     async def connected(self) -> None:
         """A session is open."""
         self._log.note("connected to the store hub")
+        self._store.note_link(is_connected=True)
         if Unproven() in self._believed.values() and self._verifier.trusted is not None:
             # Perhaps it was only the clock that was wrong when it was looked at first.
             self._judge_again(self._clock.now())
@@ -153,6 +154,7 @@ class DeviceSink:
 
     async def disconnected(self, reason: str) -> None:
         """The session ended."""
+        self._store.note_link(is_connected=False)
         self._log.note(f"disconnected from the store hub: {reason}")
 
     # --- verification ------------------------------------------------------------------------------------------------

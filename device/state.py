@@ -89,6 +89,7 @@ class Document:
     format: int = FORMAT
     serial: int = 0
     acknowledged: int = 0
+    sent_through: int = 0
     reports: tuple[StoredReport, ...] = ()
     held: tuple[HeldResource, ...] = ()
     waves: dict[str, WaveRecord] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the agent remembers, as operations on the state document. Implements ``wavemesh.session.seams.ReportLog``.
+"""What the agent remembers, as operations on the state document; the session's ``ReportLog`` and ``SentMark``.
 
 Rules. One word per wave and moment: an outcome is signed, numbered (attempt, sequence), kept until control closed the
 wave and appended to the report log, all in the change that persists the progress it belongs to. A word that was said
@@ -54,6 +54,7 @@ class DeviceStore:
         self._credentials = credentials
         self._clock = clock
         self._ping_counter = file.document.ping_ceiling
+        self._is_connected = False
         if file.recovered:
             self._commit(self._restarted(file.document))
 
@@ -91,6 +92,20 @@ class DeviceStore:
         if dropped > 0:
             kept = document.reports[dropped:]
             self._commit(replace(document, reports=kept, acknowledged=document.acknowledged + dropped))
+
+    @property
+    def sent_through(self) -> int:
+        """Highest number that may have been sent."""
+        return max(self.document.sent_through, self.document.acknowledged)
+
+    async def mark_sent(self, through: int) -> None:
+        """Reports up to ``through`` are about to be sent."""
+        if through > self.sent_through:
+            self._commit(replace(self.document, sent_through=through))
+
+    def note_link(self, *, is_connected: bool) -> None:
+        """A session opened or ended. What is appended in one is marked as sent in the same write (see ``_commit``)."""
+        self._is_connected = is_connected
 
     async def restart(self) -> None:
         """Take a new incarnation with a full snapshot."""
@@ -195,6 +210,10 @@ class DeviceStore:
     def _commit(self, document: Document, copies: int = 1) -> None:
         if len(document.reports) > MAX_REPORTS:
             document = self._restarted(document)
+        elif self._is_connected and document.next_number > self.document.next_number:
+            # It is sent in a moment. Only a log that the hub welcomed in this run may say so: one restored from an
+            # older state that marks what it appended offline would hide that other reports had these numbers.
+            document = replace(document, sent_through=document.next_number - 1)
         self._file.commit(document, copies=copies)
 
     def _with_outcome(
@@ -250,7 +269,7 @@ class DeviceStore:
             for number, part in enumerate(parts)
         )
         events = tuple(report for report in document.reports if report.kind == "event")[-MAX_EVENTS:]
-        return replace(document, incarnation=incarnation, acknowledged=0, reports=(*reports, *events))
+        return replace(document, incarnation=incarnation, acknowledged=0, sent_through=0, reports=(*reports, *events))
 
 
 def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document:

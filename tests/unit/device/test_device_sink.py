@@ -23,6 +23,7 @@ from wavemesh.codec.statements import decode, encode
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.durable import Disk
 from wavemesh.session.frames import Resource, ResourceKey
+from wavemesh.session.seams import SentMark
 from wavemesh.trust.envelope import sign_as_node, sign_statement
 from wavemesh.trust.freshness import ClockSource
 from wavemesh.trust.statements import (
@@ -315,3 +316,30 @@ async def test_ping_numbers_never_repeat(kit: Kit) -> None:
     kit.open()
     numbers += [kit.store.next_ping() for _ in range(5)]
     assert numbers == sorted(set(numbers))
+
+
+async def test_a_restored_device_does_not_pass_for_the_one_that_went_on(kit: Kit) -> None:
+    """M3, ADR 2: what was appended after the restore, before the hub was reached, is not taken for sent."""
+    kit.store.append_event("first", "", "", "")
+    assert (kit.store.next_number, kit.store.sent_through) == (2, 0)
+    await kit.store.mark_sent(1)
+    await kit.sink.connected()
+    serial = kit.store.document.serial
+    kit.store.append_event("second", "", "", "")
+    assert (kit.store.sent_through, kit.store.document.serial) == (2, serial + 1)
+    await kit.store.mark_sent(2)
+    assert kit.store.document.serial == serial + 1
+    backup = {file: file.read_bytes() for file in kit.path.glob("state.json*")}
+    kit.store.append_event("third, which the hub knows", "", "", "")
+    cursor = kit.store.sent_through
+    await kit.sink.disconnected("off")
+    for file, content in backup.items():
+        file.write_bytes(content)
+    kit.open()
+    kit.store.append_event("another third", "", "", "")
+    kit.store.append_event("fourth", "", "", "")
+    assert isinstance(kit.store, SentMark)
+    # The hub fences a child whose cursor here is not below the lowest number it never sent.
+    assert kit.store.sent_through + 1 <= cursor < kit.store.next_number
+    await kit.store.restart()
+    assert kit.store.sent_through == 0
