@@ -134,16 +134,7 @@ async def _run(
             config.board.power_supply, config.board.thermal, config.board.inhibit, config.board.reserved_disk_bytes
         ),
         configs=ConfigStore(directory / "state" / "config", disk),
-        probes=ProbeRunner(
-            _probe_environment(config),
-            config.timing.probe_timeout_s,
-            Containment(
-                config.board.probe_containment,
-                config.board.probe_user,
-                hidden=directory,
-                shown=config.board.hardware,
-            ),
-        ),
+        probes=_probes(directory, config),
         health=HealthClient(
             upstream=upstream,
             store=store,
@@ -220,6 +211,12 @@ def _notify_systemd(message: bytes) -> None:
             channel.sendto(message, address.replace("@", "\0", 1))
         except OSError:
             return
+
+
+def _probes(directory: Path, config: DeviceConfig) -> ProbeRunner:
+    board = config.board
+    containment = Containment(board.probe_containment, board.probe_user, hidden=directory, shown=board.hardware)
+    return ProbeRunner(_probe_environment(config), config.timing.probe_timeout_s, containment)
 
 
 def _probe_environment(config: DeviceConfig) -> dict[str, str]:

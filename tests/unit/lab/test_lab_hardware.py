@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,10 @@ def boot(device: Path, slot: str) -> None:
 
 
 def probe(device: Path, command: str) -> int:
-    path = f"{device / 'hardware' / 'bin'}:/usr/bin:/bin"
-    return subprocess.run(["/bin/sh", "-c", command], env={"PATH": path}, capture_output=True, check=False).returncode
+    """As the agent does: the probe's environment says which slot runs."""
+    slot = json.loads((device / "run" / "boot.json").read_text())["slot"]
+    environment = {"PATH": f"{device / 'hardware' / 'bin'}:/usr/bin:/bin", "WAVEMESH_SLOT": slot}
+    return subprocess.run(["/bin/sh", "-c", command], env=environment, capture_output=True, check=False).returncode
 
 
 def content(directory: Path) -> dict[str, bytes]:
