@@ -6,6 +6,7 @@ import hashlib
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -251,13 +252,17 @@ async def test_a_rollback_that_the_device_cannot_do_is_answered(control: Control
             assert app.hub.store.intents["i-1"].disposition.name == "QUEUED"
             each.child.log.append(encode(replace(said, node=each.node.path)))
             each.child.upstream.wake()
-            await eventually(lambda log=each.child.log: not log.reports)
+            await eventually(partial(_is_empty, each.child.log))
         record = app.hub.store.intents["i-1"]
         assert (record.disposition.name, record.detail) == (
             "REFUSED",
             "refused by the device: there is no previous slot",
         )
         await eventually(lambda: not one.holds(ResourceKey("intent", "i-1")) and not app.hub.store.slots)
+
+
+def _is_empty(log: MemoryLog) -> bool:
+    return not log.reports
 
 
 async def test_ledger_devices_and_logs_are_shown(control: Control, fleet: Fleet, tmp_path: Path) -> None:
