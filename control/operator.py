@@ -25,7 +25,6 @@ from wavemesh.errors import ConflictError, ForbiddenError, GateError, LinkDownEr
 from wavemesh.identity.nodes import Role
 from wavemesh.policy.document import policy_to_json
 from wavemesh.policy.reader import parse_policy
-from wavemesh.runtime.grpc import peer_of
 from wavemesh.runtime.status import answers
 from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.statements import Envelope, OperatorIntent
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     import grpc
-    from cryptography.x509 import Certificate
 
     from control.changes import Changes
     from control.config import Config
@@ -46,8 +44,10 @@ if TYPE_CHECKING:
     from control.queries import Queries
     from control.releases import Releases
     from control.waves import Waves
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
+    from wavemesh.runtime.peers import Peers
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -86,7 +86,8 @@ class OperatorApi(OperatorServiceServicer):
         fleet: Fleet,
         queries: Queries,
         changes: Changes,
-        ca_certificates: Sequence[Certificate],
+        authorities: Authorities,
+        peers: Peers,
         clock: Clock,
         config: Config,
     ) -> None:
@@ -99,7 +100,8 @@ class OperatorApi(OperatorServiceServicer):
         self._fleet = fleet
         self._queries = queries
         self._changes = changes
-        self._ca_certificates = ca_certificates
+        self._authorities = authorities
+        self._peers = peers
         self._clock = clock
         self._config = config
 
@@ -109,7 +111,7 @@ class OperatorApi(OperatorServiceServicer):
 
     def caller(self, context: Context) -> NodeId:
         """Who calls; raises ForbiddenError for all but operators."""
-        peer = peer_of(context, self._fleet_name)
+        peer = self._peers.of(context)
         if peer.role is not Role.OPERATOR:
             msg = f"{peer.uri} is a {peer.role.value}; this API is for operators"
             raise ForbiddenError(msg, peer=peer.uri)
@@ -121,7 +123,7 @@ class OperatorApi(OperatorServiceServicer):
     ) -> operator_pb2.SubmitIntentResponse:
         """Apply or queue an intent; waits a moment for those who are connected to get it."""
         envelope = from_proto(Envelope, request.intent)
-        signer, intent = verify_node(envelope, OperatorIntent, self._ca_certificates, self._clock.now(), Role.OPERATOR)
+        signer, intent = verify_node(envelope, OperatorIntent, self._authorities, self._clock.now(), Role.OPERATOR)
         if signer != caller:
             msg = f"the intent is signed by {signer.uri}, but {caller.uri} hands it in; sign it yourself"
             raise ForbiddenError(msg, signer=signer.uri, caller=caller.uri)

@@ -37,12 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from cryptography.x509 import Certificate
-
     from control.database import Database, Transaction
     from control.fleet import Fleet
     from control.intents import Intents
     from control.waves import Waves
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import Report
     from wavemesh.trust.statements import Envelope
@@ -105,7 +104,7 @@ class Reports:
         waves: Waves,
         intents: Intents,
         fleet: Fleet,
-        ca_certificates: Sequence[Certificate],
+        authorities: Authorities,
         clock: Clock,
     ) -> None:
         """Take what verifying and applying need."""
@@ -113,7 +112,7 @@ class Reports:
         self._waves = waves
         self._intents = intents
         self._fleet = fleet
-        self._ca_certificates = ca_certificates
+        self._authorities = authorities
         self._clock = clock
 
     async def cursor(self, child: NodeId, incarnation: str) -> int:
@@ -164,7 +163,7 @@ class Reports:
 
     def _verify_outcome(self, child: NodeId, envelope: Envelope, now: datetime) -> Finding:
         try:
-            signer, outcome = verify_node(envelope, DeviceOutcome, self._ca_certificates, now)
+            signer, outcome = verify_node(envelope, DeviceOutcome, self._authorities, now)
             _check_below(child, outcome.device, "outcome of")
             _check_outcome(signer, outcome)
         except PeerError as error:
@@ -173,7 +172,7 @@ class Reports:
 
     def _verify_intent(self, child: NodeId, report: IntentReport, now: datetime) -> Finding:
         _check_below(child, report.via, "intent given to")
-        operator, intent = verify_node(report.intent, OperatorIntent, self._ca_certificates, now, Role.OPERATOR)
+        operator, intent = verify_node(report.intent, OperatorIntent, self._authorities, now, Role.OPERATOR)
         return VerifiedIntent(intent, operator, report.intent, report.via)
 
     async def _effect(self, tx: Transaction, child: NodeId, finding: Finding, touched: set[str]) -> None:

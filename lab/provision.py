@@ -27,7 +27,7 @@ from lab.policies import OLD_RELEASE, RELEASE, SWAP_LIMIT, policy_text
 from lab.scenario import LEAST_OUTCOMES
 from lab.topology import Lab, port_names, save_lab
 from wavemesh.errors import LocalError
-from wavemesh.identity.ca import FleetCa, write_node
+from wavemesh.identity.ca import REGION_LIFETIME, FleetCa, RegionCa, write_node
 from wavemesh.trust.keys import create_signer
 from wavemesh.trust.repository import create_repository
 
@@ -123,6 +123,9 @@ def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
 def _make_identities(lab: Lab, now: datetime) -> None:
     ca = FleetCa.create(topology.FLEET, now - _CLOCK_SLACK)
     ca.save(lab.offline_dir / "ca")
+    since = now - _CLOCK_SLACK
+    region = RegionCa.create(ca, topology.REGION, not_before=since, not_after=now + REGION_LIFETIME)
+    region.save(lab.superhub_dir / "authority")
     nodes: dict[Path, NodeId] = {
         lab.control_dir / "identity": topology.control_id(),
         lab.superhub_dir / "identity": topology.superhub_id(),
@@ -135,9 +138,9 @@ def _make_identities(lab: Lab, now: datetime) -> None:
     for directory, node in nodes.items():
         write_node(
             directory,
-            ca,
+            region if node.path.startswith("region/") else ca,
             node,
-            not_before=now - _CLOCK_SLACK,
+            not_before=since,
             not_after=now + _IDENTITY_LIFETIME,
             ip_addresses=[ipaddress.ip_address(topology.LOCALHOST)],
         )

@@ -77,7 +77,7 @@ class Asks:
     async def _ping(self, child: NodeId, body: bytes) -> HealthPingAnswer:
         hub = self._hub
         envelope = decode(Envelope, body)
-        _, ping = verify_node(envelope, HealthPing, hub.credentials.ca_certificates, hub.clock.now(), child.path)
+        _, ping = verify_node(envelope, HealthPing, hub.credentials.authorities, hub.clock.now(), child.path)
         if ping.device != child.path:
             msg = f"health ping of {ping.device} sent by {child.path}"
             raise PeerError(msg)

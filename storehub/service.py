@@ -203,7 +203,7 @@ class DeviceRegistry:
     async def _take_outcomes(self, tx: Transaction, child: NodeId, envelopes: tuple[Envelope, ...]) -> None:
         hub, now = self._hub, self._hub.clock.now()
         for envelope in envelopes:
-            signer, outcome = verify_node(envelope, DeviceOutcome, hub.credentials.ca_certificates, now, child.path)
+            signer, outcome = verify_node(envelope, DeviceOutcome, hub.credentials.authorities, now, child.path)
             entry = Entry(outcome, envelope, signer.uri, signer.path == outcome.device, now)
             if await hub.store.merge(tx, entry):
                 await hub.report_outcomes(tx, envelope)

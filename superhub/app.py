@@ -40,6 +40,7 @@ from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.config import ConfigError, load_config
 from wavemesh.runtime.grpc import make_server, serve_health, set_serving
+from wavemesh.runtime.peers import Peers
 from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
 from wavemesh.session.parent import ParentOptions
@@ -143,7 +144,7 @@ class SuperHub:
         self, store: RegionStore, blobs: BlobStore, fetches: Fetches, log: SqliteReportLog, resources: SqliteResources
     ) -> _Parts:
         """Make the parts and let them know each other."""
-        clock, authorities, path = self._clock, self.credentials.ca_certificates, self.node_id.path
+        clock, authorities, path = self._clock, self.credentials.authorities, self.node_id.path
         acceptance = Acceptance(path, self._root, authorities)
         shelf = Shelf(path)
         cursors = SqliteCursors(store.database)
@@ -187,7 +188,7 @@ class SuperHub:
             log=log,
             cursors=cursors,
             events=events,
-            ca_certificates=authorities,
+            authorities=authorities,
             clock=clock,
             appended=appended,
         )
@@ -205,8 +206,9 @@ class SuperHub:
         )
         terms = ParentOptions(__version__, heartbeat_interval_s=self.config.heartbeat_s)
         options = DownstreamOptions(terms, max_sessions=self.config.maximum_stores)
-        downstream = SessionDownstream(self.node_id, registry, clock, options)
-        return _Parts(sink, upstream, downstream, ArtifactServer(self.node_id, seeding), statuses, registry)
+        peers = Peers(authorities, clock)
+        downstream = SessionDownstream(self.node_id, registry, clock, peers, options)
+        return _Parts(sink, upstream, downstream, ArtifactServer(self.node_id, seeding, peers), statuses, registry)
 
     async def _listen(self, parts: _Parts) -> None:
         """Serve the stores until the drain; say goodbye downwards, then upwards."""
