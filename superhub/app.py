@@ -20,7 +20,7 @@ from superhub.acceptance import Acceptance
 from superhub.config import SuperHubConfig
 from superhub.events import Events
 from superhub.intake import Intake
-from superhub.origin import Origin
+from superhub.origin import origin_at
 from superhub.seeding import Seeding
 from superhub.service import RegionRegistry
 from superhub.shelf import Shelf
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from wavemesh.artifacts.blobstore import BlobWriter
+    from wavemesh.artifacts.download import BlobReader
     from wavemesh.runtime.clock import Clock
 
 _LOG = logging.getLogger(__name__)
@@ -113,13 +114,13 @@ class SuperHub:
             blobs = await BlobStore.open(state / "cache", self.config.cache_quota_bytes, self._clock)
             parallel = self.config.parallel_fetches
             origin = await stack.enter_async_context(
-                Origin.connect(self.config.origin.url, self._directory / "identity", parallel)
+                origin_at(self.config.origin.url, self._directory / "identity", parallel)
             )
             async with asyncio.TaskGroup() as group:
                 fetches = Fetches(blobs, partial(self._fetch, origin), group, parallel)
                 await self._serve(store, blobs, fetches, group)
 
-    async def _fetch(self, origin: Origin, writer: BlobWriter) -> None:
+    async def _fetch(self, origin: BlobReader, writer: BlobWriter) -> None:
         await download(origin, writer, rng=self._rng, patience=ORIGIN_PATIENCE)
 
     async def _serve(self, store: RegionStore, blobs: BlobStore, fetches: Fetches, group: asyncio.TaskGroup) -> None:
