@@ -1,0 +1,181 @@
+"""What earlier versions signed and wrote: statements, envelopes, policies and TUF sets, by the present code.
+
+Everything is taken out of the recorded sessions. Signatures cover bytes, so a change of the encoding that is signed
+(DSSE's PAE, canonical JSON of policies and metadata) shows here as a signature that does not fit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.recordings import archive
+from tests.recordings.questions import differences
+from tests.recordings.replay import spoken
+from wavemesh.codec.statements import decode, encode
+from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_from_json, policy_to_json
+from wavemesh.session.frames import Answer, Ask, ReportBatch, ResourceUpdate, StatusUpdate
+from wavemesh.trust import statements as s
+from wavemesh.trust.envelope import verify_node, verify_role, verify_role_payload
+from wavemesh.trust.metadata import load_trusted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from cryptography.x509 import Certificate
+
+    from tests.recordings.archive import Recording
+    from wavemesh.session.frames import Resource
+    from wavemesh.trust.metadata import TrustedMetadata
+
+BY_CONTROL: dict[str, Any] = {"order": s.WaveOrder, "holds": s.HoldList, "permit": s.Permit, "closed": s.WaveClosed}
+REPORTS: dict[str, Any] = {
+    "outcome": s.OutcomeReport,
+    "snapshot": s.SnapshotReport,
+    "intent": s.IntentReport,
+    "event": s.EventReport,
+}
+
+
+@pytest.fixture(scope="module", params=archive.versions(), ids=lambda path: path.name)
+def recording(request: pytest.FixtureRequest) -> Recording:
+    return archive.load(request.param)
+
+
+@pytest.fixture(scope="module")
+def moment(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("states")
+    recording.unpack(target)
+    return target / "closed"
+
+
+@pytest.fixture(scope="module")
+def authorities(moment: Path) -> tuple[Certificate, ...]:
+    return tuple(NodeCredentials.load(moment / "control" / "identity").ca_certificates)
+
+
+def resources(recording: Recording) -> Iterator[tuple[datetime, Resource]]:
+    """Every resource that was sent, with when, in the order of each session."""
+    for conversation in recording.conversations:
+        for raw, (_, frame) in zip(conversation.frames, spoken(conversation), strict=True):
+            if isinstance(frame, ResourceUpdate):
+                for one in frame.changed:
+                    yield raw.at, one
+
+
+def trust(recording: Recording, moment: Path) -> list[TrustedMetadata]:
+    """Every TUF set, through a client's full checks from the pinned root, at its time."""
+    root = (moment / "control" / "trust" / "root.json").read_bytes()
+    sets = {one.content: at for at, one in resources(recording) if one.key.type == "tuf"}
+    return [load_trusted(root, decode(s.TrustMetadata, content), at, None) for content, at in sets.items()]
+
+
+def same_bytes(cls: type, content: bytes) -> Any:
+    """Decode; what is encoded again is the same."""
+    statement: Any = decode(cls, content)
+    assert encode(statement) == content, cls.__name__
+    return statement
+
+
+def test_tuf_sets_are_believed(recording: Recording, moment: Path) -> None:
+    releases = [set(trusted.releases()) for trusted in trust(recording, moment)]
+    assert set() in releases
+    assert any(releases)
+
+
+def test_what_control_signed_is_believed(recording: Recording, moment: Path) -> None:
+    """Orders, holds, permits, closings and policies, by the keys that the TUF metadata gives to control."""
+    trusted = trust(recording, moment)[-1]
+    seen: Counter[str] = Counter()
+    for _, one in resources(recording):
+        if one.key.type in BY_CONTROL:
+            envelope = same_bytes(s.Envelope, one.content)
+            statement = verify_role(envelope, BY_CONTROL[one.key.type], trusted)
+            assert encode(statement) == envelope.payload
+        elif one.key.type == "policy":
+            payload = verify_role_payload(same_bytes(s.Envelope, one.content), POLICY_PAYLOAD_TYPE, trusted)
+            assert policy_digest(payload) == one.key.name
+            _check_canonical(payload)
+        else:
+            continue
+        seen[one.key.type] += 1
+    assert set(seen) == {*BY_CONTROL, "policy"}
+
+
+def _check_canonical(payload: bytes) -> None:
+    """The present canonical form says all the policy said; where it says no more, in the same bytes."""
+    again = policy_to_json(policy_from_json(payload))
+    assert list(differences(json.loads(payload), json.loads(again))) == []
+    if json.loads(again) == json.loads(payload):
+        assert again == payload
+
+
+def test_what_nodes_signed_is_believed(
+    recording: Recording, authorities: tuple[Certificate, ...], moment: Path
+) -> None:
+    """Leases of hubs, intents of operators, pings and outcomes of devices, by certificates of their time."""
+    trusted = trust(recording, moment)[-1]
+    seen: Counter[str] = Counter()
+
+    def believe(cls: Any, envelope: s.Envelope, at: datetime) -> None:
+        _, statement = verify_node(envelope, cls, authorities, at)
+        assert encode(statement) == envelope.payload
+        seen[cls.__name__] += 1
+
+    for at, one in resources(recording):
+        if one.key.type == "intent":
+            believe(s.OperatorIntent, same_bytes(s.Envelope, one.content), at)
+        elif one.key.type == "lease":
+            grant = same_bytes(s.LeaseGrant, one.content)
+            believe(s.Lease, grant.lease, at)
+            verify_role(grant.permit, s.Permit, trusted)
+    for conversation in recording.conversations:
+        for raw, (_, frame) in zip(conversation.frames, spoken(conversation), strict=True):
+            if isinstance(frame, ReportBatch):
+                _believe_reports(frame, raw.at, believe)
+            elif isinstance(frame, Ask) and frame.kind == "health-ping":
+                believe(s.HealthPing, same_bytes(s.Envelope, frame.body), raw.at)
+    assert set(seen) == {"OperatorIntent", "Lease", "DeviceOutcome", "HealthPing"}
+
+
+def _believe_reports(batch: ReportBatch, at: datetime, believe: Callable[[Any, s.Envelope, datetime], None]) -> None:
+    for report in batch.reports:
+        statement = same_bytes(REPORTS[report.kind], report.body)
+        if report.kind in {"outcome", "snapshot"}:
+            for envelope in statement.outcomes:
+                believe(s.DeviceOutcome, envelope, at)
+        elif report.kind == "intent":
+            believe(s.OperatorIntent, statement.intent, at)
+
+
+def test_what_is_not_signed_is_read(recording: Recording) -> None:
+    """Status, asks and answers come out as they went in."""
+    seen: Counter[str] = Counter()
+    for conversation in recording.conversations:
+        kinds: dict[int, str] = {}
+        for _, frame in spoken(conversation):
+            match frame:
+                case StatusUpdate():
+                    for entry in frame.entries:
+                        cls: type = s.HubStatus if entry.key.rpartition("/")[2] == "hub" else s.DeviceStatus
+                        if entry.body is not None:
+                            same_bytes(cls, entry.body)
+                            seen[cls.__name__] += 1
+                case Ask():
+                    kinds[frame.ask_id] = frame.kind
+                    if frame.kind == "logs":
+                        same_bytes(s.LogUpload, frame.body)
+                        seen["logs"] += 1
+                case Answer() if not frame.error:
+                    logs = kinds[frame.ask_id] == "logs"
+                    same_bytes(s.LogUploadAnswer if logs else s.HealthPingAnswer, frame.body)
+                    seen["answers"] += 1
+                case _:
+                    pass
+    assert set(seen) == {"HubStatus", "DeviceStatus", "logs", "answers"}
