@@ -6,18 +6,16 @@ Everything is taken out of the recorded sessions. Signatures cover bytes, so a c
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.recordings import archive
-from tests.recordings.questions import differences
 from tests.recordings.replay import spoken
 from wavemesh.codec.statements import decode, encode
 from wavemesh.identity.credentials import NodeCredentials
-from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_from_json, policy_to_json
+from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_from_json
 from wavemesh.session.frames import Answer, Ask, ReportBatch, ResourceUpdate, StatusUpdate
 from wavemesh.trust import statements as s
 from wavemesh.trust.envelope import verify_node, verify_role, verify_role_payload
@@ -101,19 +99,11 @@ def test_what_control_signed_is_believed(recording: Recording, moment: Path) -> 
         elif one.key.type == "policy":
             payload = verify_role_payload(same_bytes(s.Envelope, one.content), POLICY_PAYLOAD_TYPE, trusted)
             assert policy_digest(payload) == one.key.name
-            _check_canonical(payload)
+            policy_from_json(payload)  # refuses what the present canonical form would not write
         else:
             continue
         seen[one.key.type] += 1
     assert set(seen) == {*BY_CONTROL, "policy"}
-
-
-def _check_canonical(payload: bytes) -> None:
-    """The present canonical form says all the policy said; where it says no more, in the same bytes."""
-    again = policy_to_json(policy_from_json(payload))
-    assert list(differences(json.loads(payload), json.loads(again))) == []
-    if json.loads(again) == json.loads(payload):
-        assert again == payload
 
 
 def test_what_nodes_signed_is_believed(
