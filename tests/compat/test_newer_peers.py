@@ -92,8 +92,8 @@ async def running(recording: Recording, moment: Path, tmp_path: Path, tier: str)
     parent, children = next(one for one in recording.manifest["tree"].items() if tier_of(one[0]) == tier)
     directory = tmp_path / tier
     shutil.copytree(fleet.directory(parent), directory)
-    async with serving(tier, directory, SetClock(recording.moments()["permits-out"])) as server:
-        yield Tier(server, fleet, children[0], directory)
+    async with serving(tier, directory, SetClock(recording.moments()["permits-out"])) as tap:
+        yield Tier(tap.server, fleet, children[0], directory)
 
 
 def hello() -> Hello:

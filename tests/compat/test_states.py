@@ -5,14 +5,20 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from device.belief import Verifier
 from device.board import boot_record_path, write_boot_record
 from device.bootenv import ResetReason, decode
+from device.logs import DeviceLog
 from device.platform import BootRecord
+from device.sink import DeviceSink
+from device.state import StateFile
+from device.store import DeviceStore
 from lab.injectors import InjectorError, _tell
 from lab.processes import wait_until
 from tests.recordings import archive
@@ -25,18 +31,22 @@ from tests.recordings.questions import (
     serving,
     tier_of,
 )
-from tests.recordings.replay import spoken
+from tests.recordings.replay import as_recorded, spoken
 from tests.recordings.wire import SetClock, converse
-from wavemesh.session.frames import Hello, ReportBatch
+from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.runtime.durable import Disk
+from wavemesh.session.frames import Hello, ReportBatch, ResourceUpdate, ResourceVerdict
+from wavemesh.trust.freshness import ClockSource
 from wavemesh.trust.statements import UpdateState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from datetime import datetime
     from pathlib import Path
 
-    from tests.recordings.archive import Recording
+    from tests.recordings.archive import Conversation, Recording
     from wavemesh.session.frames import Report
+    from wavemesh.session.seams import ResourceSink
 
 VERSIONS = archive.versions()
 
@@ -160,15 +170,72 @@ async def test_reports_of_before_count_the_same_now(
         copy = tmp_path / parent.replace("/", "-")
         shutil.copytree(fleet.directory(parent), copy)
         sessions = recording.answers["permits-out"][parent]["sessions"]
-        async with serving(tier, copy, SetClock(recording.moments()["closed"])) as server:
+        async with serving(tier, copy, SetClock(recording.moments()["closed"])) as tap:
             for child in recording.manifest["tree"][parent]:
                 cursor = sessions.get(child, {"cursor": 0})["cursor"]
                 reports = reported(recording, child, heard[child], cursor)
                 assert reports, child
                 hello = Hello(1, "replay", heard[child], cursor + 1, ())
-                told = await converse(server, fleet.child(child), hello, reports)
+                told = await converse(tap.server, fleet.child(child), hello, reports)
                 assert told.acknowledged == reports[-1][0]
-            said = await operator_view(server, fleet, tier)
+            said = await operator_view(tap.server, fleet, tier)
         expected = recording.answers["closed"][parent]["operator"]["GetLedger 142"]
         assert list(differences(expected, said["GetLedger 142"])) == []
         assert expected["counts"]["updated"] > 0
+
+
+@asynccontextmanager
+async def sink_of(fleet: Fleet, path: str, directory: Path, clock: SetClock) -> AsyncIterator[ResourceSink]:
+    """The present sink of a hub or a device, on a copy of the node's directory."""
+    shutil.copytree(fleet.directory(path), directory)
+    if "/device/" not in path:
+        async with serving(tier_of(path), directory, clock) as tap:
+            assert tap.sink is not None
+            yield tap.sink
+        return
+    credentials = NodeCredentials.load(directory / "identity")
+    file = StateFile(directory / "state", Disk(), "0" * 32)
+    file.load(clock.now())
+    log = DeviceLog(directory / "state" / "log", clock, timedelta(hours=1), 1 << 20)
+    verifier = Verifier((directory / "trust" / "root.json").read_bytes(), credentials)
+    store = DeviceStore(file, credentials, clock, log)
+    yield DeviceSink(
+        store=store, verifier=verifier, clock=clock, log=log, source=ClockSource.HARDWARE, changed=lambda: None
+    )
+    log.close()
+
+
+@pytest.mark.parametrize("segments", [2, 4, 6], ids=["superhub", "storehub", "device"])
+async def test_desired_state_of_before_is_believed_now(
+    recording: Recording, states: Path, tmp_path: Path, segments: int
+) -> None:
+    """A node as it was in the beginning, given all that its parent sent it until the wave was closed.
+
+    It accepts and refuses what it did then, and holds the same in the end.
+    """
+    fleet, clock = Fleet(states / "empty", recording.fleet), SetClock(recording.moments()["empty"])
+    closed = recording.moments()["closed"]
+    sessions: dict[str, list[Conversation]] = {}
+    for one in recording.conversations:
+        if len(one.child.split("/")) == segments and one.frames[0].at < closed:
+            sessions.setdefault(one.child, []).append(one)
+    assert sessions
+    for path, conversations in sessions.items():
+        async with sink_of(fleet, path, tmp_path / path.replace("/", "-"), clock) as sink:
+            for conversation in conversations:
+                await tell(sink, conversation, clock)
+            held = {one.key: one.digest for one in sink.held()}
+        recorded = as_recorded(spoken(conversations[-1])).held
+        assert held == {key: digest for key, (_, _, digest) in recorded.items()}, path
+
+
+async def tell(sink: ResourceSink, conversation: Conversation, clock: SetClock) -> None:
+    """Give the sink every update that was answered, at its time; its verdict must be the one of then."""
+    frames = spoken(conversation)
+    verdicts = {frame.nonce: frame for _, frame in frames if isinstance(frame, ResourceVerdict)}
+    for raw, (_, frame) in zip(conversation.frames, frames, strict=True):
+        if isinstance(frame, ResourceUpdate) and frame.nonce in verdicts:
+            clock.at = raw.at
+            rejected = await sink.apply(frame.changed, frame.removed)
+            then = verdicts[frame.nonce].rejected
+            assert {(one.key, one.gate) for one in rejected} == {(one.key, one.gate) for one in then}

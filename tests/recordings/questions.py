@@ -11,7 +11,7 @@ import asyncio
 import json
 import re
 import shutil
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -24,7 +24,7 @@ import superhub.app
 from control.config import Config
 from device.state import StateFile
 from device.values import to_plain
-from tests.recordings.wire import Child, ServerTap, SetClock, converse
+from tests.recordings.wire import Child, SetClock, Tap, converse
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.config import load_config
 from wavemesh.runtime.durable import Disk
@@ -50,34 +50,32 @@ _NEVER_SENT = 2**40
 
 
 @asynccontextmanager
-async def serving(tier: str, directory: Path, clock: SetClock) -> AsyncIterator[MemoryServer]:
+async def serving(tier: str, directory: Path, clock: SetClock) -> AsyncIterator[Tap]:
     """A tier on that directory, by its own composition root; ``tier`` is "control", "superhub" or "storehub"."""
     config = directory / "config.toml"
     config.write_text(_ADDRESS.sub(_NOWHERE, config.read_text(encoding="utf-8")), encoding="utf-8")
-    tap = ServerTap()
-    with patch(f"{tier}.app.make_server", tap.make_server):
-        match tier:
-            case "control":
-                async with control.app.serving(directory, load_config(config, Config), clock):
-                    yield tap.server
-            case "superhub":
+    tap = Tap()
+    with ExitStack() as patches:
+        patches.enter_context(patch(f"{tier}.app.make_server", tap.make_server))
+        if tier == "control":
+            async with control.app.serving(directory, load_config(config, Config), clock):
+                yield tap
+            return
+        patches.enter_context(patch(f"{tier}.app.SessionUpstream", tap.make_upstream))
+        async with asyncio.TaskGroup() as group:
+            if tier == "superhub":
                 hub = superhub.app.SuperHub(directory, clock, Random(5))
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(hub.run())
-                    await hub.started.wait()
-                    try:
-                        yield tap.server
-                    finally:
-                        hub.stop()
-            case _:
-                stop, ready = asyncio.Event(), asyncio.Event()
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(storehub.app.run(directory, stop, lambda _: ready.set(), clock))
-                    await ready.wait()
-                    try:
-                        yield tap.server
-                    finally:
-                        stop.set()
+                group.create_task(hub.run())
+                started, stop = hub.started, hub.stop
+            else:
+                started, stopping = asyncio.Event(), asyncio.Event()
+                group.create_task(storehub.app.run(directory, stopping, lambda _: started.set(), clock))
+                stop = stopping.set
+            await started.wait()
+            try:
+                yield tap
+            finally:
+                stop()
 
 
 class Fleet:
@@ -125,7 +123,8 @@ async def answers_of(fleet: Fleet, path: str, children: Mapping[str, str], at: d
     """Start the node on a copy of its state and ask; ``children`` are paths with the incarnation last heard of."""
     copy = scratch / path.replace("/", "-")
     shutil.copytree(fleet.directory(path), copy)
-    async with serving(tier_of(path), copy, SetClock(at)) as server:
+    async with serving(tier_of(path), copy, SetClock(at)) as tap:
+        server = tap.server
         said: dict[str, Any] = {"sessions": {}}
         for child, incarnation in sorted(children.items()):
             said["sessions"][child] = await _session(server, fleet, child, incarnation)

@@ -27,6 +27,7 @@ from wavemesh.session.frames import (
     ResourceVerdict,
     Welcome,
 )
+from wavemesh.session.upstream import SessionUpstream
 from wavemesh.v1 import session_pb2
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from wavemesh.identity.nodes import NodeId
     from wavemesh.session.frames import ChildFrame, Hello, ParentFrame, Resource, ResourceKey
+    from wavemesh.session.seams import ResourceSink
 
 CONNECT = "/wavemesh.v1.SessionService/Connect"
 PATIENCE_S = 20.0
@@ -131,14 +133,19 @@ class MemoryServer:
         return bytes(handler.response_serializer(response))
 
 
-class ServerTap:
-    """Stands in for ``make_server`` of a tier."""
+class Tap:
+    """Stands in for what a tier makes its ends of the wire with, and keeps them: its server and, of a hub, its sink."""
 
     def __init__(self) -> None:
         self.server = MemoryServer()
+        self.sink: ResourceSink | None = None
 
     def make_server(self, *_: Any, **__: Any) -> tuple[MemoryServer, int]:
         return self.server, 1
+
+    def make_upstream(self, **parts: Any) -> SessionUpstream:
+        self.sink = parts["sink"]
+        return SessionUpstream(**parts)
 
 
 @dataclass(slots=True)
