@@ -14,7 +14,9 @@ from tests.recordings import archive
 from tests.recordings.archive import BadRecordingError, Recording
 from tests.recordings.replay import REPLAYS, as_recorded, spoken
 from wavemesh.codec.session import encode_child, encode_parent
+from wavemesh.codec.statements import decode
 from wavemesh.session.frames import Fenced, Hello, ResourceUpdate
+from wavemesh.trust.statements import Envelope, WaveOrder, WaveState
 from wavemesh.v1 import operator_pb2
 
 if TYPE_CHECKING:
@@ -45,7 +47,13 @@ def test_a_recording_shows_what_it_is_there_for(recording: Recording) -> None:
     assert {one.key.type for update in updates for one in update.changed} >= {
         *("tuf", "policy", "order", "permit", "holds", "lease", "intent", "closed"),
     }
-    assert set(recording.manifest["moments"]) >= {"permits-out", "queued-intent", "paused", "closed"}
+    assert {WaveState.RUNNING, WaveState.PAUSED, WaveState.HALTED} <= {
+        decode(WaveOrder, decode(Envelope, one.content).payload).state
+        for update in updates
+        for one in update.changed
+        if one.key.type == "order"
+    }
+    assert set(recording.manifest["moments"]) >= {"permits-out", "queued-intent", "paused", "closed", "halted"}
 
 
 @pytest.mark.parametrize("end", sorted(REPLAYS))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 import sys
-from contextlib import asynccontextmanager, contextmanager
+import threading
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ from tests.recordings.questions import (
 )
 from tests.recordings.replay import as_recorded, spoken
 from tests.recordings.wire import SetClock, converse
+from wavemesh.errors import LocalError
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.runtime.durable import Disk
 from wavemesh.session.frames import Hello, ReportBatch, ResourceUpdate, ResourceVerdict
@@ -239,3 +242,32 @@ async def tell(sink: ResourceSink, conversation: Conversation, clock: SetClock) 
             rejected = await sink.apply(frame.changed, frame.removed)
             then = verdicts[frame.nonce].rejected
             assert {(one.key, one.gate) for one in rejected} == {(one.key, one.gate) for one in then}
+
+
+@pytest.mark.parametrize(
+    ("tier", "harm"),
+    [
+        ("superhub", "ALTER TABLE entered DROP COLUMN digests"),
+        ("superhub", "ALTER TABLE session_resources DROP COLUMN urgent"),
+        ("storehub", "ALTER TABLE devices RENAME TO gone"),
+        ("storehub", "ALTER TABLE session_resources DROP COLUMN urgent"),
+    ],
+)
+async def test_a_disk_that_cannot_be_read_ends_the_start(
+    recording: Recording, states: Path, tmp_path: Path, tier: str, harm: str
+) -> None:
+    """With an error, and with no thread left behind that would keep the process."""
+    parent = next(path for path in parents(recording) if tier_of(path) == tier)
+    directory = tmp_path / tier
+    shutil.copytree(Fleet(states / "closed", recording.fleet).directory(parent), directory)
+    [path] = [one for one in (directory / "state").iterdir() if one.is_file()]
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(harm)
+    before = set(threading.enumerate())
+    with pytest.raises((LocalError, ExceptionGroup)):
+        async with serving(tier, directory, SetClock(recording.moments()["closed"])):
+            pass
+    for thread in set(threading.enumerate()) - before:
+        if "_connection_worker_thread" in thread.name:
+            thread.join(10)
+            assert not thread.is_alive(), thread.name
