@@ -169,8 +169,8 @@ def test_unknown_resource_types_are_refused_by_gate(recording: Recording, moment
     hub, device = (NodeCredentials.load(fleet.directory(path) / "identity") for path in (store, DEVICE))
     root = (moment / "superhub" / "trust" / "root.json").read_bytes()
     for refuse in (
-        lambda: Belief(store, root, hub.ca_certificates).judge(resource, now),
-        lambda: Acceptance("region/midwest", root, hub.ca_certificates).accept(resource, now),
+        lambda: Belief(store, root, hub.authorities).judge(resource, now),
+        lambda: Acceptance("region/midwest", root, hub.authorities).accept(resource, now),
         lambda: Verifier(root, device).verify(key, content, now, None),
     ):
         with pytest.raises(GateError) as refused:

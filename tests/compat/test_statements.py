@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from cryptography.x509 import Certificate
-
     from tests.recordings.archive import Recording
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.session.frames import Resource
     from wavemesh.trust.metadata import TrustedMetadata
 
@@ -60,8 +59,8 @@ def moment(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def authorities(moment: Path) -> tuple[Certificate, ...]:
-    return tuple(NodeCredentials.load(moment / "control" / "identity").ca_certificates)
+def authorities(moment: Path) -> Authorities:
+    return NodeCredentials.load(moment / "control" / "identity").authorities
 
 
 def resources(recording: Recording) -> Iterator[tuple[datetime, Resource]]:
@@ -112,9 +111,7 @@ def test_what_control_signed_is_believed(recording: Recording, moment: Path) -> 
     assert set(seen) == {*BY_CONTROL, "policy"}
 
 
-def test_what_nodes_signed_is_believed(
-    recording: Recording, authorities: tuple[Certificate, ...], moment: Path
-) -> None:
+def test_what_nodes_signed_is_believed(recording: Recording, authorities: Authorities, moment: Path) -> None:
     """Leases of hubs, intents of operators, pings and outcomes of devices, by certificates of their time."""
     trusted = trust(recording, moment)[-1]
     seen: Counter[str] = Counter()

@@ -13,7 +13,6 @@ from lab import operations, processes, topology
 from lab.images import build_small_images
 from lab.policies import RELEASE, policy_text
 from lab.provision import provision
-from lab.topology import FLEET
 from tests.recordings import snapshot
 from tests.recordings.tapped import TAP_VARIABLE
 from wavemesh.errors import LinkDownError, NotFoundError
@@ -160,7 +159,7 @@ def running(directory: Path) -> Iterator[Mesh]:
             for name, command in plain(one).items()
         }
 
-    tap = {TAP_VARIABLE: str(directory / "tap.jsonl"), "WAVEMESH_TAP_FLEET": FLEET}
+    tap = {TAP_VARIABLE: str(directory / "tap.jsonl")}
     with (
         patch.object(processes, "commands", tapped),
         patch.object(processes, "_POLL_S", _POLL_S),

@@ -21,7 +21,6 @@ from unittest.mock import patch
 import grpc
 
 from wavemesh.codec.session import encode_child, encode_parent
-from wavemesh.runtime.grpc import peer_of
 from wavemesh.session import downstream
 
 TAP_VARIABLE = "WAVEMESH_TAP"
@@ -89,7 +88,6 @@ class _OperatorTap(grpc.aio.ServerInterceptor):
             response = await handler.unary_unary(request, context)
             self._tap.write(
                 call=method.rsplit("/", 1)[1],
-                caller=peer_of(context, os.environ["WAVEMESH_TAP_FLEET"]).path,
                 request=base64.b64encode(request.SerializeToString(deterministic=True)).decode(),
                 response=base64.b64encode(response.SerializeToString(deterministic=True)).decode(),
             )

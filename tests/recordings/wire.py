@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 CONNECT = "/wavemesh.v1.SessionService/Connect"
 PATIENCE_S = 20.0
+_PEM_END = b"-----END CERTIFICATE-----\n"
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class AbortedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """Who dials, and the certificate shown."""
+    """Who dials, and the certificate shown, with its chain."""
 
     node: NodeId
     certificate: bytes
@@ -83,7 +84,12 @@ class Call:
     from_handler: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
 
     def auth_context(self) -> dict[str, list[bytes]]:
-        return {"peer_spiffe_id": [self.peer.uri.encode()], "x509_pem_cert": [self.certificate]}
+        leaf, end, _ = self.certificate.partition(_PEM_END)
+        return {
+            "peer_spiffe_id": [self.peer.uri.encode()],
+            "x509_pem_cert": [leaf + end],
+            "x509_pem_cert_chain": [self.certificate],
+        }
 
     def invocation_metadata(self) -> tuple[()]:
         return ()
