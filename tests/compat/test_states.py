@@ -232,6 +232,26 @@ async def test_desired_state_of_before_is_believed_now(
         assert held == {key: digest for key, (_, _, digest) in recorded.items()}, path
 
 
+async def test_what_a_hub_was_told_it_knows_after_a_restart_too(
+    recording: Recording, states: Path, tmp_path: Path
+) -> None:
+    """What it forgets when control takes it back (permits of a closed wave) is gone from its mind and from its disk."""
+    fleet, clock = Fleet(states / "empty", recording.fleet), SetClock(recording.moments()["empty"])
+    closed, directory = recording.moments()["closed"], tmp_path / "hub"
+    path = next(path for path in parents(recording) if path.endswith("/store-208"))
+    shutil.copytree(fleet.directory(path), directory)
+    async with serving("storehub", directory, clock) as tap:
+        assert tap.sink is not None
+        for conversation in recording.conversations:
+            if conversation.child == path and conversation.frames[0].at < closed:
+                await tell(tap.sink, conversation, clock)
+        before = await operator_view(tap.server, fleet, "storehub")
+    async with serving("storehub", directory, clock) as tap:
+        after = await operator_view(tap.server, fleet, "storehub")
+    assert before["ListWaves"]["waves"]
+    assert before["ListWaves"] == after["ListWaves"]
+
+
 async def tell(sink: ResourceSink, conversation: Conversation, clock: SetClock) -> None:
     """Give the sink every update that was answered, at its time; its verdict must be the one of then."""
     frames = spoken(conversation)

@@ -285,8 +285,6 @@ class ChildReplay:
             frame = replace(frame, ask_id=self._ask_numbers[frame.ask_id])
         if isinstance(frame, ResourceUpdate):
             self._updates[frame.nonce] = frame
-        if isinstance(frame, ReportAck):
-            self.outcome.acknowledged = frame.through
         self.machine.receive(frame, self._now)
         if isinstance(frame, Welcome | Fenced):
             self.outcome.greet(frame)
@@ -315,6 +313,8 @@ class ChildReplay:
                 verdict = self._verdicts.get(effect.nonce)
                 if verdict is not None:  # the recorded child was cut before it had applied the others
                     self.machine.resources_applied(effect.nonce, verdict.rejected)
+            case below.AcknowledgeReports():
+                self.outcome.acknowledged = effect.through
             case below.Settled():
                 self.outcome.settled = True
             case below.Answered():
