@@ -142,6 +142,7 @@ def test_the_agent_starts_on_what_it_remembers(recording: Recording, states: Pat
         with agent(copy, at) as socket:
             said = ask_status(socket)
         remembered = recording.answers["closed"][device["path"]]["progress"]
+        assert said["hub_refusal"] == ""
         assert said["state"] == UpdateState(remembered["state"]).name, device["path"]
         for name in ("slot", "firmware_version", "firmware_sha256", "config_version"):
             assert said[name] == device["status"][name], (device["path"], name)
