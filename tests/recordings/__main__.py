@@ -105,7 +105,9 @@ def conversations(seen: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             about = {"parent": line["parent"], "child": line["child"], "frames": []}
             one = found.setdefault(line["session"], about)
             one["frames"].append((line["at"], line["sender"], line["frame"]))
-    ordered = sorted(found.values(), key=lambda one: (one["parent"], one["child"], one["frames"][0][0]))
+    # One that was cut before the parent had greeted says nothing that could be compared.
+    greeted = [one for one in found.values() if any(sender == "parent" for _, sender, _ in one["frames"])]
+    ordered = sorted(greeted, key=lambda one: (one["parent"], one["child"], one["frames"][0][0]))
     return [{**one, "name": f"{one['child']} #{number}"} for number, one in enumerate(ordered, start=1)]
 
 
