@@ -115,7 +115,7 @@ async def serving(directory: Path, config: Config, clock: Clock) -> AsyncIterato
         downstream = session.SessionDownstream(credentials.node_id, registry, clock, peers, options)
         core.desired.subscribe(downstream.changed)
         server, port = make_server(
-            credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs
+            credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs, peers=peers
         )
         downstream.add_to(server)
         _api(core, credentials, peers).add_to(server)

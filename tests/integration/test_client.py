@@ -26,7 +26,9 @@ from wavemesh.client.retrying import Backoff
 from wavemesh.errors import BusyError, ConflictError, ForbiddenError, LinkDownError, NotFoundError, PeerError
 from wavemesh.identity.ca import FleetCa, write_node
 from wavemesh.identity.nodes import NodeId
+from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_channel, make_server
+from wavemesh.runtime.peers import Peers
 from wavemesh.runtime.status import answers
 from wavemesh.trust.statements import IntentKind, OperatorIntent
 from wavemesh.v1 import operator_pb2 as pb
@@ -316,7 +318,9 @@ class Overloaded(OperatorServiceServicer):
 @asynccontextmanager
 async def overloaded(world: World, hint_s: float) -> AsyncIterator[tuple[Overloaded, OperatorClient]]:
     servicer: Overloaded = _untyped(Overloaded)(hint_s)
-    server, port = make_server(world.credentials(CONTROL.path), address="127.0.0.1:0", maximum_concurrent_rpcs=10)
+    credentials = world.credentials(CONTROL.path)
+    peers = Peers(credentials.authorities, SystemClock())
+    server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=10, peers=peers)
     add_OperatorServiceServicer_to_server(servicer, server)
     await server.start()
     try:

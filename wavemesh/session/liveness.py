@@ -24,6 +24,7 @@ class Ending(enum.Enum):
     PEER_SILENT = "peer silent"
     PEER_SLOW = "peer too slow"
     REFUSED = "refused"
+    REVOKED = "certificate taken back"
     LOST = "stream lost"
 
 

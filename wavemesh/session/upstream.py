@@ -4,7 +4,8 @@ Rules.
 1. One channel per attempt, closed with it: credentials and address are read anew, and nothing of a dead connection
    piles up. A stream is opened only once the channel is ready.
 2. Coming back: at once after a restart of the log; not before the time the parent named, plus jitter; else with full
-   jitter. The attempt counter starts again once a session has lasted ``stable_s``.
+   jitter. The attempt counter starts again once a session has lasted ``stable_s``. Whom the parent refuses because its
+   certificate was taken back stays away for ``revoked_retry_s`` and more: only a new certificate can help.
 3. Whatever the end, unanswered asks fail with LinkDownError; reports, resources and status lose nothing.
 """
 
@@ -19,6 +20,7 @@ import grpc
 
 from wavemesh.codec.session import decode_parent, encode_child
 from wavemesh.errors import BusyError, LinkDownError, WavemeshError
+from wavemesh.identity.revocations import RevokedError
 from wavemesh.runtime.grpc import make_channel
 from wavemesh.runtime.status import error_from_rpc, error_from_status, status_in
 from wavemesh.session.child import (
@@ -63,6 +65,7 @@ class UpstreamOptions:
     backoff_cap_s: float = 4.0
     stable_s: float = 5.0
     goodbye_grace_s: float = 2.0
+    revoked_retry_s: float = 300.0
     channel_options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -330,8 +333,9 @@ class SessionUpstream:
     def _delay_s(self, end: SessionEnd, attempt: int) -> float:
         """How long to stay away."""
         options = self._options
-        if end.retry_after_s > 0:
-            return end.retry_after_s + self._rng.uniform(0, max(options.backoff_base_s, end.retry_after_s))
+        wish_s = options.revoked_retry_s if end.ending is Ending.REVOKED else end.retry_after_s
+        if wish_s > 0:
+            return wish_s + self._rng.uniform(0, max(options.backoff_base_s, wish_s))
         if end.ending in _AT_ONCE and attempt == 0:
             return 0.0
         return full_jitter(options.backoff_cap_s, options.backoff_base_s, attempt, self._rng.uniform)
@@ -366,4 +370,6 @@ async def _end_of(call: Any) -> SessionEnd:
 
 def _end_by(error: WavemeshError) -> SessionEnd:
     retry_after_s = error.retry_after_s if isinstance(error, BusyError) else 0.0
-    return SessionEnd(Ending.REFUSED, f"{error.details.get('reason', error.reason)}: {error}", retry_after_s)
+    reason = error.details.get("reason", error.reason)
+    ending = Ending.REVOKED if reason == RevokedError.reason else Ending.REFUSED
+    return SessionEnd(ending, f"{reason}: {error}", retry_after_s)
