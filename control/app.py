@@ -25,6 +25,7 @@ from control.intents import Intents
 from control.queries import Queries
 from control.releases import Releases
 from control.reports import Reports
+from control.revocations import Revocations
 from control.service import ControlRegistry
 from control.signing import Signing
 from control.waves import Waves
@@ -64,6 +65,7 @@ class Core:
     desired: DesiredState
     signing: Signing
     releases: Releases
+    revocations: Revocations
     waves: Waves
     intents: Intents
     fleet: Fleet
@@ -84,6 +86,7 @@ class Control:
         core = self.core
         async with core.database.transaction() as tx:
             await core.releases.refresh(tx)
+            await core.revocations.refresh(tx)
             await core.waves.settle_all(tx)
             await core.waves.forget_closed(tx)
             await core.intents.expire(tx)
@@ -140,10 +143,14 @@ async def _load(
     desired = await DesiredState.load(database, await _epoch(database))
     signing = Signing.load(directory / "keys", credentials.node_id.uri)
     releases = Releases(_pinned_root(directory), desired=desired, signing=signing, clock=clock, config=config)
+    revocations = Revocations(credentials, desired=desired, signing=signing, clock=clock, config=config)
     async with database.transaction() as tx:
         await releases.load(tx, directory / "trust" / "bootstrap")
+        await revocations.load(tx)
     changes, fleet = Changes(), Fleet()
-    waves = Waves(desired=desired, releases=releases, signing=signing, clock=clock, config=config)
+    waves = Waves(
+        desired=desired, releases=releases, revocations=revocations, signing=signing, clock=clock, config=config
+    )
     intents = Intents(
         database=database,
         desired=desired,
@@ -160,6 +167,7 @@ async def _load(
         desired=desired,
         signing=signing,
         releases=releases,
+        revocations=revocations,
         waves=waves,
         intents=intents,
         fleet=fleet,
@@ -174,6 +182,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         database=core.database,
         waves=core.waves,
         intents=core.intents,
+        revocations=core.revocations,
         fleet=core.fleet,
         authorities=credentials.authorities,
         clock=core.clock,
@@ -208,6 +217,7 @@ def _api(core: Core, credentials: NodeCredentials, peers: Peers) -> operator_api
         waves=core.waves,
         intents=core.intents,
         releases=core.releases,
+        revocations=core.revocations,
         fleet=core.fleet,
         queries=queries,
         changes=core.changes,
