@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.runtime.clock import Clock
 
 _LOG = logging.getLogger(__name__)
@@ -76,10 +77,11 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A running control; ``port`` is where it listens."""
+    """A running control; ``port`` is where it listens, ``authorities`` whom it believes."""
 
     port: int
     core: Core
+    authorities: Authorities
 
     async def tick(self) -> None:
         """Do what the clock alone makes due."""
@@ -127,7 +129,7 @@ async def serving(directory: Path, config: Config, clock: Clock) -> AsyncIterato
         await set_serving(health, _SERVICES)
         _LOG.info("%s listens at port %d", credentials.node_id.uri, port)
         try:
-            yield Control(port, core)
+            yield Control(port, core, credentials.authorities)
         finally:
             _LOG.info("draining")
             await health.enter_graceful_shutdown()
