@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,19 @@ import grpc
 import pytest
 
 from control.revocations import ClockDoubtError
+from edgectl.exits import Exit
+from edgectl.main import run
 from tests.session_kit import until
 from tests.storehub_kit import eventually
 from tests.unit.control.control_kit import (
+    CONTROL,
     DEVICES,
     MIDWEST,
     STORES,
     Region,
     SetClock,
     World,
+    _identity_of,
     intent,
     inventory,
     make_world,
@@ -322,3 +327,43 @@ async def test_a_failed_transaction_takes_nothing_back(world: World) -> None:
             await fail()
         assert revocations.listed is None
         assert served.control.core.desired.get("", KEY) is None
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+async def test_edgectl_asks_before_it_takes_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whom it hits is said first; nobody to ask and no --yes means nothing is done."""
+    world.credentials("operator/alice")
+    identity = _identity_of(world.credentials, "operator/alice", world.directory.parent / "alice")
+    contexts = world.directory.parent / "contexts.toml"
+    monkeypatch.setenv("EDGECTL_CONFIG", str(contexts))
+
+    async def edgectl(*words: str) -> tuple[int, str, str]:
+        code = await asyncio.to_thread(run, list(words))
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    async with world.serving() as served, served.calling() as stub:
+        contexts.write_text(
+            f'current = "control"\n[contexts.control]\naddress = "{served.address}"\n'
+            f'node = "{CONTROL.uri}"\nidentity = "{identity}"\n'
+        )
+        await stub.ApplyInventory(inventory())
+        words = ("node", "revoke", STORES[0], "--reason", "stolen", "--below")
+        code, _, err = await edgectl(*words)
+        assert (code, "7 registered nodes" in err, "--yes" in err) == (Exit.BAD_INPUT, True, True)
+        code, out, _ = await edgectl(*words, "--dry-run")
+        assert (code, "would take back" in out) == (Exit.OK, True)
+        assert (await edgectl("node", "revocations"))[1].startswith("nothing was taken back")
+        code, out, _ = await edgectl(*words, "--yes")
+        assert (code, "epoch 1" in out) == (Exit.OK, True)
+        code, out, _ = await edgectl("node", "revocations", "--output", "json")
+        [entry] = json.loads(out)["revocations"]
+        assert (entry["path"], entry["reach"], entry["reason"]) == (STORES[0], "below", "stolen")
+        code, _, err = await edgectl(*words, "--authority")
+        assert (code, "exclude" in err) == (Exit.BAD_INPUT, True)
+        code, _, err = await edgectl("node", "revoke", STORES[0], "--authority", "--reason", "x", "--yes")
+        assert (code, "no region" in err) == (Exit.BAD_INPUT, True)

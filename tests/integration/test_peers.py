@@ -21,7 +21,7 @@ from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_bulk_channel, make_channel, make_server, serve_health, set_serving
 from wavemesh.runtime.peers import Peers
-from wavemesh.runtime.status import error_from_rpc
+from wavemesh.runtime.status import error_from_status, status_in
 from wavemesh.session.link import DownstreamOptions, SessionDownstream
 from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.trust.statements import Digest, Revocation, RevocationList, RevocationReach
@@ -39,13 +39,14 @@ ENDS_WITHIN_S = 5.0
 
 
 class JumpingClock:
-    """The right time, but for an offset."""
+    """The right time but for an offset, or one that stands."""
 
     def __init__(self) -> None:
         self.offset = timedelta()
+        self.stands_at: datetime | None = None
 
     def now(self) -> datetime:
-        return datetime.now(UTC) + self.offset
+        return self.stands_at or datetime.now(UTC) + self.offset
 
     def monotonic(self) -> float:
         return SystemClock().monotonic()
@@ -119,48 +120,46 @@ async def serving(fleet: Fleet) -> AsyncIterator[Served]:
         await server.stop(None)
 
 
-async def call(channel: grpc.aio.Channel, kind: str) -> Exception | None:
-    """Make a call of that kind and wait for its end."""
-    start = getattr(channel, kind)(f"/t.New/{kind}")
-    try:
-        if kind.startswith("unary"):
-            made = start(b"")
-            await (made.read() if kind.endswith("stream") else made)
-        else:
-            made = start()
-            await (made.read() if kind.endswith("stream") else made)
-    except grpc.aio.AioRpcError as error:
-        return error_from_rpc(error)
-    return None
+def start(channel: grpc.aio.Channel, kind: str) -> Any:
+    """Make a call of that kind; it goes on until it is ended."""
+    method = getattr(channel, kind)(f"/t.New/{kind}")
+    return method(b"") if kind.startswith("unary") else method()
 
 
-async def over(*calls: asyncio.Future[Exception | None]) -> None:
-    """End calls from this side."""
-    for one in calls:
-        one.cancel()
-    await asyncio.wait(calls)
+async def end_of(made: Any) -> WavemeshError | None:
+    """How the other side ended a call."""
+    async with asyncio.timeout(ENDS_WITHIN_S):
+        code = await made.code()
+        if code is grpc.StatusCode.OK:
+            return None
+        return error_from_status(code, await made.details() or "", status_in(await made.trailing_metadata()))
 
 
-def reason(error: Exception | None) -> str | None:
-    return error.details.get("reason", error.reason) if isinstance(error, WavemeshError) else None
+async def call(channel: grpc.aio.Channel, kind: str = "unary_unary") -> WavemeshError | None:
+    """Make a call and wait for its end."""
+    return await end_of(start(channel, kind))
+
+
+def reason(error: WavemeshError | None) -> str | None:
+    return error.details.get("reason", error.reason) if error is not None else None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_call_of_any_new_service_ends_when_its_caller_is_revoked(fleet: Fleet, kind: str) -> None:
     """The service knows nothing of it; its other callers are left alone."""
     async with serving(fleet) as served, served.channel(DEVICE) as mine, served.channel(SIBLING) as other:
-        revoked, kept = asyncio.ensure_future(call(mine, kind)), asyncio.ensure_future(call(other, kind))
+        revoked, kept = start(mine, kind), start(other, kind)
         await eventually(lambda: served.stalled.reached == 2)
         served.take_back(DEVICE)
-        error = await asyncio.wait_for(revoked, ENDS_WITHIN_S)
+        error = await end_of(revoked)
         assert isinstance(error, ForbiddenError)
         assert reason(error) == "REVOKED"
         assert "stolen" in str(error)
         assert not kept.done()
-        again = await asyncio.wait_for(call(mine, kind), ENDS_WITHIN_S)
+        again = await call(mine, kind)
         assert reason(again) == "REVOKED", "nor is it let in again"
         assert served.stalled.reached == 2
-        await over(kept)
+        kept.cancel()
 
 
 async def test_a_bulk_read_ends(fleet: Fleet) -> None:
@@ -208,9 +207,9 @@ async def test_a_node_enrolled_again_gets_through(fleet: Fleet) -> None:
         async with make_channel(early, served.address, STORE) as channel:
             assert reason(await call(channel, "unary_unary")) == "REVOKED"
         async with make_channel(right, served.address, STORE) as channel:
-            made = asyncio.ensure_future(call(channel, "unary_unary"))
+            made = start(channel, "unary_unary")
             await eventually(lambda: served.stalled.reached)
-            await over(made)
+            made.cancel()
 
 
 async def test_no_call_outlives_the_certificate_it_was_made_with(fleet: Fleet) -> None:
@@ -222,15 +221,15 @@ async def test_no_call_outlives_the_certificate_it_was_made_with(fleet: Fleet) -
             fleet.directory / "short", issuer, DEVICE, not_before=now - timedelta(hours=1), not_after=end
         )
         async with make_channel(short, served.address, STORE) as channel, served.channel(SIBLING) as other:
-            served.clock.offset = end - datetime.now(UTC) - timedelta(seconds=2)
-            made = asyncio.ensure_future(call(channel, "stream_stream"))
-            kept = asyncio.ensure_future(call(other, "stream_stream"))
+            served.clock.stands_at = end - timedelta(seconds=1)
+            made = start(channel, "stream_stream")
+            kept = start(other, "stream_stream")
             await eventually(lambda: served.stalled.reached == 2)
-            error = await asyncio.wait_for(made, 10)
+            error = await end_of(made)
             assert isinstance(error, ForbiddenError)
             assert "expired at" in str(error)
             assert not kept.done()
-            await over(kept)
+            kept.cancel()
 
 
 @pytest.mark.parametrize(("years", "revoked", "kept"), [(1, DEVICE, SIBLING), (-1, SIBLING, DEVICE)])
@@ -239,7 +238,7 @@ async def test_a_clock_that_jumps_shuts_nobody_out_for_longer_than_it_is_wrong(
 ) -> None:
     """Open streams stay, a revocation ends those it hits, new calls wait until the clock is right; nothing remains."""
     async with serving(fleet) as served, served.channel(revoked) as one, served.channel(kept) as two:
-        hit, missed = (asyncio.ensure_future(call(channel, "stream_stream")) for channel in (one, two))
+        hit, missed = (start(channel, "stream_stream") for channel in (one, two))
         await eventually(lambda: served.stalled.reached == 2)
         served.clock.offset = timedelta(days=365 * years)
         refused = await call(two, "unary_unary")
@@ -247,13 +246,14 @@ async def test_a_clock_that_jumps_shuts_nobody_out_for_longer_than_it_is_wrong(
         assert reason(refused) == "FORBIDDEN"
         assert not hit.done()
         served.take_back(revoked, before=datetime.now(UTC))
-        assert reason(await asyncio.wait_for(hit, ENDS_WITHIN_S)) == "REVOKED"
+        assert reason(await end_of(hit)) == "REVOKED"
         assert not missed.done()
         served.clock.offset = timedelta()
-        again = asyncio.ensure_future(call(two, "unary_unary"))
+        again = start(two, "unary_unary")
         await eventually(lambda: served.stalled.reached == 3)
         assert reason(await call(one, "unary_unary")) == "REVOKED"
-        await over(again, missed)
+        again.cancel()
+        missed.cancel()
 
 
 async def test_an_older_list_is_refused(fleet: Fleet) -> None:

@@ -237,6 +237,16 @@ class OperatorClient:
             self.stub.SetHold, operator_pb2.SetHoldRequest(release=release, held=False, reason=reason)
         )
 
+    async def revoke_node(self, request: operator_pb2.RevokeNodeRequest) -> operator_pb2.RevokeNodeResponse:
+        """Take a node's certificates back, or say whom it would hit. Never repeated by itself."""
+        return await self.ask(self.stub.RevokeNode, request)
+
+    async def revocations(
+        self, request: operator_pb2.ListRevocationsRequest | None = None
+    ) -> operator_pb2.ListRevocationsResponse:
+        """A page of what was taken back, with the epoch of the list."""
+        return await self.ask(self.stub.ListRevocations, request or operator_pb2.ListRevocationsRequest())
+
     def audit(self, request: operator_pb2.ListAuditRequest | None = None) -> AsyncGenerator[operator_pb2.AuditEntry]:
         """Who did what, newest first."""
         asked = request or operator_pb2.ListAuditRequest()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from device.belief import Grant, Verifier
-from device.bootenv import Boot, SlotName
+from device.bootenv import Boot, ResetReason, SlotName
+from device.health import HealthClient, PingEnd
 from device.logs import DeviceLog
 from device.orders import Actionable, Done, Facts, Gone, NotYet, Refused, Stopped, judge
+from device.platform import BootRecord
 from device.progress import Outcome, Progress
 from device.sink import DeviceSink
 from device.state import StateFile
@@ -419,3 +422,35 @@ async def test_revocations_that_control_did_not_sign_are_refused(cautious: Kit) 
     kit.hub.serve("revocations", "fleet", encode(forged))
     assert await kit.deliver() == {"revocations": "signature"}
     assert kit.me.authorities.revocations is None
+
+
+@pytest.mark.parametrize("answer", ["hub", "down", "control"])
+async def test_a_revoked_hub_proves_no_health_and_excuses_no_failure(cautious: Kit, answer: str) -> None:
+    """It may still be dialled, as TLS shows a child no certificate; then it carries control's word, and has none."""
+    kit = cautious
+
+    class Link:
+        is_connected = True
+
+        async def ask(self, kind: str, body: bytes, timeout_s: float) -> bytes:
+            del kind, timeout_s
+            digest = hashlib.sha256(decode(Envelope, body).payload).hexdigest()
+            return encode(kit.hub._answer_ping(digest, answer))
+
+    record = BootRecord("b" * 32, Boot(SlotName.B, 1), ResetReason.REBOOT)
+    ends = []
+    for paths in ((), (HUB.path,)):
+        revoke(kit, len(paths) + 1, *paths)
+        assert not await kit.deliver()
+        client = HealthClient(
+            upstream=cast("Any", Link()),
+            store=kit.store,
+            sink=kit.sink,
+            credentials=kit.me,
+            hub=HUB,
+            clock=SystemClock(),
+            timeout_s=1.0,
+        )
+        ends.append((await client.ping(WAVE, "either", record, FACTS)).end)
+    genuine = PingEnd.AUTHORITY_DOWN if answer == "down" else PingEnd.ACKNOWLEDGED
+    assert ends == [genuine, genuine if answer == "control" else PingEnd.NOTHING]
