@@ -71,6 +71,7 @@ class Revocations:
         self._config = config
         self._listed: RevocationList | None = None
         self._seen: dict[str, datetime] = {}
+        self._is_in_doubt = False
 
     async def load(self, tx: Transaction) -> None:
         """Take up what was published."""
@@ -124,9 +125,8 @@ class Revocations:
             return
         try:
             now = self._trusted_now()
-        except ClockDoubtError as error:
-            _LOG.error("the list of revocations is not signed anew: %s", error)  # the error says all there is to say
-            return
+        except ClockDoubtError:
+            return  # said in the log; signed anew as soon as the clock is right
         entries = without_expired(listed.revocations, now)
         epoch = listed.epoch if entries == listed.revocations else listed.epoch + 1
         await self._say(tx, RevocationList(epoch, entries, now))
@@ -145,18 +145,28 @@ class Revocations:
         return self._listed.revocations if self._listed is not None else ()
 
     def _trusted_now(self) -> datetime:
-        """The time, if it may be signed. Raises ClockDoubtError."""
+        """The time, if it may be signed. Raises ClockDoubtError, and says so once."""
         now = self._clock.now()
+        problem = self._clock_problem(now)
+        if problem and not self._is_in_doubt:
+            _LOG.error("nothing is taken back, and the list of revocations not signed anew: %s", problem)
+        self._is_in_doubt = bool(problem)
+        if problem:
+            raise ClockDoubtError(problem)
+        return now
+
+    def _clock_problem(self, now: datetime) -> str:
+        """Why a time cannot be right; empty if it can."""
         problem = validity_problem(self._credentials.certificate, now)
         if problem is not None:
-            msg = f"by control's clock, {now.isoformat()}, its own certificate is {problem}; set the clock, or renew it"
-            raise ClockDoubtError(msg)
+            return (
+                f"by control's clock, {now.isoformat()}, its own certificate is {problem}; set the clock, or renew it"
+            )
         if self._listed is not None and now < self._listed.issued_at - CLOCK_SKEW:
-            msg = (
+            return (
                 f"control's clock says {now.isoformat()}, but it signed at {self._listed.issued_at.isoformat()} before"
             )
-            raise ClockDoubtError(msg)
-        return now
+        return ""
 
     async def _say(self, tx: Transaction, listed: RevocationList) -> None:
         size = len(encode(listed))

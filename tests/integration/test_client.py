@@ -111,6 +111,10 @@ async def test_lists_pages_and_filters(world: World) -> None:
         applied = [record.kind async for record in client.intents(of_wave)]
         asked = [record.kind async for record in client.intents(pb.ListIntentsRequest(wave_id="w2"))]
         assert set(applied) <= set(asked) == {rollout_pb2.INTENT_KIND_START_WAVE, rollout_pb2.INTENT_KIND_PAUSE_WAVE}
+        for path in DEVICES[:3]:
+            await client.revoke_node(pb.RevokeNodeRequest(path=path, reason="stolen"))
+        taken_back = client.revocations(pb.ListRevocationsRequest(page_size=2))
+        assert [entry.path async for entry in taken_back] == list(DEVICES[:3])
         assert [entry.subject async for entry in client.audit(pb.ListAuditRequest(page_size=2))]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+import sqlite3
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from storehub.app import App
     from tests.conftest import TrustKeys
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.ca import FleetCa
     from wavemesh.identity.nodes import NodeId
     from wavemesh.session.frames import Resource
@@ -63,6 +65,19 @@ def reason(caught: grpc.aio.AioRpcError) -> str:
 def refusals(registry: MemoryRegistry) -> list[str]:
     """Gates by which lists of revocations were refused."""
     return [one.gate for _, rejected in registry.verdicts for one in rejected if one.key.type == "revocations"]
+
+
+def durable_when_told(authorities: Authorities, database: Path) -> list[int]:
+    """How many lists of revocations are on disk each time that a list comes into force."""
+    seen: list[int] = []
+
+    def look() -> None:
+        with closing(sqlite3.connect(database)) as disk:
+            [count] = disk.execute("SELECT COUNT(*) FROM session_resources WHERE type = 'revocations'").fetchone()
+        seen.append(count)
+
+    authorities.on_change(look)
+    return seen
 
 
 # -- at a super hub ----------------------------------------------------------------------------------------------------
@@ -98,6 +113,7 @@ async def test_a_revoked_store_hub_is_cut_off_at_its_super_hub(under_test: Regio
         await control_life.enter_async_context(region.running_control())
         region.write_hub()
         hub = await hub_life.enter_async_context(region.running_hub())
+        durable = durable_when_told(hub.credentials.authorities, region.hub_dir / "state" / "superhub.db")
         async with under_test.dialling(hub.port, mine) as revoked, under_test.dialling(hub.port, other) as kept:
             await eventually(lambda: revoked.upstream.is_connected and kept.upstream.is_connected)
             began = SystemClock().monotonic()
@@ -106,6 +122,7 @@ async def test_a_revoked_store_hub_is_cut_off_at_its_super_hub(under_test: Regio
             report_time("a revoked store hub's session", began)
             await until(lambda: "REVOKED" in revoked.sink.events[-1], revoked.sink)
             assert hub.credentials.authorities.revocations == listed_in(region)
+            assert durable == [1]
             assert kept.upstream.is_connected
             await until(lambda: [key for key in kept.sink.resources if key.type == "revocations"], kept.sink)
         await control_life.aclose()
@@ -191,12 +208,14 @@ async def test_a_revoked_device_and_operator_are_cut_off_at_the_store_hub(store:
         watch = stub.WatchWave(operator_pb2.WatchWaveRequest(wave_id=storehub_kit.WAVE))
         await watch.read()
         await eventually(lambda: len(app.hub.present) == 2)
+        durable = durable_when_told(app.hub.credentials.authorities, store.directory / "state" / "hub.sqlite3")
         began = SystemClock().monotonic()
         store.want(listed(1, revoked.node, OPERATOR))
         await eventually(lambda: revoked.node.path not in app.hub.present, within_s=ENDS_WITHIN_S)
         report_time("a revoked device's session", began)
         assert await asyncio.wait_for(watch.code(), ENDS_WITHIN_S) is grpc.StatusCode.PERMISSION_DENIED
         report_time("a revoked operator's watch at a store hub", began)
+        assert durable == [1]
         await until(lambda: "REVOKED" in revoked.child.sink.events[-1], revoked.child.sink)
         await until(lambda: any(key.type == "revocations" for key in kept.child.sink.resources), kept.child.sink)
         assert kept.node.path in app.hub.present

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.statements import OperatorIntent
+    from wavemesh.v1 import rollout_pb2
     from wavemesh.v1.operator_pb2_grpc import OperatorServiceAsyncStub
 
 MAX_PAGES = 100_000
@@ -241,11 +242,12 @@ class OperatorClient:
         """Take a node's certificates back, or say whom it would hit. Never repeated by itself."""
         return await self.ask(self.stub.RevokeNode, request)
 
-    async def revocations(
+    def revocations(
         self, request: operator_pb2.ListRevocationsRequest | None = None
-    ) -> operator_pb2.ListRevocationsResponse:
-        """A page of what was taken back, with the epoch of the list."""
-        return await self.ask(self.stub.ListRevocations, request or operator_pb2.ListRevocationsRequest())
+    ) -> AsyncGenerator[rollout_pb2.Revocation]:
+        """What was taken back, by path."""
+        asked = request or operator_pb2.ListRevocationsRequest()
+        return self._items(self.stub.ListRevocations, asked, lambda page: page.revocations)
 
     def audit(self, request: operator_pb2.ListAuditRequest | None = None) -> AsyncGenerator[operator_pb2.AuditEntry]:
         """Who did what, newest first."""
