@@ -140,26 +140,23 @@ def listed_in(region: superhub_kit.Region) -> RevocationList:
 
 
 async def test_a_super_hub_refuses_an_older_list_and_keeps_its_own(under_test: RegionUnderTest) -> None:
-    """A replay, and a removal: what was taken back stays so."""
-    region, mine = under_test.region, store_id("store-20")
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(region.running_control())
+    """A replay, and a removal, also over a restart: what was taken back stays so."""
+    region, mine, other = under_test.region, store_id("store-20"), store_id("store-209")
+    async with region.running_control():
         region.write_hub()
-        hub = await stack.enter_async_context(region.running_hub())
-        made = under_test.want(listed(2, mine))
-        await eventually(lambda: hub.credentials.authorities.revocations)
-        under_test.want(listed(1))
-        await eventually(lambda: refusals(region.control) == ["replay"])
-        del region.control.wanted[made.key]
-        region.hold(1)  # behind the removal
-        await eventually(lambda: ["fleet"] in [accepted for accepted, _ in region.control.verdicts[2:]])
+        async with region.running_hub() as hub:
+            made = under_test.want(listed(2, mine))
+            await eventually(lambda: hub.credentials.authorities.revocations)
+            under_test.want(listed(1))
+            await eventually(lambda: refusals(region.control) == ["replay"])
+            del region.control.wanted[made.key]
+            region.hold(1)  # with the removal
+            await eventually(lambda: ["fleet"] in [accepted for accepted, _ in region.control.verdicts[2:]])
+    async with region.running_hub() as hub:
         held = hub.credentials.authorities.revocations
         assert held is not None
         assert held.epoch == 2
-        async with (
-            under_test.dialling(hub.port, mine) as revoked,
-            under_test.dialling(hub.port, store_id("s-1")) as kept,
-        ):
+        async with under_test.dialling(hub.port, mine) as revoked, under_test.dialling(hub.port, other) as kept:
             await eventually(lambda: kept.upstream.is_connected)
             assert not revoked.upstream.is_connected
 

@@ -70,6 +70,7 @@ Listing = TypeVar(
     operator_pb2.ListAuditRequest,
     operator_pb2.ListDevicesRequest,
     operator_pb2.ListIntentsRequest,
+    operator_pb2.ListRevocationsRequest,
     operator_pb2.ListWavesRequest,
 )
 
