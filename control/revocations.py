@@ -26,8 +26,8 @@ from wavemesh.identity.certificates import validity_problem
 from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role
 from wavemesh.identity.revocations import (
     MAX_REASON_BYTES,
+    RevocationIndex,
     RevocationsFullError,
-    hits,
     rounded_up,
     with_revocation,
     without_expired,
@@ -37,6 +37,7 @@ from wavemesh.trust.freshness import CLOCK_SKEW
 from wavemesh.trust.statements import Envelope, Revocation, RevocationList, RevocationReach
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from control.config import Config
@@ -69,7 +70,7 @@ class Revocations:
         self._signing = signing
         self._clock = clock
         self._config = config
-        self._listed: RevocationList | None = None
+        self._index: RevocationIndex | None = None
         self._seen: dict[str, datetime] = {}
         self._is_in_doubt = False
 
@@ -79,20 +80,21 @@ class Revocations:
         if held is None:
             return
         envelope = decode(Envelope, held.content)
-        self._listed = decode(RevocationList, envelope.payload)
-        self._credentials.authorities.take(self._listed)
+        listed = decode(RevocationList, envelope.payload)
+        self._index = RevocationIndex(listed)
+        self._credentials.authorities.take(listed)
         if envelope.signatures[0].keyid != self._signing.control.public_key.keyid:
-            await self._say(tx, self._listed)
+            await self._say(tx, listed)
 
     @property
     def listed(self) -> RevocationList | None:
         """The list in force; None before the first revocation."""
-        return self._listed
+        return self._index.listed if self._index is not None else None
 
     @property
     def epoch(self) -> int:
         """Its epoch; 0 before the first revocation."""
-        return self._listed.epoch if self._listed is not None else 0
+        return self.listed.epoch if self.listed is not None else 0
 
     def draft(self, path: str, reach: RevocationReach, reason: str, issued_before: datetime | None) -> Revocation:
         """What would be taken back now. Raises BadRequestError, ClockDoubtError."""
@@ -111,7 +113,7 @@ class Revocations:
 
     async def add(self, tx: Transaction, entry: Revocation) -> bool:
         """Take certificates back; False if they were. Raises RevocationsFullError, ClockDoubtError."""
-        before = self._listed.revocations if self._listed is not None else ()
+        before = self.listed.revocations if self.listed is not None else ()
         entries = with_revocation(before, entry)
         if entries == before:
             return False
@@ -120,7 +122,7 @@ class Revocations:
 
     async def refresh(self, tx: Transaction) -> None:
         """Sign the list anew when that is due, without what can hit no certificate any more."""
-        listed, now = self._listed, self._clock.now()
+        listed, now = self.listed, self._clock.now()
         if listed is None or now - listed.issued_at < timedelta(seconds=self._config.hold_resign_s):
             return
         try:
@@ -134,15 +136,15 @@ class Revocations:
     def is_revoked(self, path: str) -> bool:
         """Whether the node is revoked and no certificate of it is known that is not."""
         seen_at = self._seen.get(path)
-        return any(hits(one, path) and (seen_at is None or seen_at < one.issued_before) for one in self._entries())
+        return any(seen_at is None or seen_at < one.issued_before for one in self._concerning(path))
 
     def note_certificate(self, path: str, issued_at: datetime) -> None:
         """A certificate of that node, issued then, was verified or issued, and is not among those taken back."""
-        if any(hits(one, path) for one in self._entries()):
+        if any(self._concerning(path)):
             self._seen[path] = max(issued_at, self._seen.get(path, issued_at))
 
-    def _entries(self) -> tuple[Revocation, ...]:
-        return self._listed.revocations if self._listed is not None else ()
+    def _concerning(self, path: str) -> Iterable[Revocation]:
+        return self._index.concerning(path) if self._index is not None else ()
 
     def _trusted_now(self) -> datetime:
         """The time, if it may be signed. Raises ClockDoubtError, and says so once."""
@@ -162,9 +164,9 @@ class Revocations:
             return (
                 f"by control's clock, {now.isoformat()}, its own certificate is {problem}; set the clock, or renew it"
             )
-        if self._listed is not None and now < self._listed.issued_at - CLOCK_SKEW:
+        if self.listed is not None and now < self.listed.issued_at - CLOCK_SKEW:
             return (
-                f"control's clock says {now.isoformat()}, but it signed at {self._listed.issued_at.isoformat()} before"
+                f"control's clock says {now.isoformat()}, but it signed at {self.listed.issued_at.isoformat()} before"
             )
         return ""
 
@@ -175,6 +177,6 @@ class Revocations:
             raise RevocationsFullError(msg)
         [content] = await self._signing.seal([listed])
         await self._desired.publish(tx, Item(EVERYBODY, REVOCATIONS_KEY, content, urgent=True))
-        before, self._listed = self._listed, listed
-        tx.after_rollback(lambda: setattr(self, "_listed", before))
+        before, self._index = self._index, RevocationIndex(listed)
+        tx.after_rollback(lambda: setattr(self, "_index", before))
         tx.after_commit(lambda: self._credentials.authorities.take(listed))

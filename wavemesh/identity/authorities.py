@@ -21,7 +21,7 @@ from wavemesh.identity.certificates import (
     load_certificate,
     verify_certificate,
 )
-from wavemesh.identity.revocations import Revocations, check_successor
+from wavemesh.identity.revocations import RevocationIndex, check_successor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class Authorities:
     def __init__(self, certificates: Sequence[x509.Certificate]) -> None:
         """``certificates`` as ca.crt has them, and those of the node's own chain."""
         self.certificates = tuple(certificates)
-        self._revocations: Revocations | None = None
+        self._revocations: RevocationIndex | None = None
         self._listeners: list[Callable[[], None]] = []
 
     # -- what was taken back -----------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ class Authorities:
         Called in the event loop; whoever listens is called before it returns.
         """
         check_successor(listed, self.revocations)
-        self._revocations = Revocations(listed)
+        self._revocations = RevocationIndex(listed)
         for heard in self._listeners:
             heard()
 

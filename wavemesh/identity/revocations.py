@@ -52,7 +52,7 @@ class RevocationsFullError(ConflictError):
     reason = "REVOCATIONS_FULL"
 
 
-class Revocations:
+class RevocationIndex:
     """A list, indexed for looking up."""
 
     def __init__(self, listed: RevocationList) -> None:
@@ -60,15 +60,20 @@ class Revocations:
         self.listed = listed
         self._entries = {(one.path, one.reach): one for one in listed.revocations}
 
+    def concerning(self, path: str) -> Iterator[Revocation]:
+        """The entries that concern the node at a path, whenever its certificate was issued."""
+        for key in (*_keys(path), ("/".join(path.split("/")[:2]), RevocationReach.AUTHORITY)):
+            if key in self._entries:
+                yield self._entries[key]
+
     def find(self, proof: Proof) -> Revocation | None:
         """The revocation that hits a certificate, if there is one."""
-        for path, reach in _keys(proof.node_id.path):
-            entry = self._entries.get((path, reach))
-            if entry is not None and proof.issued_at < entry.issued_before:
+        regions = {f"region/{scope.region}": issued_at for scope, issued_at in proof.authorities}
+        for entry in self.concerning(proof.node_id.path):
+            is_above = entry.reach is RevocationReach.AUTHORITY
+            if is_above and regions.get(entry.path, entry.issued_before) < entry.issued_before:
                 return entry
-        for scope, issued_at in proof.authorities:
-            entry = self._entries.get((f"region/{scope.region}", RevocationReach.AUTHORITY))
-            if entry is not None and issued_at < entry.issued_before:
+            if not is_above and proof.issued_at < entry.issued_before:
                 return entry
         return None
 
@@ -87,8 +92,8 @@ class Revocations:
 
         It says nothing of the authority that issues, which is renewed by the offline root.
         """
-        hits = (self._entries.get(key) for key in _keys(path))
-        return max((entry.issued_before for entry in hits if entry is not None), default=None)
+        own = (one for one in self.concerning(path) if one.reach is not RevocationReach.AUTHORITY)
+        return max((one.issued_before for one in own), default=None)
 
 
 def check_successor(new: RevocationList, held: RevocationList | None) -> None:

@@ -15,7 +15,7 @@ from wavemesh.identity.nodes import NodeId, is_within
 from wavemesh.identity.revocations import (
     AUTHORITY_LIFETIME,
     MAX_REVOCATIONS,
-    Revocations,
+    RevocationIndex,
     RevocationsFullError,
     RevokedError,
     check_successor,
@@ -57,9 +57,10 @@ def listed(*entries: Revocation, epoch: int = 1, at: datetime = NOW) -> Revocati
 @pytest.mark.parametrize(("path", "hit", "reach"), list(product(PATHS, PATHS, (NODE, BELOW))))
 def test_an_entry_hits_its_path_and_what_is_below_if_it_says_so(path: str, hit: str, reach: RevocationReach) -> None:
     """Every path against every other, just before, at, and just after ``issued_before``."""
-    revocations = Revocations(listed(entry(path, reach)))
+    revocations = RevocationIndex(listed(entry(path, reach)))
     is_meant = hit == path or (reach is BELOW and is_within(hit, path))
     assert hits(entry(path, reach), hit) is is_meant
+    assert bool(list(revocations.concerning(hit))) is is_meant
     for issued_at, is_early in ((NOW - SECOND, True), (NOW, False), (NOW + SECOND, False)):
         found = revocations.find(proof(hit, issued_at))
         assert (found is not None) is (is_meant and is_early)
@@ -68,7 +69,7 @@ def test_an_entry_hits_its_path_and_what_is_below_if_it_says_so(path: str, hit: 
 @pytest.mark.parametrize("hit", PATHS)
 def test_an_authority_falls_with_all_that_hangs_on_it(hit: str) -> None:
     """Whenever a leaf was issued: who has a region's key chooses the leaf's dates, but not the authority's."""
-    revocations = Revocations(listed(entry(REGION, AUTHORITY)))
+    revocations = RevocationIndex(listed(entry(REGION, AUTHORITY)))
     for authority_at, is_early in ((NOW - SECOND, True), (NOW, False), (NOW + SECOND, False)):
         for issued_at in (NOW - timedelta(days=1), NOW + timedelta(days=1)):
             found = revocations.find(proof(hit, issued_at, authority_at))
@@ -76,7 +77,7 @@ def test_an_authority_falls_with_all_that_hangs_on_it(hit: str) -> None:
 
 
 def test_a_refusal_says_by_which_entry_and_is_both_a_bad_certificate_and_forbidden() -> None:
-    revocations = Revocations(listed(entry(STORE, BELOW), epoch=7))
+    revocations = RevocationIndex(listed(entry(STORE, BELOW), epoch=7))
     with pytest.raises(RevokedError, match=r"pos-01, .* certificates of .*-20 and all below .*: stolen") as refusal:
         revocations.check(proof(DEVICE, NOW - SECOND))
     assert isinstance(refusal.value, BadCertificateError)
@@ -88,7 +89,7 @@ def test_a_refusal_says_by_which_entry_and_is_both_a_bad_certificate_and_forbidd
 
 def test_who_issues_anew_starts_late_enough() -> None:
     """The latest of all that concern the node; an authority's entry says nothing of when its leaves begin."""
-    revocations = Revocations(
+    revocations = RevocationIndex(
         listed(
             entry(DEVICE),
             entry(STORE, BELOW, NOW + SECOND),
@@ -147,10 +148,10 @@ def test_adding_never_makes_a_certificate_good_again(new: Revocation) -> None:
     for path in PATHS:
         for offset in (-2, -1, 0, 1):
             one = proof(path, NOW + offset * SECOND)
-            if Revocations(listed(*before)).find(one) or Revocations(listed(new)).find(one):
-                assert Revocations(listed(*after)).find(one)
+            if RevocationIndex(listed(*before)).find(one) or RevocationIndex(listed(new)).find(one):
+                assert RevocationIndex(listed(*after)).find(one)
             else:
-                assert not Revocations(listed(*after)).find(one)
+                assert not RevocationIndex(listed(*after)).find(one)
 
 
 def test_the_list_is_bounded() -> None:
