@@ -341,6 +341,7 @@ async def test_a_failed_transaction_takes_nothing_back(world: World) -> None:
         with pytest.raises(ZeroDivisionError):
             await fail()
         assert revocations.listed is None
+        assert served.control.authorities.revocations is None
         assert served.control.core.desired.get("", KEY) is None
 
 
