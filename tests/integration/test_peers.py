@@ -180,7 +180,7 @@ async def test_a_session_ends_and_its_child_stays_away(fleet: Fleet) -> None:
         dialling(fleet, served.address, node=SIBLING) as other,
     ):
         registry = served.registry
-        await until(lambda: len(registry.events) == 2, registry)
+        await eventually(lambda: child.upstream.is_connected and other.upstream.is_connected)
         began = SystemClock().monotonic()
         served.take_back(DEVICE)
         await until(lambda: "-pos-01" in registry.events, registry, within_s=ENDS_WITHIN_S)

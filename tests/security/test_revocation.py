@@ -205,6 +205,7 @@ async def test_a_revoked_device_and_operator_are_cut_off_at_the_store_hub(store:
         watch = stub.WatchWave(operator_pb2.WatchWaveRequest(wave_id=storehub_kit.WAVE))
         await watch.read()
         await eventually(lambda: len(app.hub.present) == 2)
+        await eventually(lambda: revoked.child.upstream.is_connected and kept.child.upstream.is_connected)
         durable = durable_when_told(app.hub.credentials.authorities, store.directory / "state" / "hub.sqlite3")
         began = SystemClock().monotonic()
         store.want(listed(1, revoked.node, OPERATOR))
