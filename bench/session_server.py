@@ -50,15 +50,14 @@ class Echo:
 async def serve(kind: str, directory: Path) -> None:
     """Serve until standard input ends."""
     credentials = NodeCredentials.load(directory)
-    server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=MAX_STREAMS)
+    peers = Peers(credentials.authorities, SystemClock())
+    server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=MAX_STREAMS, peers=peers)
     count: Callable[[], dict[str, int]]
     if kind == "ours":
         registry, clock = BenchRegistry(), SystemClock()
         options = DownstreamOptions(max_sessions=MAX_STREAMS, max_handshakes=MAX_STREAMS)
         terms = replace(options.terms, heartbeat_interval_s=5.0)
-        downstream = SessionDownstream(
-            credentials.node_id, registry, clock, Peers(credentials.authorities, clock), replace(options, terms=terms)
-        )
+        downstream = SessionDownstream(credentials.node_id, registry, clock, peers, replace(options, terms=terms))
         downstream.add_to(server)
 
         def count() -> dict[str, int]:

@@ -25,6 +25,7 @@ from control.intents import Intents
 from control.queries import Queries
 from control.releases import Releases
 from control.reports import Reports
+from control.revocations import Revocations
 from control.service import ControlRegistry
 from control.signing import Signing
 from control.waves import Waves
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.runtime.clock import Clock
 
 _LOG = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Core:
     desired: DesiredState
     signing: Signing
     releases: Releases
+    revocations: Revocations
     waves: Waves
     intents: Intents
     fleet: Fleet
@@ -74,16 +77,18 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A running control; ``port`` is where it listens."""
+    """A running control; ``port`` is where it listens, ``authorities`` whom it believes."""
 
     port: int
     core: Core
+    authorities: Authorities
 
     async def tick(self) -> None:
         """Do what the clock alone makes due."""
         core = self.core
         async with core.database.transaction() as tx:
             await core.releases.refresh(tx)
+            await core.revocations.refresh(tx)
             await core.waves.settle_all(tx)
             await core.waves.forget_closed(tx)
             await core.intents.expire(tx)
@@ -115,7 +120,7 @@ async def serving(directory: Path, config: Config, clock: Clock) -> AsyncIterato
         downstream = session.SessionDownstream(credentials.node_id, registry, clock, peers, options)
         core.desired.subscribe(downstream.changed)
         server, port = make_server(
-            credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs
+            credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs, peers=peers
         )
         downstream.add_to(server)
         _api(core, credentials, peers).add_to(server)
@@ -124,7 +129,7 @@ async def serving(directory: Path, config: Config, clock: Clock) -> AsyncIterato
         await set_serving(health, _SERVICES)
         _LOG.info("%s listens at port %d", credentials.node_id.uri, port)
         try:
-            yield Control(port, core)
+            yield Control(port, core, credentials.authorities)
         finally:
             _LOG.info("draining")
             await health.enter_graceful_shutdown()
@@ -140,10 +145,14 @@ async def _load(
     desired = await DesiredState.load(database, await _epoch(database))
     signing = Signing.load(directory / "keys", credentials.node_id.uri)
     releases = Releases(_pinned_root(directory), desired=desired, signing=signing, clock=clock, config=config)
+    revocations = Revocations(credentials, desired=desired, signing=signing, clock=clock, config=config)
     async with database.transaction() as tx:
         await releases.load(tx, directory / "trust" / "bootstrap")
+        await revocations.load(tx)
     changes, fleet = Changes(), Fleet()
-    waves = Waves(desired=desired, releases=releases, signing=signing, clock=clock, config=config)
+    waves = Waves(
+        desired=desired, releases=releases, revocations=revocations, signing=signing, clock=clock, config=config
+    )
     intents = Intents(
         database=database,
         desired=desired,
@@ -160,6 +169,7 @@ async def _load(
         desired=desired,
         signing=signing,
         releases=releases,
+        revocations=revocations,
         waves=waves,
         intents=intents,
         fleet=fleet,
@@ -174,6 +184,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         database=core.database,
         waves=core.waves,
         intents=core.intents,
+        revocations=core.revocations,
         fleet=core.fleet,
         authorities=credentials.authorities,
         clock=core.clock,
@@ -208,6 +219,7 @@ def _api(core: Core, credentials: NodeCredentials, peers: Peers) -> operator_api
         waves=core.waves,
         intents=core.intents,
         releases=core.releases,
+        revocations=core.revocations,
         fleet=core.fleet,
         queries=queries,
         changes=core.changes,

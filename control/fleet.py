@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from control.rollout import region_of, store_of
+from wavemesh.identity.revocations import hits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from wavemesh.session.frames import Resource, ResourceKey
-    from wavemesh.trust.statements import DeviceStatus, HubStatus
+    from wavemesh.trust.statements import DeviceStatus, HubStatus, Revocation
 
 
 class Fleet:
@@ -52,6 +53,11 @@ class Fleet:
     def device_paths(self) -> frozenset[str]:
         """Paths of all registered devices."""
         return self._device_paths
+
+    def hit_by(self, entry: Revocation) -> list[str]:
+        """Registered hubs and devices that a revocation concerns, by path."""
+        known = {region_of(path) for path in self._stores} | self._stores | self._device_paths
+        return sorted(path for path in known if hits(entry, path))
 
     def region_up(self, region: str, held: Mapping[ResourceKey, str]) -> None:
         """A super hub's session is open; ``held`` are the digests it holds by key."""

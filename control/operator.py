@@ -19,10 +19,11 @@ from control import requests, schema, store
 from control.intents import Disposition
 from control.planning import PlanRequest, draft, find_planned
 from control.requests import AskHubError, BadRequestError
-from control.views import intent_message
-from wavemesh.codec.statements import from_proto
+from control.views import intent_message, revocations_page
+from wavemesh.codec.statements import from_proto, to_proto
 from wavemesh.errors import ConflictError, ForbiddenError, GateError, LinkDownError
 from wavemesh.identity.nodes import Role
+from wavemesh.identity.revocations import describe
 from wavemesh.policy.document import policy_to_json
 from wavemesh.policy.reader import parse_policy
 from wavemesh.runtime.status import answers
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from control.intents import IntentRow, Intents
     from control.queries import Queries
     from control.releases import Releases
+    from control.revocations import Revocations
     from control.waves import Waves
     from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.nodes import NodeId
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 SERVICE_NAME: str = operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name
 MAX_INVENTORY = 20_000
 MAX_AUDIT_DETAIL = 2000
+MAX_HIT_SHOWN = 1000
 _Self = TypeVar("_Self", bound="OperatorApi")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -83,6 +86,7 @@ class OperatorApi(OperatorServiceServicer):
         waves: Waves,
         intents: Intents,
         releases: Releases,
+        revocations: Revocations,
         fleet: Fleet,
         queries: Queries,
         changes: Changes,
@@ -97,6 +101,7 @@ class OperatorApi(OperatorServiceServicer):
         self._waves = waves
         self._intents = intents
         self._releases = releases
+        self._revocations = revocations
         self._fleet = fleet
         self._queries = queries
         self._changes = changes
@@ -335,6 +340,41 @@ class OperatorApi(OperatorServiceServicer):
         """A page of the audit."""
         del caller
         return await self._queries.audit(request)
+
+    @for_operators
+    async def RevokeNode(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.RevokeNodeRequest, caller: NodeId
+    ) -> operator_pb2.RevokeNodeResponse:
+        """Take certificates back, or say whom it would hit."""
+        entry = self._revocations.draft(request.path, requests.reach(request), request.reason, requests.before(request))
+        changed = False
+        if not request.dry_run:
+            async with self._database.transaction() as tx:
+                changed = await self._revocations.add(tx, entry)
+                if changed:
+                    await self._waves.audit(tx, caller.uri, "node.revoke", entry.path, describe(entry))
+                    await self._waves.nodes_revoked(tx)
+            self._changes.notify()
+        hit = self._fleet.hit_by(entry)
+        sessions = [path for path in hit if self._fleet.is_connected(path)]
+        return operator_pb2.RevokeNodeResponse(
+            revocation=to_proto(entry),
+            epoch=self._revocations.epoch,
+            nodes=hit[:MAX_HIT_SHOWN],
+            nodes_total=len(hit),
+            sessions=sessions[:MAX_HIT_SHOWN],
+            sessions_total=len(sessions),
+            duplicate=not (changed or request.dry_run),
+        )
+
+    @for_operators
+    async def ListRevocations(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.ListRevocationsRequest, caller: NodeId
+    ) -> operator_pb2.ListRevocationsResponse:
+        """A page of what was taken back."""
+        del caller
+        size, start = requests.page_size(request.page_size), requests.page_number(request.page_token) or 0
+        return revocations_page(self._revocations.listed, start, size)
 
     async def _delivered(self, row: IntentRow) -> IntentRow:
         """The intent's fate after those who are connected had a moment to take it."""

@@ -8,6 +8,7 @@ Rules:
 - A hub that shows another incarnation than the one its outstanding permits are bound to gets none. On that
   incarnation's snapshot they are written off as spent, and the devices that may still be tried get permits of a higher
   generation bound to the new one: the same devices, no more attempts, since devices burn attempts themselves.
+- A revoked device gets none, and a revoked hub none for any device; what they have outstanding is written off as spent.
 - Each issue is kept, so totals per (wave, hub) only grow: they are the number of issues.
 - Exposure is the number of devices named in outstanding permits (P6).
 """
@@ -37,12 +38,16 @@ class Issue:
 
 @dataclass(frozen=True, slots=True)
 class StoreShare:
-    """One store's share of a wave: its target devices in order, their permits and outcomes, by device path."""
+    """One store's share of a wave: its target devices in order, their permits and outcomes, by device path.
+
+    ``revoked`` are the devices that may not be given a permit now, all of them when their hub is revoked.
+    """
 
     devices: tuple[str, ...]
     issues: Mapping[str, Issue]
     outcomes: Mapping[str, Outcome]
     attempts: int
+    revoked: frozenset[str] = frozenset()
 
 
 def outstanding(share: StoreShare) -> tuple[str, ...]:
@@ -61,6 +66,11 @@ def to_write_off(share: StoreShare, hub_incarnation: str) -> tuple[str, ...]:
     return tuple(device for device in outstanding(share) if share.issues[device].hub_incarnation != hub_incarnation)
 
 
+def to_take_back(share: StoreShare) -> tuple[str, ...]:
+    """Devices whose outstanding permits are written off because they, or their hub, are revoked."""
+    return tuple(device for device in outstanding(share) if device in share.revoked)
+
+
 def to_issue(share: StoreShare, *, hub_incarnation: str, batch: int | None) -> tuple[str, ...]:
     """Devices that get a permit now, in order; none to a hub unknown or with another incarnation's outstanding."""
     if not hub_incarnation or to_write_off(share, hub_incarnation):
@@ -69,7 +79,9 @@ def to_issue(share: StoreShare, *, hub_incarnation: str, batch: int | None) -> t
     wanting = [
         device
         for device in share.devices
-        if device not in held and not is_final(share.outcomes.get(device), share.attempts)
+        if device not in held
+        and device not in share.revoked
+        and not is_final(share.outcomes.get(device), share.attempts)
     ]
     return tuple(wanting if batch is None else wanting[: max(0, batch - len(held))])
 

@@ -20,6 +20,7 @@ from control import schema, store
 from control.ledger import HUB_KINDS, Outcome, beats
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import PeerError
+from wavemesh.identity.certificates import load_certificate
 from wavemesh.identity.nodes import NodeId, Role, is_within
 from wavemesh.policy.gates import parse_gate
 from wavemesh.trust.envelope import verify_node
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from control.database import Database, Transaction
     from control.fleet import Fleet
     from control.intents import Intents
+    from control.revocations import Revocations
     from control.waves import Waves
     from wavemesh.identity.authorities import Authorities
     from wavemesh.runtime.clock import Clock
@@ -103,6 +105,7 @@ class Reports:
         database: Database,
         waves: Waves,
         intents: Intents,
+        revocations: Revocations,
         fleet: Fleet,
         authorities: Authorities,
         clock: Clock,
@@ -111,6 +114,7 @@ class Reports:
         self._database = database
         self._waves = waves
         self._intents = intents
+        self._revocations = revocations
         self._fleet = fleet
         self._authorities = authorities
         self._clock = clock
@@ -178,6 +182,8 @@ class Reports:
     async def _effect(self, tx: Transaction, child: NodeId, finding: Finding, touched: set[str]) -> None:
         match finding:
             case VerifiedOutcome():
+                certificate = load_certificate(finding.envelope.signatures[0].certificate)
+                self._revocations.note_certificate(finding.signer.path, certificate.not_valid_before_utc)
                 await self._keep_outcome(tx, child, finding, touched)
             case VerifiedIntent():
                 await self._submit(tx, finding)

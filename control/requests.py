@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from control.rollout import SEGMENT_LABEL, store_of
 from wavemesh.errors import ConflictError, PeerError
 from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role
-from wavemesh.trust.statements import WaveState
+from wavemesh.trust.statements import RevocationReach, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Mapping
+    from datetime import datetime
 
     from wavemesh.v1 import operator_pb2
 
@@ -92,6 +94,22 @@ def reason(text: str) -> str:
     if not text.strip() or len(text.encode()) > MAX_REASON_BYTES:
         raise BadRequestError("reason", f"missing or over {MAX_REASON_BYTES} bytes; say why, it is kept in the audit")
     return text
+
+
+def reach(request: operator_pb2.RevokeNodeRequest) -> RevocationReach:
+    """What a revocation is to take back; the node alone by default."""
+    try:
+        return RevocationReach(request.reach or RevocationReach.NODE.value)
+    except ValueError as error:
+        raise BadRequestError("reach", f"{request.reach} is none of node, below, authority") from error
+
+
+def before(request: operator_pb2.RevokeNodeRequest) -> datetime | None:
+    """Since when certificates stay good; None for now."""
+    try:
+        return request.issued_before.ToDatetime(tzinfo=UTC) if request.HasField("issued_before") else None
+    except (ValueError, OverflowError) as error:
+        raise BadRequestError("issued_before", "is no time") from error
 
 
 def store_row(item: operator_pb2.InventoryStore, index: int, fleet: str) -> dict[str, object]:

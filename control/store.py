@@ -85,9 +85,9 @@ class WaveView:
         """All target devices."""
         return tuple(device for devices in self.targets.values() for device in devices)
 
-    def share(self, store: str) -> StoreShare:
-        """One store's share."""
-        return StoreShare(self.targets.get(store, ()), self.issues, self.outcomes, self.row.attempts)
+    def share(self, store: str, revoked: frozenset[str] = frozenset()) -> StoreShare:
+        """One store's share; ``revoked`` are the devices that may not be given a permit now."""
+        return StoreShare(self.targets.get(store, ()), self.issues, self.outcomes, self.row.attempts, revoked)
 
     def counts(self, stores: Iterable[str] | None = None) -> Counts:
         """Outcomes summed, of some stores or of all."""

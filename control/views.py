@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from control.store import WaveView
     from wavemesh.outcomes import Counts
     from wavemesh.trust.releases import ReleaseManifest
+    from wavemesh.trust.statements import RevocationList
 
 _ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
 
@@ -181,3 +182,17 @@ def audit_message(row: RowMapping) -> operator_pb2.AuditEntry:
     )
     entry.at.FromDatetime(row["at"])
     return entry
+
+
+def revocations_page(listed: RevocationList | None, start: int, size: int) -> operator_pb2.ListRevocationsResponse:
+    """A page of a list of revocations, from the entry numbered ``start`` on."""
+    if listed is None:
+        return operator_pb2.ListRevocationsResponse()
+    end = start + size
+    page = operator_pb2.ListRevocationsResponse(
+        revocations=[to_proto(one) for one in listed.revocations[start:end]],
+        epoch=listed.epoch,
+        next_page_token=str(end) if end < len(listed.revocations) else "",
+    )
+    page.issued_at.FromDatetime(listed.issued_at)
+    return page

@@ -4,6 +4,8 @@ Rules:
 - Everything happens in the caller's transaction: the decision, the rows, the signed resources.
 - ``settle`` is level-triggered: called after any change (an outcome, a hub's new incarnation, an operator's word, the
   clock) it looks at the whole wave and does what is due. Calling it twice does nothing more.
+- A device that is revoked stays a target and counts as pending, so that it may still be updated once it is enrolled
+  again; the wave then ends at its expiry at the latest.
 - A change of state or pauses, or of the least hold epoch, is a higher generation of the orders of all its stores.
 """
 
@@ -26,13 +28,14 @@ from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.statements import Permit, WaveClosed, WaveOrder, WaveState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from control.config import Config
     from control.database import Transaction
     from control.desired import DesiredState
     from control.releases import Releases
+    from control.revocations import Revocations
     from control.signing import Signing
     from control.store import WaveRow, WaveView
     from wavemesh.runtime.clock import Clock
@@ -62,11 +65,19 @@ class Waves:
     """The life of waves after they were planned."""
 
     def __init__(
-        self, *, desired: DesiredState, releases: Releases, signing: Signing, clock: Clock, config: Config
+        self,
+        *,
+        desired: DesiredState,
+        releases: Releases,
+        revocations: Revocations,
+        signing: Signing,
+        clock: Clock,
+        config: Config,
     ) -> None:
         """Take what every step needs."""
         self._desired = desired
         self._releases = releases
+        self._revocations = revocations
         self._signing = signing
         self._clock = clock
         self._config = config
@@ -187,18 +198,42 @@ class Waves:
 
     async def hub_snapshot(self, tx: Transaction, store_path: str, incarnation: str) -> None:
         """A store's hub of a new incarnation has told all it holds: write off what the old one had outstanding."""
-        table = schema.permits
         for wave_id in await self._unclosed_at(tx, store_path):
             view = await self.require(tx, wave_id)
             gone = permits.to_write_off(view.share(store_path), incarnation)
-            for device in gone:
-                issue = view.issues[device]
-                one = (table.c.wave_id == wave_id, table.c.device == device, table.c.generation == issue.generation)
-                await tx.run(update(table).where(*one).values(written_off=True))
-            if gone:
-                detail = f"{len(gone)} permits of an earlier incarnation counted as spent: {', '.join(gone)[:1000]}"
-                await self.audit(tx, self._signing.uri, "permits.write-off", f"{wave_id} {store_path}", detail)
+            await self._write_off(tx, view, store_path, gone, "of an earlier incarnation")
         await self.hubs_reported(tx, {store_path: incarnation})
+
+    async def nodes_revoked(self, tx: Transaction) -> None:
+        """Certificates were taken back: what revoked devices and hubs have outstanding is void, and counts as spent."""
+        for wave_id in await store.unclosed_waves(tx):
+            view = await self.require(tx, wave_id)
+            for store_path in view.targets:
+                gone = permits.to_take_back(self._share(view, store_path))
+                await self._write_off(tx, view, store_path, gone, "of revoked nodes")
+                keys = [permit_key(wave_id, device, store_path) for device in gone]
+                await self._desired.withdraw(tx, region_of(store_path), keys)
+            await self.settle(tx, wave_id)
+
+    async def _write_off(
+        self, tx: Transaction, view: WaveView, store_path: str, devices: Sequence[str], whose: str
+    ) -> None:
+        """Count outstanding permits as spent."""
+        wave_id, table = view.row.wave_id, schema.permits
+        for device in devices:
+            issue = view.issues[device]
+            one = (table.c.wave_id == wave_id, table.c.device == device, table.c.generation == issue.generation)
+            await tx.run(update(table).where(*one).values(written_off=True))
+        if devices:
+            detail = f"{len(devices)} permits {whose} counted as spent: {', '.join(devices)[:1000]}"
+            await self.audit(tx, self._signing.uri, "permits.write-off", f"{wave_id} {store_path}", detail)
+
+    def _share(self, view: WaveView, store_path: str) -> permits.StoreShare:
+        """A store's share with what is revoked of it."""
+        devices = view.targets[store_path]
+        if self._revocations.is_revoked(store_path):
+            return view.share(store_path, frozenset(devices))
+        return view.share(store_path, frozenset(filter(self._revocations.is_revoked, devices)))
 
     async def holds_changed(self, tx: Transaction, release: str) -> None:
         """The hold list changed for a release: its open waves need the new epoch from now on."""
@@ -314,7 +349,7 @@ class Waves:
         issued: list[tuple[str, Permit]] = []
         for store_path in view.targets:
             incarnation = incarnations.get(store_path, "")
-            share = view.share(store_path)
+            share = self._share(view, store_path)
             for device in permits.to_issue(share, hub_incarnation=incarnation, batch=row.permit_batch):
                 last = view.issues.get(device)
                 permit = Permit(

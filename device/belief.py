@@ -2,8 +2,8 @@
 
 Rules, by type:
 - ``tuf``: a TUF client's full checks from the pinned root, never behind what was accepted before.
-- ``policy``, ``holds``, ``order``, ``closed``: signed by the keys that TUF targets give to the role control; the
-  content is the one its name says; orders and hold lists never go back.
+- ``policy``, ``holds``, ``revocations``, ``order``, ``closed``: signed by the keys that TUF targets give to the role
+  control; the content is the one its name says; orders, hold lists and revocations never go back.
 - ``intent``: signed by an operator's own certificate.
 - ``lease``: the lease signed by this device's own hub, the permit by control, both about this device and its wave.
 Everything that control signed and that waits for TUF metadata is held and believed by nobody until it is there. New
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from wavemesh.codec.statements import decode
 from wavemesh.errors import GateError, PeerError
 from wavemesh.identity.nodes import NodeId, Role
+from wavemesh.identity.revocations import check_successor as check_revocations
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, Policy, policy_digest, policy_from_json
 from wavemesh.policy.gates import Gate
 from wavemesh.trust.envelope import SignatureGateError, verify_node, verify_role, verify_role_payload
@@ -30,6 +31,7 @@ from wavemesh.trust.statements import (
     LeaseGrant,
     OperatorIntent,
     Permit,
+    RevocationList,
     TrustMetadata,
     WaveClosed,
     WaveOrder,
@@ -66,7 +68,17 @@ class Unproven:
     """Held, but nothing to verify it against yet."""
 
 
-Statement = TrustedMetadata | NamedPolicy | HoldList | WaveOrder | WaveClosed | OperatorIntent | Grant | Unproven
+Statement = (
+    TrustedMetadata
+    | NamedPolicy
+    | HoldList
+    | RevocationList
+    | WaveOrder
+    | WaveClosed
+    | OperatorIntent
+    | Grant
+    | Unproven
+)
 
 
 class Verifier:
@@ -90,6 +102,10 @@ class Verifier:
         self.trusted = recall_trusted(self._root, decode(TrustMetadata, content))
         return self.trusted
 
+    def enforce(self, revocations: RevocationList) -> None:
+        """Go by these revocations, which were verified: no word of a revoked node counts from now on."""
+        self._credentials.authorities.take(revocations)
+
     def verify(self, key: ResourceKey, content: bytes, now: datetime, held: Statement | None) -> Statement:
         """What the content says; ``held`` is what was believed under that key. Raises GateError."""
         try:
@@ -111,16 +127,17 @@ class Verifier:
                 )
                 _expect_name(key, intent.intent_id)
                 return intent
-            case "policy" | "holds" | "order" | "closed" | "lease":
-                return self._verify_control(key, content, now, held) if self.trusted is not None else Unproven()
+            case "policy" | "holds" | "revocations" | "order" | "closed" | "lease":
+                if self.trusted is None:
+                    return Unproven()
+                return self._verify_control(key, content, now, held, self.trusted)
             case _:
                 msg = f"resource type {key.type!r} is not known to this device"
                 raise SignatureGateError(msg)
 
-    def _verify_control(self, key: ResourceKey, content: bytes, now: datetime, held: Statement | None) -> Statement:
-        trusted = self.trusted
-        if trusted is None:
-            return Unproven()
+    def _verify_control(
+        self, key: ResourceKey, content: bytes, now: datetime, held: Statement | None, trusted: TrustedMetadata
+    ) -> Statement:
         match key.type:
             case "policy":
                 payload = verify_role_payload(decode(Envelope, content), POLICY_PAYLOAD_TYPE, trusted)
@@ -130,6 +147,10 @@ class Verifier:
                 holds = verify_role(decode(Envelope, content), HoldList, trusted)
                 check_successor(holds, held if isinstance(held, HoldList) else None)
                 return holds
+            case "revocations":
+                revocations = verify_role(decode(Envelope, content), RevocationList, trusted)
+                check_revocations(revocations, self._credentials.authorities.revocations)
+                return revocations
             case "order":
                 return self._verify_order(key, verify_role(decode(Envelope, content), WaveOrder, trusted), held)
             case "closed":
@@ -165,7 +186,7 @@ class Verifier:
 def signed_times(statement: Statement) -> Iterator[datetime]:
     """Times that control signed: they have passed, so the clock cannot be before them."""
     match statement:
-        case HoldList() | WaveOrder():
+        case HoldList() | RevocationList() | WaveOrder():
             yield statement.issued_at
         case WaveClosed():
             yield statement.closed_at

@@ -22,7 +22,7 @@ from wavemesh.policy.gates import Gate
 from wavemesh.session.frames import HeldResource, Rejection, Resource, ResourceKey
 from wavemesh.trust.freshness import ClockSource, confirms, raise_floor
 from wavemesh.trust.metadata import TrustedMetadata
-from wavemesh.trust.statements import HoldList, OperatorIntent, WaveClosed, WaveOrder
+from wavemesh.trust.statements import HoldList, OperatorIntent, RevocationList, WaveClosed, WaveOrder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from device.store import DeviceStore
     from wavemesh.runtime.clock import Clock
 
-_ORDER = {"tuf": 0, "holds": 1, "policy": 1}
-# A hub that takes the trust metadata away could bring an older one after the next start.
-_KEPT = frozenset({"tuf"})
+_ORDER = {"tuf": 0, "revocations": 1, "holds": 2, "policy": 2}
+# A hub that takes trust metadata or revocations away could bring older ones after the next start.
+_KEPT = frozenset({"tuf", "revocations"})
 MAX_REASON_CHARACTERS = 900
 
 
@@ -119,7 +119,7 @@ class DeviceSink:
         """Verify and store; what is refused is returned with its gate and kept for control's audit."""
         rejected: list[Rejection] = []
         accepted: list[tuple[HeldResource, bytes]] = []
-        for resource in sorted(changed, key=lambda one: _ORDER.get(one.key.type, 2)):
+        for resource in sorted(changed, key=lambda one: _ORDER.get(one.key.type, 3)):
             try:
                 self._accept(resource)
             except GateError as error:
@@ -134,6 +134,8 @@ class DeviceSink:
         floor = self._floor()
         epoch = max([self._store.document.hold_epoch, *(one.epoch for one in self._holds())])
         self._store.store_resources(accepted, removed, clock_floor=floor, hold_epoch=epoch)
+        if any(held.key.type == "revocations" for held, _ in accepted):
+            self._judge_again(self._clock.now())
         for order in self.orders():
             self._store.note_generation(order.wave_id, order.generation)
         self._changed()
@@ -166,7 +168,7 @@ class DeviceSink:
         key, now = resource.key, self._clock.now()
         statement = self._verifier.verify(key, resource.content, now, self._believed.get(key))
         self._check_floors(statement)
-        self._believed[key] = statement
+        self._believe(key, statement)
         for moment in signed_times(statement):
             self._hear(moment)
         if isinstance(statement, TrustedMetadata):
@@ -185,8 +187,8 @@ class DeviceSink:
                 raise GateError(Gate.REPLAY.value, msg)
 
     def _judge_again(self, now: datetime) -> None:
-        """New metadata: what it no longer vouches for is not believed any more."""
-        for held in self._store.document.held:
+        """New metadata or revocations: what they no longer vouch for is not believed any more."""
+        for held in sorted(self._store.document.held, key=lambda one: _ORDER.get(one.key.type, 3)):
             if held.key.type == "tuf" or isinstance(self._believed.get(held.key), OperatorIntent):
                 continue
             content = self._store.content(held)
@@ -194,7 +196,7 @@ class DeviceSink:
                 self._believed.pop(held.key, None)
                 continue
             try:
-                self._believed[held.key] = self._verifier.verify(held.key, content, now, None)
+                self._believe(held.key, self._verifier.verify(held.key, content, now, None))
             except GateError as error:
                 self._believed[held.key] = Unproven()
                 self._log.alert(f"no longer believed: {held.key.type}/{held.key.name}: {error}")
@@ -206,9 +208,10 @@ class DeviceSink:
         try:
             if metadata is not None:
                 self._believed[ResourceKey("tuf", "metadata")] = self._verifier.recall(metadata)
-            for key, content in contents.items():
+            # Revocations first: what a revoked hub signed is not believed again.
+            for key, content in sorted(contents.items(), key=lambda one: _ORDER.get(one[0].type, 3)):
                 if content is not None:
-                    self._believed[key] = self._recall_one(key, content)
+                    self._believe(key, self._recall_one(key, content))
         except GateError as error:
             self._log.alert(f"stored trust metadata is not believed any more: {error}")
 
@@ -218,6 +221,12 @@ class DeviceSink:
         except GateError as error:
             self._log.alert(f"not believed after the start: {key.type}/{key.name}: {error}")
             return Unproven()
+
+    def _believe(self, key: ResourceKey, statement: Statement) -> None:
+        """From now on; what was taken back counts at once, as nobody is served here whose stream it would end."""
+        self._believed[key] = statement
+        if isinstance(statement, RevocationList):
+            self._verifier.enforce(statement)
 
     # --- time --------------------------------------------------------------------------------------------------------
 

@@ -79,6 +79,8 @@ _HINTS = {
     "ASK_HUB": "ask a store's hub: add --context STORE; `edgectl context list` shows them",
     "LINK_DOWN": "is it up? `edgectl lab status`, `edgectl context list`",
     "BUSY": "it sheds load; try again",
+    "CLOCK_DOUBT": "control's clock cannot be right: set it, its log says more",
+    "REVOKED": "this certificate was taken back; enrol again",
     "FORBIDDEN": "use an operator's identity: `edgectl context list` shows which one is used",
     "NOT_FOUND": "list what there is: `edgectl wave list`, `device list`, `release list`",
     "GATE": "`edgectl explain GATE` says what to do",

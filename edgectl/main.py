@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgectl.commands import contexts, devices, explain, fleet, hub, lab, policy, releases, waves
+from edgectl.commands import contexts, devices, explain, fleet, hub, lab, nodes, policy, releases, waves
 from edgectl.exits import Exit, exit_of_error, hint_for
 from edgectl.framework import OutputOption, RootContextOption, Session
 from edgectl.output import Output, note
@@ -26,6 +26,7 @@ for _name, _noun in {
     "wave": waves.app,
     "hub": hub.app,
     "device": devices.app,
+    "node": nodes.app,
     "release": releases.app,
     "policy": policy.app,
     "fleet": fleet.fleet,

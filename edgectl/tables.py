@@ -195,6 +195,12 @@ def intents_table(intents: Sequence[Mapping[str, Any]]) -> Table:
     return Table("", ("at", "intent", "about", "state", "waits for", "operator", "reason", "detail"), rows)
 
 
+def revocations_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a revocation."""
+    rows = [(place(e["path"]), e["reach"], when(e["issued_before"]), e["reason"]) for e in entries]
+    return Table("", ("node", "what", "issued before", "reason"), rows)
+
+
 def audit_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     """One row an event."""
     rows = [(when(e["at"]), e["actor"], e["action"], e["subject"], e["detail"]) for e in entries]

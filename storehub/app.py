@@ -154,7 +154,7 @@ def join(hub: Hub, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     peers = Peers(credentials.authorities, hub.clock)
     downstream = SessionDownstream(credentials.node_id, registry, hub.clock, peers, DownstreamOptions(terms=terms))
     server, port = make_server(
-        credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs
+        credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs, peers=peers
     )
     downstream.add_to(server)
     ArtifactServer(credentials.node_id, cache, peers).add_to(server)

@@ -2,10 +2,10 @@
 
 Rules, by type:
 - ``tuf``: a TUF client's full checks, from the pinned root, never back behind what was accepted before.
-- ``policy``, ``holds``, ``order``, ``permit``, ``closed``: signed by the keys that the targets metadata gives to the
-  role control; the content must be the one its name says and concern this very store.
+- ``policy``, ``holds``, ``revocations``, ``order``, ``permit``, ``closed``: signed by the keys that the targets
+  metadata gives to the role control; the content must be the one its name says and concern this very store.
 - ``intent``: signed by an operator's own certificate.
-- Orders, permits and hold lists never go back to a lower generation or epoch: gate ``replay``.
+- Orders, permits, hold lists and revocations never go back to a lower generation or epoch: gate ``replay``.
 - What arrives before any TUF metadata waits, held but believed by nobody, until the metadata is there.
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from wavemesh.codec.statements import decode
 from wavemesh.errors import GateError, PeerError
 from wavemesh.identity.nodes import Role, is_within
+from wavemesh.identity.revocations import check_successor as check_revocations
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, Policy, policy_digest, policy_from_json
 from wavemesh.policy.gates import Gate
 from wavemesh.trust.envelope import SignatureGateError, verify_node, verify_role, verify_role_payload
@@ -28,6 +29,7 @@ from wavemesh.trust.statements import (
     HoldList,
     OperatorIntent,
     Permit,
+    RevocationList,
     TrustMetadata,
     WaveClosed,
     WaveOrder,
@@ -76,7 +78,15 @@ class Unproven:
 
 
 Finding: TypeAlias = (
-    TrustedMetadata | HeldPolicy | HoldList | WaveOrder | HeldPermit | WaveClosed | HeldIntent | Unproven
+    TrustedMetadata
+    | HeldPolicy
+    | HoldList
+    | RevocationList
+    | WaveOrder
+    | HeldPermit
+    | WaveClosed
+    | HeldIntent
+    | Unproven
 )
 
 
@@ -93,6 +103,7 @@ class Belief:
         self._hold_epoch = 0
         self.trusted: TrustedMetadata | None = None
         self.holds: HoldList | None = None
+        self.revocations: RevocationList | None = None
         self.orders: dict[str, WaveOrder] = {}
         self.policies: dict[str, Policy] = {}
         self.permits: dict[tuple[str, str], HeldPermit] = {}
@@ -109,7 +120,7 @@ class Belief:
                 return self._judge_trust(resource, now)
             if kind == "intent":
                 return self._judge_intent(resource, now)
-            if kind not in {"policy", "holds", "order", "permit", "closed"}:
+            if kind not in {"policy", "holds", "revocations", "order", "permit", "closed"}:
                 raise SignatureGateError(f"resources of type {kind!r} are not known here")
             if self.trusted is None:
                 return Unproven(resource)
@@ -143,6 +154,10 @@ class Belief:
                 return HeldPolicy(name, policy_from_json(payload))
             case "holds":
                 return self._newer_holds(verify_role(envelope, HoldList, trusted))
+            case "revocations":
+                revocations = verify_role(envelope, RevocationList, trusted)
+                check_revocations(revocations, self.revocations)
+                return revocations
             case "order":
                 return self._newer_order(name, verify_role(envelope, WaveOrder, trusted))
             case "permit":
@@ -194,6 +209,8 @@ class Belief:
             case HoldList():
                 self.holds = finding
                 self._hold_epoch = max(self._hold_epoch, finding.epoch)
+            case RevocationList():
+                self.revocations = finding
             case WaveOrder():
                 self.orders[finding.wave_id] = finding
                 self._generations[finding.wave_id] = finding.generation
@@ -206,8 +223,13 @@ class Belief:
             case Unproven():
                 pass
 
+    def enforce(self) -> None:
+        """Go by the revocations held, now that they are durable: what they hit ends."""
+        if self.revocations is not None:
+            self._authorities.take(self.revocations)
+
     def forget(self, key: ResourceKey) -> None:
-        """Stop believing what the parent took back; hold lists and trust only ever change for newer ones."""
+        """Stop believing what the parent took back; trust, holds and revocations only ever change for newer ones."""
         match self._found.pop(key, None):
             case HeldPolicy(digest=digest):
                 self.policies.pop(digest, None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from storehub import views
 from storehub.intents import AskControlError
 from storehub.schema import from_stamp, to_stamp
-from wavemesh.codec.statements import from_proto
+from wavemesh.codec.statements import from_proto, to_proto
 from wavemesh.errors import ForbiddenError, NotFoundError, PeerError
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.runtime.status import answers
@@ -238,6 +238,23 @@ class OperatorApi:
         self._caller(context)
         return operator_pb2.ListReleasesResponse(releases=self._views.releases())
 
+    @answers
+    async def ListRevocations(  # noqa: N802
+        self, request: operator_pb2.ListRevocationsRequest, context: Context
+    ) -> operator_pb2.ListRevocationsResponse:
+        """What was taken back, by the list held here."""
+        self._caller(context)
+        listed = self._hub.credentials.authorities.revocations
+        if listed is None:
+            return operator_pb2.ListRevocationsResponse()
+        page, token = _page(listed.revocations, request.page_size, request.page_token)
+        return operator_pb2.ListRevocationsResponse(
+            revocations=map(to_proto, page),
+            epoch=listed.epoch,
+            issued_at=views.stamp(listed.issued_at),
+            next_page_token=token,
+        )
+
     async def _ask_control(self, request: object, context: Context) -> Any:
         """What only control does."""
         self._caller(context)
@@ -249,6 +266,7 @@ class OperatorApi:
     SetHold = answers(_ask_control)
     ApplyInventory = answers(_ask_control)
     ListAudit = answers(_ask_control)
+    RevokeNode = answers(_ask_control)
 
 
 def _page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:

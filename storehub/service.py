@@ -1,8 +1,8 @@
 """What this hub is to its devices: the child registry of their sessions.
 
 Only devices of this very store are admitted. A device is served what concerns it: trust metadata, the hold list, the
-orders that name it with their policies, the closing words of waves, a rollback asked of it, and its lease. Permits stay
-here until a lease carries them.
+revocations, the orders that name it with their policies, the closing words of waves, a rollback asked of it, and its
+lease. Permits stay here until a lease carries them.
 
 Reports: a device's outcome is verified against its certificate and its path, merged, and passed on unchanged in the
 transaction that moves its cursor. What cannot be believed is not passed on: an event says so and the cursor moves, so
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from wavemesh.trust.statements import Envelope, WaveOrder
 
 _LOG = logging.getLogger(__name__)
-_FOR_ALL = frozenset({"tuf", "holds", "closed"})
+_FOR_ALL = frozenset({"tuf", "holds", "revocations", "closed"})
 _SHARED = _FOR_ALL | {"order", "policy"}
 _DIGESTS_CACHED = 2048
 

@@ -1,7 +1,8 @@
 """What this hub does with what its super hub sends, and what it tells when its report log starts anew.
 
 A resource is verified (``belief.py``), made durable with its consequences in one transaction, then believed and served.
-What does not verify is refused by gate, reported as an event once, and changes nothing.
+What does not verify is refused by gate, reported as an event once, and changes nothing. Revocations are in force once
+they are durable, and a parent that takes them back again is passed over: only a later list replaces them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from wavemesh.codec.statements import encode
 from wavemesh.errors import GateError
 from wavemesh.session.frames import MAX_REASON_BYTES, MAX_REPORT_BYTES, Rejection, Report
 from wavemesh.trust.metadata import TrustedMetadata
-from wavemesh.trust.statements import HoldList, SnapshotReport, WaveClosed, WaveOrder
+from wavemesh.trust.statements import HoldList, RevocationList, SnapshotReport, WaveClosed, WaveOrder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,7 @@ class HubSink:
         hub.belief.remember(generations, int(hub.store.fact(HOLD_EPOCH_FACT) or "0"))
         for error in hub.belief.restore(hub.resources.all().values(), hub.clock.now()):
             _LOG.warning("held resource is not believed any more: %s", error)
+        hub.belief.enforce()
 
     def held(self) -> Sequence[HeldResource]:
         """Everything durable here from the super hub."""
@@ -56,6 +58,7 @@ class HubSink:
     async def apply(self, changed: Sequence[Resource], removed: Sequence[ResourceKey]) -> Sequence[Rejection]:
         """Verify, store, act; trust metadata first, as the rest is verified by it."""
         hub, rejections = self._hub, list[Rejection]()
+        removed = [key for key in removed if key.type != "revocations"]
         accepted: list[Resource] = []
         async with hub.store.database.transaction() as tx:
             for resource in sorted(changed, key=lambda one: one.key.type != "tuf"):
@@ -102,6 +105,8 @@ class HubSink:
             case HoldList():
                 await hub.store.put_fact(tx, HOLD_EPOCH_FACT, str(finding.epoch))
                 await hub.clock_guard.confirm(tx, finding.issued_at, hub.clock.now())
+            case RevocationList():
+                tx.on_commit(hub.belief.enforce)
             case WaveOrder():
                 await self._take_order(tx, finding)
             case WaveClosed():

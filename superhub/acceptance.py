@@ -2,7 +2,8 @@
 
 * ``tuf``: a TUF client's full checks from the pinned root, never behind what was accepted before.
 * ``holds, policy, order, permit, closed``: signed by the role control of that metadata, named as their content says, in
-  this region; hold lists, orders and permits never go back: gate ``replay``.
+  this region; hold lists, revocations, orders and permits never go back: gate ``replay``.
+* ``revocations``: the same, and in force in this process once they are durable (``sink.py``).
 * ``intent``: signed by an operator's own certificate.
 * A type that is not known here cannot be verified, so it is refused.
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from wavemesh.codec.statements import decode
 from wavemesh.errors import GateError, PeerError
 from wavemesh.identity.nodes import Role, is_within
+from wavemesh.identity.revocations import check_successor as check_revocations
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_from_json
 from wavemesh.policy.gates import Gate
 from wavemesh.trust.envelope import SignatureGateError, verify_node, verify_role, verify_role_payload
@@ -27,6 +29,7 @@ from wavemesh.trust.statements import (
     HoldList,
     OperatorIntent,
     Permit,
+    RevocationList,
     TrustMetadata,
     WaveClosed,
     WaveOrder,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from wavemesh.session.frames import Resource, ResourceKey
 
 TRUST_TYPE = "tuf"
+REVOCATIONS_TYPE = "revocations"
 
 
 class Acceptance:
@@ -52,6 +56,7 @@ class Acceptance:
         self._authorities = authorities
         self.trusted: TrustedMetadata | None = None
         self.holds: HoldList | None = None
+        self.revocations: RevocationList | None = None
         self._orders: dict[ResourceKey, WaveOrder] = {}
         self._permits: dict[ResourceKey, int] = {}
 
@@ -105,8 +110,13 @@ class Acceptance:
                 doubtful.append(resource.key)
         return doubtful
 
+    def enforce(self) -> None:
+        """Go by the revocations held, now that they are durable: what they hit ends."""
+        if self.revocations is not None:
+            self._authorities.take(self.revocations)
+
     def forget(self, key: ResourceKey) -> None:
-        """Control took a resource back. Trust and holds only ever give way to newer ones."""
+        """Control took a resource back. Trust, holds and revocations only ever give way to newer ones."""
         self._orders.pop(key, None)
         self._permits.pop(key, None)
 
@@ -120,6 +130,10 @@ class Acceptance:
                 holds = verify_role(envelope, HoldList, trusted)
                 check_successor(holds, self.holds)
                 self.holds = holds
+            case "revocations":
+                revocations = verify_role(envelope, RevocationList, trusted)
+                check_revocations(revocations, self.revocations)
+                self.revocations = revocations
             case "order":
                 self._accept_order(key, verify_role(envelope, WaveOrder, trusted))
             case "permit":

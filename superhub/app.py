@@ -80,6 +80,7 @@ class _Parts:
     artifacts: ArtifactServer
     statuses: StatusRelay
     registry: RegionRegistry
+    peers: Peers
 
 
 class SuperHub:
@@ -209,7 +210,8 @@ class SuperHub:
         options = DownstreamOptions(terms, max_sessions=self.config.maximum_stores)
         peers = Peers(authorities, clock)
         downstream = SessionDownstream(self.node_id, registry, clock, peers, options)
-        return _Parts(sink, upstream, downstream, ArtifactServer(self.node_id, seeding, peers), statuses, registry)
+        artifacts = ArtifactServer(self.node_id, seeding, peers)
+        return _Parts(sink, upstream, downstream, artifacts, statuses, registry, peers)
 
     async def _listen(self, parts: _Parts) -> None:
         """Serve the stores until the drain; say goodbye downwards, then upwards."""
@@ -217,6 +219,7 @@ class SuperHub:
             self.credentials,
             address=self.config.listen,
             maximum_concurrent_rpcs=RPCS_PER_STORE * self.config.maximum_stores,
+            peers=parts.peers,
         )
         parts.downstream.add_to(server)
         parts.artifacts.add_to(server)

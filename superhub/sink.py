@@ -1,6 +1,7 @@
 """Desired state from control: verified, durable, then passed on.
 
 Rules. Trust metadata is verified before the resources that came with it, because it has their keys; hold lists next.
+Revocations are in force from the moment they are durable, and are never taken back: a removal is passed over.
 What is durable here is served to the stores it concerns at once, under this hub's own versions; transfers are judged
 anew. When control closes a wave, its outcomes are forgotten. Verifying runs in a thread: the permits of a large wave
 are thousands of signatures.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from superhub.acceptance import TRUST_TYPE
+from superhub.acceptance import REVOCATIONS_TYPE, TRUST_TYPE
 from wavemesh.artifacts.digests import in_thread
 from wavemesh.errors import GateError
 from wavemesh.session.frames import MAX_REASON_BYTES, Rejection
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from wavemesh.session.frames import HeldResource, Resource, ResourceKey
     from wavemesh.session.sqlite import SqliteResources
 
-_ORDER = {TRUST_TYPE: 0, "holds": 1}
+_ORDER = {TRUST_TYPE: 0, "holds": 1, REVOCATIONS_TYPE: 1}
 _MAX_REASON_CHARACTERS = MAX_REASON_BYTES // 4
 
 
@@ -59,6 +60,7 @@ class RegionSink:
                 await self._resources.store(tx, (), doubtful)
         for resource in self._resources.all().values():
             self._shelf.put(resource)
+        self._acceptance.enforce()
 
     def held(self) -> Sequence[HeldResource]:
         """Everything durable here from control."""
@@ -67,6 +69,7 @@ class RegionSink:
     async def apply(self, changed: Sequence[Resource], removed: Sequence[ResourceKey]) -> Sequence[Rejection]:
         """Verify and store; what is not returned as rejected is durable when this returns."""
         ordered = sorted(changed, key=lambda resource: _ORDER.get(resource.key.type, len(_ORDER)))
+        removed = [key for key in removed if key.type != REVOCATIONS_TYPE]
         accepted, rejected = await in_thread(self._judge, ordered, self._clock.now())
         async with self._store.database.transaction() as tx:
             await self._resources.store(tx, accepted, removed)
@@ -89,6 +92,8 @@ class RegionSink:
                 self._shelf.put(served)
         if accepted or removed:
             self._changed()
+        if any(resource.key.type == REVOCATIONS_TYPE for resource in accepted):
+            self._acceptance.enforce()
 
     def _judge(self, resources: Sequence[Resource], now: datetime) -> tuple[list[Resource], list[Rejection]]:
         accepted: list[Resource] = []

@@ -368,8 +368,8 @@ class HubStandIn:
     @asynccontextmanager
     async def serving(self, port: int = 0) -> AsyncIterator[HubStandIn]:
         """Listen until the context ends."""
-        server, self.port = make_server(self.me, address=f"127.0.0.1:{port}", maximum_concurrent_rpcs=64)
         peers = Peers(self.me.authorities, SystemClock())
+        server, self.port = make_server(self.me, address=f"127.0.0.1:{port}", maximum_concurrent_rpcs=64, peers=peers)
         self._downstream = SessionDownstream(HUB, self, SystemClock(), peers)
         self._downstream.add_to(server)
         ArtifactServer(HUB, self.blobs, peers).add_to(server)

@@ -256,10 +256,11 @@ async def serving(
     server_options: Sequence[tuple[str, Any]] = (),
 ) -> AsyncIterator[Parent]:
     """A parent over mTLS, stopped hard at the end."""
+    credentials = fleet.credentials(node)
+    peers = Peers(credentials.authorities, SystemClock())
     server, port = make_server(
-        fleet.credentials(node), address=address, maximum_concurrent_rpcs=4096, options=server_options
+        credentials, address=address, maximum_concurrent_rpcs=4096, peers=peers, options=server_options
     )
-    peers = Peers(fleet.credentials(node).authorities, SystemClock())
     downstream = SessionDownstream(node, registry, SystemClock(), peers, options or DownstreamOptions(FAST))
     downstream.add_to(server)
     await server.start()

@@ -211,12 +211,12 @@ class Region:
 
     @asynccontextmanager
     async def running_control(self) -> AsyncIterator[None]:
+        credentials = self.credentials(CONTROL)
+        peers = Peers(credentials.authorities, SystemClock())
         server, self.control_port = make_server(
-            self.credentials(CONTROL), address=f"127.0.0.1:{self.control_port}", maximum_concurrent_rpcs=16
+            credentials, address=f"127.0.0.1:{self.control_port}", maximum_concurrent_rpcs=16, peers=peers
         )
-        self.downstream = SessionDownstream(
-            CONTROL, self.control, SystemClock(), Peers(self.credentials(CONTROL).authorities, SystemClock())
-        )
+        self.downstream = SessionDownstream(CONTROL, self.control, SystemClock(), peers)
         self.downstream.add_to(server)
         await server.start()
         try:

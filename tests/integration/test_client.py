@@ -26,7 +26,9 @@ from wavemesh.client.retrying import Backoff
 from wavemesh.errors import BusyError, ConflictError, ForbiddenError, LinkDownError, NotFoundError, PeerError
 from wavemesh.identity.ca import FleetCa, write_node
 from wavemesh.identity.nodes import NodeId
+from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_channel, make_server
+from wavemesh.runtime.peers import Peers
 from wavemesh.runtime.status import answers
 from wavemesh.trust.statements import IntentKind, OperatorIntent
 from wavemesh.v1 import operator_pb2 as pb
@@ -109,6 +111,10 @@ async def test_lists_pages_and_filters(world: World) -> None:
         applied = [record.kind async for record in client.intents(of_wave)]
         asked = [record.kind async for record in client.intents(pb.ListIntentsRequest(wave_id="w2"))]
         assert set(applied) <= set(asked) == {rollout_pb2.INTENT_KIND_START_WAVE, rollout_pb2.INTENT_KIND_PAUSE_WAVE}
+        for path in DEVICES[:3]:
+            await client.revoke_node(pb.RevokeNodeRequest(path=path, reason="stolen"))
+        taken_back = client.revocations(pb.ListRevocationsRequest(page_size=2))
+        assert [entry.path async for entry in taken_back] == list(DEVICES[:3])
         assert [entry.subject async for entry in client.audit(pb.ListAuditRequest(page_size=2))]
 
 
@@ -316,7 +322,9 @@ class Overloaded(OperatorServiceServicer):
 @asynccontextmanager
 async def overloaded(world: World, hint_s: float) -> AsyncIterator[tuple[Overloaded, OperatorClient]]:
     servicer: Overloaded = _untyped(Overloaded)(hint_s)
-    server, port = make_server(world.credentials(CONTROL.path), address="127.0.0.1:0", maximum_concurrent_rpcs=10)
+    credentials = world.credentials(CONTROL.path)
+    peers = Peers(credentials.authorities, SystemClock())
+    server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=10, peers=peers)
     add_OperatorServiceServicer_to_server(servicer, server)
     await server.start()
     try:

@@ -436,6 +436,7 @@ async def test_reports_below_the_cursor_are_passed_over(world: World) -> None:
             database=core.database,
             waves=core.waves,
             intents=core.intents,
+            revocations=core.revocations,
             fleet=core.fleet,
             authorities=world.credentials(CONTROL.path).authorities,
             clock=core.clock,

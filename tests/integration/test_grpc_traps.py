@@ -30,7 +30,9 @@ from tests.session_kit import (
     until,
 )
 from wavemesh.identity.nodes import NodeId
+from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import BULK_OPTIONS, SERVER_OPTIONS, SESSION_OPTIONS, ListenError, make_channel, make_server
+from wavemesh.runtime.peers import Peers
 from wavemesh.session.link import DownstreamOptions
 
 if TYPE_CHECKING:
@@ -47,12 +49,18 @@ def small_fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     return Fleet.create(tmp_path_factory.mktemp("fleet"))
 
 
+def _server(
+    fleet: Fleet, maximum_rpcs: int, options: Sequence[tuple[str, Any]] = (), address: str = "127.0.0.1:0"
+) -> tuple[grpc.aio.Server, int]:
+    credentials = fleet.credentials(STORE)
+    peers = Peers(credentials.authorities, SystemClock())
+    return make_server(credentials, address=address, maximum_concurrent_rpcs=maximum_rpcs, peers=peers, options=options)
+
+
 @asynccontextmanager
 async def streaming(fleet: Fleet, handler: Handler, options: Sequence[tuple[str, Any]] = ()) -> AsyncIterator[str]:
     """A server with one raw bidirectional method, under the product's options unless overridden."""
-    server, port = make_server(
-        fleet.credentials(STORE), address="127.0.0.1:0", maximum_concurrent_rpcs=100, options=options
-    )
+    server, port = _server(fleet, 100, options)
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(handler)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Traps", {"Stream": method}),))
     await server.start()
@@ -171,7 +179,7 @@ async def test_the_end_of_a_stream_looks_the_same_whatever_it_was(small_fleet: F
         finally:
             over.set()
 
-    server, port = make_server(small_fleet.credentials(STORE), address="127.0.0.1:0", maximum_concurrent_rpcs=9)
+    server, port = _server(small_fleet, 9)
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(handler)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Traps", {"Stream": method}),))
     await server.start()
@@ -232,13 +240,13 @@ async def test_a_port_is_not_shared_in_silence(small_fleet: Fleet) -> None:
     """``grpc.so_reuseport`` is on by default: a second server would take half of the first one's children."""
     async with streaming(small_fleet, echo) as address:
         with pytest.raises(ListenError, match="cannot listen"):
-            make_server(small_fleet.credentials(STORE), address=address, maximum_concurrent_rpcs=1)
+            _server(small_fleet, 1, address=address)
         gc.collect()
 
 
 async def test_excess_calls_are_refused_and_do_not_wait(small_fleet: Fleet) -> None:
     """``maximum_concurrent_rpcs`` refuses; ``grpc.max_concurrent_streams`` would let the excess wait in silence."""
-    server, port = make_server(small_fleet.credentials(STORE), address="127.0.0.1:0", maximum_concurrent_rpcs=1)
+    server, port = _server(small_fleet, 1)
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(echo)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Traps", {"Stream": method}),))
     await server.start()

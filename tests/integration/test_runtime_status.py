@@ -52,8 +52,9 @@ class Service:
 
 @pytest.fixture
 async def served(small_fleet: Fleet) -> AsyncIterator[tuple[Service, str]]:
-    service = Service(Peers(small_fleet.credentials(STORE).authorities, SystemClock()))
-    server, port = make_server(small_fleet.credentials(STORE), address="127.0.0.1:0", maximum_concurrent_rpcs=9)
+    credentials = small_fleet.credentials(STORE)
+    service = Service(Peers(credentials.authorities, SystemClock()))
+    server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=9, peers=service.peers)
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(service.call)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Status", {"Call": method}),))
     await set_serving(serve_health(server, ["t.Status"]), ["t.Status"])

@@ -88,10 +88,9 @@ async def serving(credentials: Any, directory: Path, **options: Any) -> AsyncIte
     async with store.writer(DIGEST) as writer:
         await writer.write(CONTENT)
     source = StoreSource(store)
-    server, port = make_server(credentials(HUB), address="127.0.0.1:0", maximum_concurrent_rpcs=100)
-    artifacts = ArtifactServer(
-        credentials(HUB).node_id, source, Peers(credentials(HUB).authorities, SystemClock()), **options
-    )
+    peers = Peers(credentials(HUB).authorities, SystemClock())
+    server, port = make_server(credentials(HUB), address="127.0.0.1:0", maximum_concurrent_rpcs=100, peers=peers)
+    artifacts = ArtifactServer(credentials(HUB).node_id, source, peers, **options)
     artifacts.add_to(server)
     await server.start()
     try:
@@ -204,8 +203,9 @@ async def test_a_server_that_restarts_does_not_end_a_download(credentials: Any, 
             await half_way.wait()
         assert not fetching.done()
         store = await BlobStore.open(tmp_path / "hub", 1 << 30, SystemClock())
-        server, _ = make_server(credentials(HUB), address=f"127.0.0.1:{port}", maximum_concurrent_rpcs=10)
         peers = Peers(credentials(HUB).authorities, SystemClock())
+        address = f"127.0.0.1:{port}"
+        server, _ = make_server(credentials(HUB), address=address, maximum_concurrent_rpcs=10, peers=peers)
         ArtifactServer(credentials(HUB).node_id, StoreSource(store), peers).add_to(server)
         await server.start()
         await fetching

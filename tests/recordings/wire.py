@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from wavemesh.identity.nodes import NodeId
+    from wavemesh.runtime.peers import Peers
     from wavemesh.session.frames import ChildFrame, Hello, ParentFrame, Resource, ResourceKey
     from wavemesh.session.seams import ResourceSink
 
@@ -74,7 +75,7 @@ class _Details:
     invocation_metadata: tuple[()] = ()
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Call:
     """What a handler sees of one call (what it uses of grpc.aio.ServicerContext), and its caller's end."""
 
@@ -106,10 +107,11 @@ class Call:
 
 
 class MemoryServer:
-    """What a tier takes for its gRPC server."""
+    """What a tier takes for its gRPC server; whoever calls is admitted as there."""
 
     def __init__(self) -> None:
         self._handlers: list[Any] = []
+        self.guard: grpc.aio.ServerInterceptor | None = None
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         self._handlers.extend(handlers)
@@ -123,13 +125,17 @@ class MemoryServer:
     async def stop(self, grace: float | None) -> None:
         """Nothing listens."""
 
-    def handler(self, method: str) -> Any:
-        found = (one.service(_Details(method)) for one in self._handlers)
+    async def handler(self, method: str) -> Any:
+        assert self.guard is not None
+        return await self.guard.intercept_service(self._find, cast("grpc.HandlerCallDetails", _Details(method)))
+
+    async def _find(self, details: grpc.HandlerCallDetails) -> Any:
+        found = (one.service(details) for one in self._handlers)
         return next(one for one in found if one is not None)
 
     async def ask(self, peer: NodeId, certificate: bytes, method: str, request: bytes) -> bytes:
         """A unary call, as bytes; raises what the handler's status says."""
-        handler = self.handler(method)
+        handler = await self.handler(method)
         try:
             response = await handler.unary_unary(handler.request_deserializer(request), Call(peer, certificate))
         except AbortedError as aborted:
@@ -146,7 +152,8 @@ class Tap:
         self.server = MemoryServer()
         self.sink: ResourceSink | None = None
 
-    def make_server(self, *_: Any, **__: Any) -> tuple[MemoryServer, int]:
+    def make_server(self, *_: Any, peers: Peers, **__: Any) -> tuple[MemoryServer, int]:
+        self.server.guard = peers.guard()
         return self.server, 1
 
     def make_upstream(self, **parts: Any) -> SessionUpstream:
@@ -177,7 +184,7 @@ async def converse(
     """
     peer, certificate = child.node, child.certificate
     call, told = Call(peer, certificate), Told()
-    handler = server.handler(CONNECT)
+    handler = await server.handler(CONNECT)
     say = _Sayer(call, handler)
     say(hello)
     async with asyncio.TaskGroup() as group, asyncio.timeout(PATIENCE_S):

@@ -17,6 +17,7 @@ from tests.security.matrix import Answer
 from wavemesh.identity.ca import FleetCa, RegionCa
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.grpc import SESSION_OPTIONS
+from wavemesh.trust.statements import Revocation, RevocationList, RevocationReach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,12 +41,17 @@ class Impostor(enum.Enum):
     OTHER_NAME = "a certificate of the fleet's CA that names another fleet"
     NO_NAME = "a certificate of the fleet's CA without a SPIFFE id"
     OTHER_REGION = "a certificate of another region's authority"
+    REVOKED = "a certificate that was taken back"
+    REVOKED_AUTHORITY = "a certificate whose authority was taken back"
 
     @property
     def answer(self) -> Answer:
         """What it gets from an RPC that asks who calls."""
-        is_ours = self in {Impostor.OTHER_NAME, Impostor.NO_NAME, Impostor.OTHER_REGION}
+        is_ours = self in {Impostor.OTHER_NAME, Impostor.NO_NAME, Impostor.OTHER_REGION} | REVOKED
         return Answer.FORBIDDEN if is_ours else Answer.NO_CONNECTION
+
+
+REVOKED = frozenset({Impostor.REVOKED, Impostor.REVOKED_AUTHORITY})
 
 
 class Identities:
@@ -54,6 +60,8 @@ class Identities:
     def __init__(self, ca: FleetCa) -> None:
         self._ca = ca
         self._issuers = Issuers(ca)
+        self._revoked_at = datetime.now(UTC) - 2 * _HOUR
+        self._authority_since = ca.certificate.not_valid_before_utc
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._other_fleet = FleetCa.create("other.example", datetime.now(UTC) - _DAY)
         self._other_ca = FleetCa.create(FLEET, datetime.now(UTC) - _DAY)
@@ -65,8 +73,26 @@ class Identities:
 
     def impostor(self, kind: Impostor, path: str) -> grpc.ChannelCredentials:
         """A wrong identity that claims to be the node at that path."""
-        chain = self._chain(kind, path)
+        chain = self._revoked_chain(kind, path) if kind in REVOKED else self._chain(kind, path)
         return self._present(chain) if chain else grpc.ssl_channel_credentials(_pem(self._ca.certificate))
+
+    def revocations(self, *paths: str) -> RevocationList:
+        """What was taken back, for those with REVOKED identities that claim to be these nodes."""
+        entries = {Revocation(path, RevocationReach.NODE, self._revoked_at, "stolen") for path in paths}
+        for path in paths:
+            if path.startswith("region/"):
+                region = "/".join(path.split("/")[:2])
+                entries.add(Revocation(region, RevocationReach.AUTHORITY, self._authority_since, "stolen"))
+        return RevocationList(1, tuple(entries), self._revoked_at)
+
+    def _revoked_chain(self, kind: Impostor, path: str) -> list[x509.Certificate]:
+        """A leaf that is too old, or a good one below an authority that is."""
+        if kind is Impostor.REVOKED or not path.startswith("region/"):
+            issuer = self._issuers.issuer(path)
+            return [self._issue(issuer, NodeId(FLEET, path), self._revoked_at - _HOUR), *issuer.chain]
+        before, after = self._authority_since - _HOUR, datetime.now(UTC) + _DAY
+        old = RegionCa.create(self._ca, path.split("/")[1], not_before=before, not_after=after)
+        return [self._issue(old, NodeId(FLEET, path)), old.certificate]
 
     def _chain(self, kind: Impostor, path: str) -> list[x509.Certificate]:
         """The certificates that are shown, leaf first."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from tests import storehub_kit
 from tests.conftest import FLEET
-from tests.security.identities import Identities, Impostor, dial
+from tests.security.identities import REVOKED, Identities, Impostor, dial
 from tests.security.matrix import (
     BEGIN,
     CHILDREN,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from tests.conftest import CredentialsFactory, TrustKeys
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.ca import FleetCa
 
 TIMEOUT_S = 20.0
@@ -133,6 +136,19 @@ def expected_of_impostor(name: str, tier: Tier, kind: Impostor) -> Answer:
     return Answer.SERVED if who(name, tier) is Who.NODES else Answer.ABSENT
 
 
+def served_child(tier: Tier) -> str:
+    """Path of a node that a tier serves as its child."""
+    return min(caller.value for caller in CHILDREN[tier])
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server under test, and whom it believes."""
+
+    port: int
+    authorities: Authorities
+
+
 async def wrong_cells(tier: Tier, port: int, identities: Identities) -> list[str]:
     """Call everything as everybody; returns what is not as the matrix says."""
     wrong: list[str] = []
@@ -148,7 +164,7 @@ async def wrong_cells(tier: Tier, port: int, identities: Identities) -> list[str
         for caller in Caller:
             cells = {name: expected(name, tier, caller) for name in ROWS}
             group.create_task(call_all(caller.value, identities.node(caller.value), cells))
-        served = min(caller.value for caller in CHILDREN[tier])
+        served = served_child(tier)
         for kind in Impostor:
             cells = {name: expected_of_impostor(name, tier, kind) for name in ROWS}
             for path in (served, Caller.OPERATOR.value):
@@ -159,25 +175,25 @@ async def wrong_cells(tier: Tier, port: int, identities: Identities) -> list[str
 @asynccontextmanager
 async def control(
     directory: Path, ca: FleetCa, credentials: CredentialsFactory, trust_keys: TrustKeys
-) -> AsyncIterator[int]:
+) -> AsyncIterator[Running]:
     async with make_world(directory / "control", credentials, trust_keys).serving() as served:
-        yield served.control.port
+        yield Running(served.control.port, served.control.authorities)
 
 
 @asynccontextmanager
 async def super_hub(
     directory: Path, ca: FleetCa, credentials: CredentialsFactory, trust_keys: TrustKeys
-) -> AsyncIterator[int]:
+) -> AsyncIterator[Running]:
     region = Region(directory, ca, trust_keys, origin_port=1, control_port=1)
     region.write_hub()
     async with region.running_hub() as hub:
-        yield hub.port
+        yield Running(hub.port, hub.credentials.authorities)
 
 
 @asynccontextmanager
 async def store_hub(
     directory: Path, ca: FleetCa, credentials: CredentialsFactory, trust_keys: TrustKeys
-) -> AsyncIterator[int]:
+) -> AsyncIterator[Running]:
     node = credentials(Tier.STORE_HUB.path)
     of = node.certificate
     write_node(
@@ -188,7 +204,7 @@ async def store_hub(
     config = storehub_kit.CONFIG.format(port=0, parent="127.0.0.1:1", lease_s=1, trial_s=1, watchdog_s=1)
     (directory / "config.toml").write_text(config)
     async with storehub_kit.running(directory) as app:
-        yield app.port
+        yield Running(app.port, app.hub.credentials.authorities)
 
 
 SERVERS = {Tier.CONTROL: control, Tier.SUPER_HUB: super_hub, Tier.STORE_HUB: store_hub}
@@ -200,7 +216,9 @@ async def test_everybody_gets_what_the_matrix_says(
 ) -> None:
     identities = Identities(fleet_ca)
     async with AsyncExitStack() as stack:
-        port = await stack.enter_async_context(SERVERS[tier](tmp_path, fleet_ca, credentials, trust_keys))
+        server = await stack.enter_async_context(SERVERS[tier](tmp_path, fleet_ca, credentials, trust_keys))
+        server.authorities.take(identities.revocations(served_child(tier), Caller.OPERATOR.value))
+        port = server.port
         wrong = await wrong_cells(tier, port, identities)
         node = identities.node(Caller.OPERATOR.value)
         channel = await stack.enter_async_context(dial(port, NodeId(FLEET, tier.path), node))
@@ -208,6 +226,25 @@ async def test_everybody_gets_what_the_matrix_says(
     assert not wrong, "\n".join(wrong)
     listed = reflection_pb2.ServerReflectionResponse.FromString(reflected or b"")
     assert {one.name for one in listed.list_services_response.service} == services(tier)
+
+
+@pytest.mark.parametrize("tier", Tier, ids=lambda tier: tier.title)
+async def test_a_revoked_identity_is_told_so_by_every_rpc(
+    tier: Tier, tmp_path: Path, fleet_ca: FleetCa, credentials: CredentialsFactory, trust_keys: TrustKeys
+) -> None:
+    """Whatever is asked, and whatever of it was taken back."""
+    identities, paths = Identities(fleet_ca), (served_child(tier), Caller.OPERATOR.value)
+    told: set[str] = set()
+    async with SERVERS[tier](tmp_path, fleet_ca, credentials, trust_keys) as server:
+        server.authorities.take(identities.revocations(*paths))
+        for kind, path in product(REVOKED, paths):
+            async with dial(server.port, NodeId(FLEET, tier.path), identities.impostor(kind, path)) as channel:
+                for name in ROWS:
+                    if who(name, tier) not in {Who.NODES, Who.NOBODY}:
+                        with pytest.raises(grpc.aio.AioRpcError) as caught:
+                            await first(channel, name, METHODS[name])
+                        told.add(error_from_rpc(caught.value).details["reason"])
+    assert told == {"REVOKED"}
 
 
 def test_every_rpc_has_a_row_and_every_row_an_rpc() -> None:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.statements import OperatorIntent
+    from wavemesh.v1 import rollout_pb2
     from wavemesh.v1.operator_pb2_grpc import OperatorServiceAsyncStub
 
 MAX_PAGES = 100_000
@@ -69,6 +70,7 @@ Listing = TypeVar(
     operator_pb2.ListAuditRequest,
     operator_pb2.ListDevicesRequest,
     operator_pb2.ListIntentsRequest,
+    operator_pb2.ListRevocationsRequest,
     operator_pb2.ListWavesRequest,
 )
 
@@ -236,6 +238,17 @@ class OperatorClient:
         return await self.ask(
             self.stub.SetHold, operator_pb2.SetHoldRequest(release=release, held=False, reason=reason)
         )
+
+    async def revoke_node(self, request: operator_pb2.RevokeNodeRequest) -> operator_pb2.RevokeNodeResponse:
+        """Take a node's certificates back, or say whom it would hit. Never repeated by itself."""
+        return await self.ask(self.stub.RevokeNode, request)
+
+    def revocations(
+        self, request: operator_pb2.ListRevocationsRequest | None = None
+    ) -> AsyncGenerator[rollout_pb2.Revocation]:
+        """What was taken back, by path."""
+        asked = request or operator_pb2.ListRevocationsRequest()
+        return self._items(self.stub.ListRevocations, asked, lambda page: page.revocations)
 
     def audit(self, request: operator_pb2.ListAuditRequest | None = None) -> AsyncGenerator[operator_pb2.AuditEntry]:
         """Who did what, newest first."""

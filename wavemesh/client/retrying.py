@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wavemesh.errors import WavemeshError
 
 #: RPCs of OperatorService by name. SetHold is missing on purpose: a lift repeated late could undo somebody else's hold.
+#: So is RevokeNode: repeated late, it would take back what was issued in between.
 REPEATABLE = frozenset(
     {
         "ApplyInventory",
@@ -35,6 +36,7 @@ REPEATABLE = frozenset(
         "ListDevices",
         "ListIntents",
         "ListReleases",
+        "ListRevocations",
         "ListWaves",
         "PlanWave",
         "PublishRelease",

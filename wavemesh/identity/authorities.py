@@ -2,7 +2,8 @@
 
 A tier has one ``Authorities`` for its life, made of its own ca.crt, and asks it about the TLS certificate of every peer
 and about every signer's. What a peer shows beside its leaf, in TLS or in an envelope, may link the leaf to a root held
-here and is never an anchor itself.
+here and is never an anchor itself. A certificate that control took back (``revocations.py``) proves nothing, in TLS no
+more than in an envelope; whoever serves is told when the list changes, so that live streams end too.
 """
 
 from __future__ import annotations
@@ -15,44 +16,78 @@ from wavemesh.identity.certificates import (
     CERTIFICATE_ERRORS,
     MAX_CHAIN_CERTIFICATES,
     BadCertificateError,
+    Proof,
     is_root,
     load_certificate,
     verify_certificate,
 )
+from wavemesh.identity.revocations import RevocationIndex, check_successor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from wavemesh.identity.nodes import NodeId
+    from wavemesh.trust.statements import RevocationList
 
 MAX_CHAIN_PEM_BYTES = 64 * 1024
 
 
 class Authorities:
-    """The fleet's roots, and the authorities of regions that this node knows itself."""
+    """The fleet's roots, the authorities of regions that this node knows itself, and what was taken back."""
 
     def __init__(self, certificates: Sequence[x509.Certificate]) -> None:
         """``certificates`` as ca.crt has them, and those of the node's own chain."""
         self.certificates = tuple(certificates)
+        self._revocations: RevocationIndex | None = None
+        self._listeners: list[Callable[[], None]] = []
 
-    def verify(self, leaf: x509.Certificate, now: datetime, shown: Sequence[x509.Certificate] = ()) -> NodeId:
-        """The node that the leaf proves at ``now``, with what was shown beside it.
+    # -- what was taken back -----------------------------------------------------------------------------------------
 
-        Raises BadCertificateError or BadNodeIdError.
+    @property
+    def revocations(self) -> RevocationList | None:
+        """The list in force; None when nothing was ever taken back, as far as is known here."""
+        return self._revocations.listed if self._revocations is not None else None
+
+    def take(self, listed: RevocationList) -> None:
+        """Go by this list from now on; it was verified, and is durable. Raises GateError (replay) for an older one.
+
+        Called in the event loop; whoever listens is called before it returns.
+        """
+        check_successor(listed, self.revocations)
+        self._revocations = RevocationIndex(listed)
+        for heard in self._listeners:
+            heard()
+
+    def on_change(self, heard: Callable[[], None]) -> None:
+        """Call back after each change of the list, for as long as this object lives."""
+        self._listeners.append(heard)
+
+    def check_not_revoked(self, proof: Proof) -> None:
+        """Raise RevokedError if the certificate behind a proof has been taken back since."""
+        if self._revocations is not None:
+            self._revocations.check(proof)
+
+    def earliest_start(self, path: str) -> datetime | None:
+        """When a certificate issued now for that node may begin at the earliest; None: any time."""
+        return self._revocations.earliest_start(path) if self._revocations is not None else None
+
+    # -- what a certificate proves -----------------------------------------------------------------------------------
+
+    def prove(self, leaf: x509.Certificate, now: datetime, shown: Sequence[x509.Certificate] = ()) -> Proof:
+        """What the leaf proves at ``now``, with what was shown beside it.
+
+        Raises BadCertificateError (RevokedError for one that was taken back) or BadNodeIdError.
         """
         if len(shown) > MAX_CHAIN_CERTIFICATES:
             msg = f"{len(shown)} certificates shown beside the leaf; at most {MAX_CHAIN_CERTIFICATES} are accepted"
             raise BadCertificateError(msg)
         linking = [certificate for certificate in shown if not is_root(certificate)]
-        return verify_certificate(leaf, [*self.certificates, *linking], now)
+        proof = verify_certificate(leaf, [*self.certificates, *linking], now)
+        self.check_not_revoked(proof)
+        return proof
 
-    def verify_der(self, leaf: bytes, now: datetime, shown: Sequence[bytes] = ()) -> tuple[NodeId, x509.Certificate]:
-        """The same for DER as it stands in an envelope; the leaf too, for its key."""
-        certificate = load_certificate(leaf)
-        return self.verify(certificate, now, [load_certificate(one) for one in shown]), certificate
-
-    def verify_pem(self, leaf: bytes, now: datetime, shown: bytes = b"") -> NodeId:
+    def prove_pem(self, leaf: bytes, now: datetime, shown: bytes = b"") -> Proof:
         """The same for PEM as TLS hands it over."""
         if len(leaf) + len(shown) > MAX_CHAIN_PEM_BYTES:
             msg = f"certificates of {len(leaf) + len(shown)} bytes; at most {MAX_CHAIN_PEM_BYTES} are accepted"
@@ -63,4 +98,13 @@ class Authorities:
         except CERTIFICATE_ERRORS as error:
             msg = f"not a certificate in PEM: {error}"
             raise BadCertificateError(msg) from error
-        return self.verify(certificate, now, chain)
+        return self.prove(certificate, now, chain)
+
+    def verify(self, leaf: x509.Certificate, now: datetime, shown: Sequence[x509.Certificate] = ()) -> NodeId:
+        """The node that the leaf proves; raises as ``prove``."""
+        return self.prove(leaf, now, shown).node_id
+
+    def verify_der(self, leaf: bytes, now: datetime, shown: Sequence[bytes] = ()) -> tuple[NodeId, x509.Certificate]:
+        """The same for DER as it stands in an envelope; the leaf too, for its key."""
+        certificate = load_certificate(leaf)
+        return self.verify(certificate, now, [load_certificate(one) for one in shown]), certificate

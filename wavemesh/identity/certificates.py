@@ -11,6 +11,8 @@ against the chain its peer showed (``authorities.py``). A root is what signed it
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +31,8 @@ MAX_CERTIFICATE_BYTES = 16 * 1024
 MAX_CA_CERTIFICATES = 16
 MAX_CHAIN_CERTIFICATES = 2
 """Above a leaf: at most its region's authority and the root."""
+LONGEST_LEAF_LIFETIME = timedelta(days=400)
+"""No leaf is believed that claims to live longer, so a revocation need not be remembered for ever."""
 _MAX_CHAIN_DEPTH = 4
 _FLEET_URI = re.compile(r"spiffe://([^/]+)")
 # What reading a hostile certificate raises; some of these are no ValueErrors, and parts are parsed only when asked for.
@@ -61,6 +65,18 @@ class Scope(NamedTuple):
     def covers(self, node_id: NodeId) -> bool:
         """Whether that node is within it."""
         return node_id.fleet == self.fleet and (not self.region or is_within(node_id.path, f"region/{self.region}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Which node a leaf proves, and by what: when the leaf was issued, when the first certificate of its chain expires,
+    and each authority above it with the time it was issued itself.
+    """
+
+    node_id: NodeId
+    issued_at: datetime
+    expires_at: datetime
+    authorities: tuple[tuple[Scope, datetime], ...]
 
 
 def authority_scope(certificate: x509.Certificate) -> Scope | None:
@@ -99,9 +115,13 @@ def node_id_of(certificate: x509.Certificate) -> NodeId:
     return NodeId.parse(uris[0])
 
 
-def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Certificate], now: datetime) -> NodeId:
-    """The node that the leaf proves at ``now``; raises BadCertificateError or BadNodeIdError."""
+def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Certificate], now: datetime) -> Proof:
+    """What the leaf proves at ``now``; raises BadCertificateError or BadNodeIdError."""
     node_id = node_id_of(leaf)
+    lifetime = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    if lifetime > LONGEST_LEAF_LIFETIME:
+        msg = f"certificate of {node_id.uri} claims to be good for {lifetime.days} days; at most 400 are accepted"
+        raise BadCertificateError(msg)
     roots = [certificate for certificate in ca_certificates if is_root(certificate)]
     intermediates = [certificate for certificate in ca_certificates if not is_root(certificate)]
     if not roots:
@@ -119,13 +139,16 @@ def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Ce
     except verification.VerificationError as error:
         msg = f"certificate of {node_id.uri} is not valid at {now.isoformat()}: {validity_problem(leaf, now) or error}"
         raise BadCertificateError(msg) from error
+    authorities: list[tuple[Scope, datetime]] = []
     for authority in chain[1:]:
         scope = authority_scope(authority)
         if scope is None or not scope.covers(node_id):
             speaks_for = ", ".join(_uris(authority)) or "no fleet"
             msg = f"certificate of {node_id.uri} comes from a CA that speaks for {speaks_for}"
             raise BadCertificateError(msg)
-    return node_id
+        authorities.append((scope, authority.not_valid_before_utc))
+    expires_at = min(one.not_valid_after_utc for one in chain)
+    return Proof(node_id, leaf.not_valid_before_utc, expires_at, tuple(authorities))
 
 
 @lru_cache(maxsize=4 * MAX_CA_CERTIFICATES)

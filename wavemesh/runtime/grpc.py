@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from wavemesh.identity.credentials import NodeCredentials
     from wavemesh.identity.nodes import NodeId
+    from wavemesh.runtime.peers import Peers
 
 T = TypeVar("T")
 Options = list[tuple[str, Any]]
@@ -78,14 +79,18 @@ def make_server(
     *,
     address: str,
     maximum_concurrent_rpcs: int,
+    peers: Peers,
     options: Sequence[tuple[str, Any]] = (),
 ) -> tuple[grpc.aio.Server, int]:
     """A server bound to ``address`` ("host:port", port 0 for any) and its port; not yet started.
 
-    Calls beyond ``maximum_concurrent_rpcs`` are refused with RESOURCE_EXHAUSTED. Raises ListenError.
+    Calls beyond ``maximum_concurrent_rpcs`` are refused with RESOURCE_EXHAUSTED; whom ``peers`` do not admit reaches no
+    service. Raises ListenError.
     """
     server = grpc.aio.server(
-        options=_overridden(SERVER_OPTIONS, options), maximum_concurrent_rpcs=maximum_concurrent_rpcs
+        interceptors=[peers.guard()],
+        options=_overridden(SERVER_OPTIONS, options),
+        maximum_concurrent_rpcs=maximum_concurrent_rpcs,
     )
     try:
         port = server.add_secure_port(address, credentials.server_credentials())

@@ -25,6 +25,7 @@ class Ending(enum.Enum):
     PEER_SLOW = "peer too slow"
     REFUSED = "refused"
     INCOMPATIBLE = "no common protocol version"
+    REVOKED = "certificate taken back"
     LOST = "stream lost"
 
 

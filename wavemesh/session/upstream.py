@@ -6,6 +6,8 @@ Rules.
 2. Coming back: at once after a restart of the log; not before the time the parent named, plus jitter; else with full
    jitter. The attempt counter starts again once a session has lasted ``stable_s``. Where there is no common protocol
    version somebody must be updated first: the child comes back after ``incompatible_s``, and says why it stays away.
+   Whom the parent refuses because its certificate was taken back stays away for ``revoked_retry_s`` and more: only a
+   new certificate can help.
 3. Whatever the end, unanswered asks fail with LinkDownError; reports, resources and status lose nothing.
 """
 
@@ -20,6 +22,7 @@ import grpc
 
 from wavemesh.codec.session import decode_parent, encode_child
 from wavemesh.errors import BusyError, LinkDownError, WavemeshError
+from wavemesh.identity.revocations import RevokedError
 from wavemesh.runtime.grpc import make_channel
 from wavemesh.runtime.status import error_from_rpc, error_from_status, status_in
 from wavemesh.session.child import (
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 MAX_STATUS_KEYS = 131_072
 _FAILED = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
+_ENDINGS = {ProtocolVersionError.reason: Ending.INCOMPATIBLE, RevokedError.reason: Ending.REVOKED}
 # After a restart of the log, whoever asked for it.
 _AT_ONCE = frozenset({Ending.FENCED, Ending.REPORTS_LOST, Ending.GOODBYE_SENT})
 
@@ -67,6 +71,7 @@ class UpstreamOptions:
     goodbye_grace_s: float = 2.0
     incompatible_s: float = 60.0
     dialect: Dialect = field(default_factory=Dialect)
+    revoked_retry_s: float = 300.0
     channel_options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -355,8 +360,9 @@ class SessionUpstream:
         options = self._options
         if end.ending is Ending.INCOMPATIBLE:
             return self._rng.uniform(options.incompatible_s / 2, options.incompatible_s)
-        if end.retry_after_s > 0:
-            return end.retry_after_s + self._rng.uniform(0, max(options.backoff_base_s, end.retry_after_s))
+        wish_s = options.revoked_retry_s if end.ending is Ending.REVOKED else end.retry_after_s
+        if wish_s > 0:
+            return wish_s + self._rng.uniform(0, max(options.backoff_base_s, wish_s))
         if end.ending in _AT_ONCE and attempt == 0:
             return 0.0
         return full_jitter(options.backoff_cap_s, options.backoff_base_s, attempt, self._rng.uniform)
@@ -392,5 +398,5 @@ async def _end_of(call: Any) -> SessionEnd:
 def _end_by(error: WavemeshError) -> SessionEnd:
     retry_after_s = error.retry_after_s if isinstance(error, BusyError) else 0.0
     reason = error.details.get("reason", error.reason)
-    ending = Ending.INCOMPATIBLE if reason == ProtocolVersionError.reason else Ending.REFUSED
+    ending = _ENDINGS.get(reason, Ending.REFUSED)
     return SessionEnd(ending, f"{reason}: {error}", retry_after_s)

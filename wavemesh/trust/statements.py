@@ -173,6 +173,34 @@ class HoldList:
     issued_at: datetime
 
 
+class RevocationReach(enum.Enum):
+    """What one revocation takes back."""
+
+    NODE = 1
+    BELOW = 2
+    AUTHORITY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """Certificates of a path whose validity begins before ``issued_before``; identity/revocations.py has the rules."""
+
+    path: str
+    reach: RevocationReach
+    issued_before: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """The certificates taken back, by monotonic epoch."""
+
+    payload_type: ClassVar[str] = _PREFIX + "revocations.v1"
+    epoch: int
+    revocations: tuple[Revocation, ...]
+    issued_at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class WaveClosed:
     """Control's last word on a wave."""

@@ -120,6 +120,16 @@ class OperatorServiceStub:
                 request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.RevokeNode = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/RevokeNode',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.RevokeNodeRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.RevokeNodeResponse.FromString,
+                _registered_method=True)
+        self.ListRevocations = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/ListRevocations',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListRevocationsRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListRevocationsResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -246,6 +256,21 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeNode(self, request, context):
+        """Takes certificates back, live streams included; a node comes back by being enrolled again. Control only. A client
+        must not repeat it by itself without issued_before: what was issued in between would be taken back as well.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevocations(self, request, context):
+        """The certificates taken back, as known here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -333,6 +358,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditRequest.FromString,
                     response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'RevokeNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeNode,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.RevokeNodeRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.RevokeNodeResponse.SerializeToString,
+            ),
+            'ListRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevocations,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListRevocationsRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListRevocationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -795,6 +830,60 @@ class OperatorService:
             '/wavemesh.v1.OperatorService/ListAudit',
             wavemesh_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
             wavemesh_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/RevokeNode',
+            wavemesh_dot_v1_dot_operator__pb2.RevokeNodeRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.RevokeNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/ListRevocations',
+            wavemesh_dot_v1_dot_operator__pb2.ListRevocationsRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.ListRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,12 @@ class OperatorServiceStub:
     """Registers stores and devices. Control only."""
     ListAudit: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]
     """Who did what, newest first. Control only."""
+    RevokeNode: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeNodeRequest, _operator_pb2.RevokeNodeResponse]
+    """Takes certificates back, live streams included; a node comes back by being enrolled again. Control only. A client
+    must not repeat it by itself without issued_before: what was issued in between would be taken back as well.
+    """
+    ListRevocations: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListRevocationsRequest, _operator_pb2.ListRevocationsResponse]
+    """The certificates taken back, as known here."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -113,6 +119,12 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Registers stores and devices. Control only."""
     ListAudit: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]  # type: ignore[assignment]
     """Who did what, newest first. Control only."""
+    RevokeNode: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeNodeRequest, _operator_pb2.RevokeNodeResponse]  # type: ignore[assignment]
+    """Takes certificates back, live streams included; a node comes back by being enrolled again. Control only. A client
+    must not repeat it by itself without issued_before: what was issued in between would be taken back as well.
+    """
+    ListRevocations: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListRevocationsRequest, _operator_pb2.ListRevocationsResponse]  # type: ignore[assignment]
+    """The certificates taken back, as known here."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
@@ -254,5 +266,23 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListAuditResponse, _abc.Awaitable[_operator_pb2.ListAuditResponse]]:
         """Who did what, newest first. Control only."""
+
+    @_abc_1.abstractmethod
+    def RevokeNode(
+        self,
+        request: _operator_pb2.RevokeNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RevokeNodeResponse, _abc.Awaitable[_operator_pb2.RevokeNodeResponse]]:
+        """Takes certificates back, live streams included; a node comes back by being enrolled again. Control only. A client
+        must not repeat it by itself without issued_before: what was issued in between would be taken back as well.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRevocations(
+        self,
+        request: _operator_pb2.ListRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListRevocationsResponse, _abc.Awaitable[_operator_pb2.ListRevocationsResponse]]:
+        """The certificates taken back, as known here."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

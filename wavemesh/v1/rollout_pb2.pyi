@@ -60,6 +60,34 @@ WAVE_STATE_CLOSED: WaveState.ValueType  # 5
 """Nothing is pending or retryable, or the wave expired."""
 Global___WaveState: _TypeAlias = WaveState  # noqa: Y015
 
+class _RevocationReach:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RevocationReachEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RevocationReach.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVOCATION_REACH_UNSPECIFIED: _RevocationReach.ValueType  # 0
+    """Never sent."""
+    REVOCATION_REACH_NODE: _RevocationReach.ValueType  # 1
+    """The certificates of that node."""
+    REVOCATION_REACH_BELOW: _RevocationReach.ValueType  # 2
+    """Those of all nodes below it too."""
+    REVOCATION_REACH_AUTHORITY: _RevocationReach.ValueType  # 3
+    """The certificate of that region's authority, and with it all that was issued by it."""
+
+class RevocationReach(_RevocationReach, metaclass=_RevocationReachEnumTypeWrapper):
+    """What one revocation takes back."""
+
+REVOCATION_REACH_UNSPECIFIED: RevocationReach.ValueType  # 0
+"""Never sent."""
+REVOCATION_REACH_NODE: RevocationReach.ValueType  # 1
+"""The certificates of that node."""
+REVOCATION_REACH_BELOW: RevocationReach.ValueType  # 2
+"""Those of all nodes below it too."""
+REVOCATION_REACH_AUTHORITY: RevocationReach.ValueType  # 3
+"""The certificate of that region's authority, and with it all that was issued by it."""
+Global___RevocationReach: _TypeAlias = RevocationReach  # noqa: Y015
+
 class _IntentKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -333,6 +361,80 @@ class Hold(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hold: _TypeAlias = Hold  # noqa: Y015
+
+@_typing.final
+class RevocationList(_message.Message):
+    """The certificates taken back. Resource type "revocations", name "fleet". Signed by control, published from the first
+    revocation on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Grows with each change; receivers MUST refuse a lower one than they hold."""
+    @_builtins.property
+    def revocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revocation]:
+        """What is taken back. At most 8,192."""
+
+    @_builtins.property
+    def issued_at(self) -> _timestamp_pb2.Timestamp:
+        """When control last said so; it signs the list anew while it is online."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        revocations: _abc.Iterable[Global___Revocation] | None = ...,
+        issued_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issued_at", b"issued_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "issued_at", b"issued_at", "revocations", b"revocations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevocationList: _TypeAlias = RevocationList  # noqa: Y015
+
+@_typing.final
+class Revocation(_message.Message):
+    """Certificates of one path, or of all below it, taken back for ever. A node that is enrolled again afterwards has a
+    later certificate, which is not among them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    REACH_FIELD_NUMBER: _builtins.int
+    ISSUED_BEFORE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path of the node; of a region for an authority."""
+    reach: Global___RevocationReach.ValueType
+    """What of it."""
+    reason: _builtins.str
+    """Why. At most 200 bytes."""
+    @_builtins.property
+    def issued_before(self) -> _timestamp_pb2.Timestamp:
+        """Certificates whose validity begins before this are taken back; whole seconds, as certificates have them."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        reach: Global___RevocationReach.ValueType = ...,
+        issued_before: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issued_before", b"issued_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issued_before", b"issued_before", "path", b"path", "reach", b"reach", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revocation: _TypeAlias = Revocation  # noqa: Y015
 
 @_typing.final
 class WaveClosed(_message.Message):

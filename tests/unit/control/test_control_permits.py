@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from control.ledger import Outcome, is_final, merge
-from control.permits import Issue, StoreShare, exposure, outstanding, to_issue, to_write_off
+from control.permits import Issue, StoreShare, exposure, outstanding, to_issue, to_take_back, to_write_off
 from wavemesh.trust.statements import OutcomeKind
 
 DEVICES = tuple(f"pos-{number}" for number in range(6))
@@ -34,6 +34,22 @@ def test_issue(held: set[str], final: set[str], batch: int | None) -> None:
         assert set(issued) == set(DEVICES) - held - final
     else:
         assert len(issued) == min(len(set(DEVICES) - held - final), max(0, batch - len(held - final)))
+
+
+@given(st.sets(st.sampled_from(DEVICES)), st.sets(st.sampled_from(DEVICES)), st.one_of(st.none(), st.integers(1, 6)))
+def test_who_is_revoked_gets_none_and_has_spent_what_it_had(
+    held: set[str], revoked: set[str], batch: int | None
+) -> None:
+    """Those written off are exactly the revoked ones that held one, and nobody else has to wait for them."""
+    issues = {device: Issue(device, 1, "i") for device in held}
+    share = StoreShare(DEVICES, issues, {}, ATTEMPTS, frozenset(revoked))
+    gone = to_take_back(share)
+    assert set(gone) == held & revoked
+    after = replace(share, issues={**issues, **{one: replace(issues[one], written_off=True) for one in gone}})
+    issued = to_issue(after, hub_incarnation="i", batch=batch)
+    assert not set(issued) & revoked
+    wanting = set(DEVICES) - held - revoked
+    assert len(issued) == (len(wanting) if batch is None else min(len(wanting), max(0, batch - len(held - revoked))))
 
 
 def test_an_unknown_hub_gets_none() -> None:

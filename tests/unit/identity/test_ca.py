@@ -109,9 +109,9 @@ def test_what_is_shown_is_no_anchor_and_is_bounded(region: RegionCa) -> None:
     with pytest.raises(BadCertificateError, match="at most 2"):
         other.verify(leaf, NOW, [region.certificate] * 3)
     with pytest.raises(BadCertificateError, match="not a certificate in PEM"):
-        other.verify_pem(b"rubbish", NOW)
+        other.prove_pem(b"rubbish", NOW)
     with pytest.raises(BadCertificateError, match="at most"):
-        other.verify_pem(b"", NOW, b"0" * 70_000)
+        other.prove_pem(b"", NOW, b"0" * 70_000)
 
 
 def test_a_node_shows_its_region_along(ca: FleetCa, region: RegionCa, tmp_path: Path) -> None:

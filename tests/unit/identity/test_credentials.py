@@ -15,7 +15,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from wavemesh.identity.ca import CA_KEY_FILE, CaFilesError, FleetCa, write_node
-from wavemesh.identity.certificates import BadCertificateError, load_certificate, verify_certificate
+from wavemesh.identity.certificates import (
+    LONGEST_LEAF_LIFETIME,
+    BadCertificateError,
+    Scope,
+    load_certificate,
+    verify_certificate,
+)
 from wavemesh.identity.credentials import CredentialsError, NodeCredentials
 from wavemesh.identity.nodes import NodeId
 
@@ -133,6 +139,19 @@ def test_certificates_that_prove_nothing(tmp_path: Path, ca: FleetCa) -> None:
         load_certificate(b"rubbish")
     with pytest.raises(BadCertificateError, match="at most"):
         load_certificate(b"0" * 20_000)
+
+
+def test_a_leaf_that_claims_to_live_longer_than_any_may_is_not_believed(ca: FleetCa) -> None:
+    """Or else what was taken back could never be forgotten."""
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    longest = NOW + LONGEST_LEAF_LIFETIME
+    leaf = ca.issue(NodeId(ca.fleet, HUB), key, not_before=NOW, not_after=longest)
+    proof = verify_certificate(leaf, [ca.certificate], NOW)
+    assert (proof.issued_at, proof.expires_at) == (NOW, longest)
+    assert [scope for scope, _ in proof.authorities] == [Scope(ca.fleet)]
+    leaf = ca.issue(NodeId(ca.fleet, HUB), key, not_before=NOW, not_after=longest + timedelta(seconds=1))
+    with pytest.raises(BadCertificateError, match="at most 400"):
+        verify_certificate(leaf, [ca.certificate], NOW)
 
 
 def test_a_ca_cannot_speak_for_another_fleet(ca: FleetCa) -> None:

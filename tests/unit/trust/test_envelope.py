@@ -11,6 +11,7 @@ import pytest
 from securesystemslib.dsse import Envelope as ReferenceEnvelope
 from securesystemslib.signer import CryptoSigner
 
+from wavemesh.identity.authorities import Authorities
 from wavemesh.identity.ca import FleetCa, write_node
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.trust import statements as s
@@ -172,6 +173,25 @@ def test_an_expired_certificate_is_refused_at_the_injected_time(credentials: Cre
         verify_ping(envelope, credentials, NOW + timedelta(days=91))
     with pytest.raises(SignatureGateError, match="not valid before"):
         verify_ping(envelope, credentials, NOW - timedelta(hours=2))
+
+
+def test_a_revoked_nodes_word_is_refused_by_name_of_the_revocation(credentials: CredentialsFactory) -> None:
+    """In an envelope as in TLS; what it signs with a later certificate is believed."""
+    me, hub = credentials(DEVICE), Authorities(credentials(STORE).authorities.certificates)
+    issued_at = me.certificate.not_valid_before_utc
+    envelope = sign_as_node(ping(), me)
+    for epoch, path, reach, before, is_hit in (
+        (1, DEVICE, s.RevocationReach.NODE, issued_at, False),
+        (2, DEVICE, s.RevocationReach.NODE, issued_at + timedelta(seconds=1), True),
+        (3, STORE, s.RevocationReach.NODE, issued_at + timedelta(seconds=1), False),
+        (4, STORE, s.RevocationReach.BELOW, issued_at + timedelta(seconds=1), True),
+    ):
+        hub.take(s.RevocationList(epoch, (s.Revocation(path, reach, before, "stolen"),), NOW))
+        if is_hit:
+            with pytest.raises(SignatureGateError, match=f"taken back: certificates of {path}.*stolen"):
+                verify_node(envelope, s.HealthPing, hub, NOW)
+        else:
+            assert verify_node(envelope, s.HealthPing, hub, NOW)[1] == ping()
 
 
 def test_a_node_signs_once(credentials: CredentialsFactory) -> None:
