@@ -24,6 +24,7 @@ from wavemesh.trust.statements import (
     DeviceOutcome,
     Envelope,
     EventReport,
+    IntentCancellation,
     IntentReport,
     OperatorIntent,
     OutcomeReport,
@@ -58,10 +59,11 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class ToldOnce:
-    """A verified intent or event: goes up once by its id."""
+    """A verified intent or event: goes up once by its id, in the place of what it takes back if that is still here."""
 
     id: str
     report: Report
+    replaces: Report | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class Intake:
             await self._merge(tx, [one for one in judged if isinstance(one, Outcomes)])
             for one in judged:
                 if isinstance(one, ToldOnce) and await self._store.is_first(tx, one.report.kind, one.id):
+                    if one.replaces is not None:
+                        await self._log.replace(tx, one.replaces, one.report)
                     await self._log.append(tx, one.report)
             for reason in _refusals(judged):
                 await self._events.append_once(tx, "report-refused", child.path, reason, about=reason)
@@ -144,7 +148,7 @@ class Intake:
                     body = decode(IntentReport, report.body)
                     _check_within(body.via, child)
                     _, intent = verify_node(body.intent, OperatorIntent, self._ca_certificates, now, Role.OPERATOR)
-                    return ToldOnce(intent.intent_id, report)
+                    return self._intent(report, body, intent.intent_id, now)
                 case "event":
                     event = decode(EventReport, report.body)
                     _check_within(event.node, child)
@@ -153,6 +157,17 @@ class Intake:
                     return Refused(f"reports of kind {report.kind[:100]!r} are not known here")
         except PeerError as error:
             return Refused(f"{report.kind}: {error}")
+
+    def _intent(self, report: Report, body: IntentReport, intent_id: str, now: datetime) -> ToldOnce:
+        """An intent, or one taken back at its hub: control shall not act on what still waits here to go up."""
+        if body.cancellation is None:
+            return ToldOnce(intent_id, report)
+        _, word = verify_node(body.cancellation, IntentCancellation, self._ca_certificates, now, Role.OPERATOR)
+        if word.intent_id != intent_id:
+            msg = f"cancellation of {word.intent_id!r} with intent {intent_id!r}"
+            raise SignatureGateError(msg)
+        before = Report("intent", encode(replace(body, cancellation=None)))
+        return ToldOnce(f"{intent_id} cancelled", report, before)
 
     def _outcomes(self, child: NodeId, envelopes: Iterable[Envelope], now: datetime) -> Outcomes:
         heard: list[Heard] = []

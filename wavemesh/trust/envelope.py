@@ -33,6 +33,7 @@ from wavemesh.trust.statements import (
     Envelope,
     HealthAck,
     HealthPing,
+    IntentCancellation,
     Lease,
     OperatorIntent,
     Signature,
@@ -69,6 +70,7 @@ _NODE_SIGNERS: Mapping[type, frozenset[Role]] = {
     AuthorityDown: frozenset({Role.STORE_HUB}),
     DeviceOutcome: frozenset({Role.DEVICE, Role.STORE_HUB}),
     OperatorIntent: frozenset({Role.OPERATOR}),
+    IntentCancellation: frozenset({Role.OPERATOR}),
 }
 
 
