@@ -229,7 +229,9 @@ class Views:
 
 
 def intent(record: IntentRecord, others: Iterable[IntentRecord]) -> operator_pb2.IntentRecord:
-    """An intent, its fate, and its place among the others that wait for the same node."""
+    """An intent, its fate, and its place among the others that wait for the same node; a cancelled one has none."""
+    is_cancelled = record.disposition is Disposition.CANCELLED
+    waiting = (other for other in others if other.disposition is not Disposition.CANCELLED)
     disposition = {
         Disposition.APPLIED: operator_pb2.DISPOSITION_APPLIED,
         Disposition.QUEUED: operator_pb2.DISPOSITION_QUEUED,
@@ -247,7 +249,7 @@ def intent(record: IntentRecord, others: Iterable[IntentRecord]) -> operator_pb2
         waiting_for=record.waiting_for,
         detail=record.detail,
         received_at=stamp(record.received_at),
-        queue_place=place_in_queue(record, others),
+        queue_place=0 if is_cancelled else place_in_queue(record, waiting),
     )
 
 

@@ -176,7 +176,9 @@ class IntentRecord(_message.Message):
     detail: _builtins.str
     """For people: what was done, or why not."""
     queue_place: _builtins.int
-    """Its place, from 1, among all that waits here for the first of waiting_for; 0 when it waits for nobody."""
+    """Its place, from 1, among all that waits here for the first of waiting_for; 0 when it waits for nobody or
+    was cancelled.
+    """
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Whom it still waits for, by path; empty when it waits for nobody."""
