@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgectl.plain import Plain
 
 _WIDTH_WITHOUT_TERMINAL = 240
+_GAP = 2
 
 
 class Output(enum.StrEnum):
@@ -30,11 +31,34 @@ class Output(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table for people: a title, which may be empty, column heads and rows of text."""
+    """A table for people: a title, which may be empty, column heads and rows of text.
+
+    ``spare`` columns are left out, first named first, where the terminal is too narrow for all.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    spare: Sequence[str] = ()
+
+    def fitted(self, width: int) -> tuple[Table, tuple[str, ...]]:
+        """The table without as many spare columns, in their order, as must go to fit; and which went."""
+        gone: list[str] = []
+        for name in self.spare:
+            if self._natural_width(gone) <= width:
+                break
+            gone.append(name)
+        kept = [index for index, name in enumerate(self.columns) if name not in gone]
+        rows = [[row[index] for index in kept] for row in self.rows]
+        return Table(self.title, [self.columns[index] for index in kept], rows), tuple(gone)
+
+    def _natural_width(self, gone: Sequence[str]) -> int:
+        widths = [
+            max(len(line) for cell in (name, *(row[index] for row in self.rows)) for line in cell.split("\n"))
+            for index, name in enumerate(self.columns)
+            if name not in gone
+        ]
+        return sum(widths) + _GAP * (len(widths) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +91,22 @@ def show_page(page: Page) -> None:
         if isinstance(part, str):
             console.print(part, markup=False, soft_wrap=True)
             continue
-        table = RichTable(title=part.title or None, box=None, title_justify="left", header_style="bold", pad_edge=False)
-        for column in part.columns:
+        fitted, gone = part.fitted(console.width)
+        table = RichTable(
+            title=part.title or None,
+            box=None,
+            title_justify="left",
+            header_style="bold",
+            pad_edge=False,
+            padding=(0, _GAP, 0, 0),
+        )
+        for column in fitted.columns:
             table.add_column(column, overflow="fold")
-        for row in part.rows:
+        for row in fitted.rows:
             table.add_row(*(_escaped(row)))
         console.print(table)
+        if gone:
+            note(f"(no room for: {', '.join(gone)}; a wider terminal or --output yaml shows all)")
 
 
 def note(text: str) -> None:
