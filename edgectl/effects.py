@@ -31,7 +31,7 @@ _MIB = 1024 * 1024
 def preview(session: Session, intent: OperatorIntent) -> None:
     """Show what the intent would do; exits with REFUSED when it would be refused."""
     data = _ask(session, intent)
-    session.show(data, *lines(data))
+    session.show(data, *lines(data), "  nothing was changed")
     if data["record"]["disposition"] == "refused":
         raise typer.Exit(Exit.REFUSED)
 
@@ -64,9 +64,7 @@ def lines(answer: Mapping[str, Any]) -> list[str]:
         return [f"{what}: nothing would be done: {record['detail'] or 'it is so already'}"]
     if record["disposition"] == "refused":
         return [f"{what}: would be refused: {record['detail']}"]
-    waits = ", ".join(map(place, record["waiting_for"])) or "nobody"
-    verdict = {"applied": "would be done at once", "queued": f"would be queued, place {record['queue_place']}"}
-    found = [f"{what}: {verdict.get(record['disposition'], record['disposition'])}; waits for {waits}"]
+    found = [f"{what}: {_verdict(record)}"]
     if effect["state_before"] != "unspecified":
         found.append(f"  wave {record['wave_id']}: {effect['state_before']} -> {effect['state_after']}")
         found.append(
@@ -82,7 +80,17 @@ def lines(answer: Mapping[str, Any]) -> list[str]:
     if effect["artifacts"]:
         size = sum(artifact["size_bytes"] for artifact in effect["artifacts"])
         found.append(f"  {plural(len(effect['artifacts']), 'artifact')}, {size / _MIB:.1f} MiB for each store")
-    return [*found, "  nothing was changed"]
+    return found
+
+
+def _verdict(record: Mapping[str, Any]) -> str:
+    waits = _some(record["waiting_for"], len(record["waiting_for"]))
+    if record["disposition"] == "applied":
+        return "would be done at once" + (f", and told to {waits}" if waits else "")
+    # Control acts on a wave at once; what waits is that its stores hear of it.
+    if record["kind"].endswith("_wave") and "control" not in record["waiting_for"]:
+        return f"would be in force at once, and told to {waits}"
+    return f"would be queued, place {record['queue_place']} of what waits for {waits}"
 
 
 def _some(paths: list[str], count: int) -> str:

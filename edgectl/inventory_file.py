@@ -178,23 +178,23 @@ def _read_yaml(path: Path, text: str) -> tuple[Any, dict[tuple[str, int, str], i
     except yaml.YAMLError as exc:
         raise UsageError(f"{path}: {exc}") from exc
     lines: dict[tuple[str, int, str], int] = {}
-    for kind, value in _pairs(node):
-        lines[kind, -1, ""] = value.start_mark.line + 1
+    for kind, line, value in _pairs(node):
+        lines[kind, -1, ""] = line
         for index, entry in enumerate(value.value if isinstance(value, yaml.SequenceNode) else ()):
             lines[kind, index, ""] = entry.start_mark.line + 1
-            for key, part in _pairs(entry):
-                lines[kind, index, key] = part.start_mark.line + 1
+            for key, line_of_key, _ in _pairs(entry):
+                lines[kind, index, key] = line_of_key
     return raw, lines
 
 
-def _pairs(node: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and value nodes of a mapping node; of another node none."""
+def _pairs(node: Any) -> Iterator[tuple[str, int, Any]]:
+    """Keys, their lines and value nodes of a mapping node; of another node none."""
     import yaml
 
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
-                yield key.value, value
+                yield key.value, key.start_mark.line + 1, value
 
 
 def _read_toml(path: Path, text: str) -> tuple[Any, dict[tuple[str, int, str], int]]:

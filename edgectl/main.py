@@ -126,5 +126,6 @@ def run(arguments: list[str]) -> int:
 def report(error: WavemeshError) -> int:
     """One line on stderr: what, where, what to type next."""
     hint = hint_for(error.details.get("reason", error.reason), error.details.get("gate", ""))
-    note(f"error: {error}" + (f" ({hint})" if hint else ""))
+    # A message that names a command itself needs no second one.
+    note(f"error: {error}" + (f" ({hint})" if hint and "`edgectl" not in str(error) else ""))
     return exit_of_error(error)

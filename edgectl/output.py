@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 import json
+import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -87,11 +89,14 @@ def show_page(page: Page) -> None:
     from rich.table import Table as RichTable
 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False, emoji=False)
+    gone: dict[str, None] = {}
     for part in page.parts:
         if isinstance(part, str):
-            console.print(part, markup=False, soft_wrap=True)
+            text = wrapped(part, console.width) if sys.stdout.isatty() else part
+            console.print(text, markup=False, soft_wrap=True)
             continue
-        fitted, gone = part.fitted(console.width)
+        fitted, left_out = part.fitted(console.width)
+        gone.update(dict.fromkeys(left_out))
         table = RichTable(
             title=part.title or None,
             box=None,
@@ -104,13 +109,32 @@ def show_page(page: Page) -> None:
             table.add_column(column, overflow="fold")
         for row in fitted.rows:
             table.add_row(*(_escaped(row)))
-        console.print(table)
-        if gone:
-            note(f"(no room for: {', '.join(gone)}; a wider terminal or --output yaml shows all)")
+        console.print(table if fitted.rows else "(none)")
+    if gone:
+        note(f"(no room for: {', '.join(gone)}; a wider terminal or --output yaml shows all)")
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text's lines broken between words, what is carried over indented under its line."""
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * (len(line) - len(line.lstrip()) + _GAP),
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+        if len(line) > width
+        else line
+        for line in text.split("\n")
+    )
 
 
 def note(text: str) -> None:
     """Tell the person something that is not data."""
+    if sys.stderr.isatty():
+        text = wrapped(text, shutil.get_terminal_size().columns)
     sys.stderr.write(text + "\n")
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 COUNTS = ("updated", "rolled_back", "failed", "silent", "refused", "inconclusive", "unknown", "pending")
 
+_RANDOM_ID_DIGITS = 32
+
 
 def counts_text(counts: Mapping[str, Any] | None) -> str:
     """The outcomes that are not zero: "11 updated, 1 rolled back"."""
@@ -221,7 +223,7 @@ def intents_table(intents: Sequence[Mapping[str, Any]]) -> Table:
     """One row an intent."""
     rows = [
         (
-            i["intent_id"],
+            short(i["intent_id"]) if len(i["intent_id"]) == _RANDOM_ID_DIGITS else i["intent_id"],
             i["kind"].replace("_", " "),
             " ".join(filter(None, (i["wave_id"], place(i["device"])))) or "-",
             i["disposition"],

@@ -34,7 +34,8 @@ def list_contexts(session: Session) -> None:
     contexts = load_contexts(path)
     data = [_shown(one, contexts) for _, one in sorted(contexts.contexts.items())]
     rows = [
-        ("*" if c["selected"] else "", *(str(c[key]) for key in ("name", "address", "node", "identity"))) for c in data
+        ("*" if c["selected"] else "", c["name"], c["address"], c["node"].removeprefix("spiffe://"), c["identity"])
+        for c in data
     ]
     session.show(data, f"from {path}", Table("", ("", "context", "address", "node", "identity"), rows, ("identity",)))
 

@@ -28,7 +28,8 @@ def status(session: Session) -> None:
     data = plain(session.ask(lambda stub: stub.GetFleetStatus(GetFleetStatusRequest(), timeout=CALL_TIMEOUT_S)))
     versions = ", ".join(f"{version or '?'}: {count}" for version, count in data["firmware_versions"].items()) or "none"
     head = f"{data['devices_connected']} of {data['devices']} devices connected; versions {versions}"
-    session.show(data, head, hubs_table(data["hubs"]), waves_table(data["waves"]))
+    waves = waves_table(data["waves"]) if data["waves"] else "no open waves"
+    session.show(data, head, hubs_table(data["hubs"]), waves)
 
 
 @command(ledger, "show")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -16,7 +17,10 @@ app = typer.Typer(
     help="What operators asked for: what waits, for whom, at which place; taking it back.", no_args_is_help=True
 )
 
-IntentArgument = Annotated[str, typer.Argument(help="The intent's id.", autocompletion=intent_ids)]
+IntentArgument = Annotated[
+    str, typer.Argument(help="The intent's id, or the beginning of it as lists show it.", autocompletion=intent_ids)
+]
+_BEGINNING = re.compile(r"[0-9a-f]{6,31}")
 
 
 @command(app, "list")
@@ -55,7 +59,7 @@ def show(session: Session, *, intent: IntentArgument) -> None:
     from edgectl.plain import plain
     from wavemesh.v1.operator_pb2 import GetIntentRequest
 
-    request = GetIntentRequest(intent_id=intent)
+    request = GetIntentRequest(intent_id=_whole_id(session, intent))
     data = plain(session.ask(lambda stub: stub.GetIntent(request, timeout=CALL_TIMEOUT_S)).record)
     session.show(data, *intent_lines(data))
 
@@ -76,10 +80,21 @@ def cancel(
     from wavemesh.trust.statements import IntentCancellation
     from wavemesh.v1.operator_pb2 import CancelIntentRequest
 
-    word = signed(session, IntentCancellation(intent, reason, now()))
+    word = signed(session, IntentCancellation(_whole_id(session, intent), reason, now()))
     request = CancelIntentRequest(cancellation=word, dry_run=dry_run)
     data = plain(session.ask(lambda stub: stub.CancelIntent(request, timeout=CALL_TIMEOUT_S)))
     head = "would be cancelled; nothing was changed" if dry_run else "cancelled"
     if data["duplicate"]:
         head = "was cancelled before"
     session.show(data, head, *intent_lines(data["record"]))
+
+
+def _whole_id(session: Session, given: str) -> str:
+    """The id that begins so, where exactly one of the latest does; else what was given."""
+    from wavemesh.v1.operator_pb2 import ListIntentsRequest
+
+    if not _BEGINNING.fullmatch(given):
+        return given
+    known = [one["intent_id"] for one in session.collect(ListIntentsRequest(), "intents", DEFAULT_LIMIT)]
+    found = [one for one in known if one.startswith(given)]
+    return found[0] if len(found) == 1 and given not in known else given
