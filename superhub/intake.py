@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = MAX_REPORT_BYTES - 4096
 _FRAMING_BYTES = 16
+CANCELLATION_KIND = "intent-cancellation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,11 @@ class ToldOnce:
     id: str
     report: Report
     replaces: Report | None = None
+
+    @property
+    def kind(self) -> str:
+        """What the id is one of."""
+        return self.report.kind if self.replaces is None else CANCELLATION_KIND
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,7 @@ class Intake:
         async with self._store.database.transaction() as tx:
             await self._merge(tx, [one for one in judged if isinstance(one, Outcomes)])
             for one in judged:
-                if isinstance(one, ToldOnce) and await self._store.is_first(tx, one.report.kind, one.id):
+                if isinstance(one, ToldOnce) and await self._store.is_first(tx, one.kind, one.id):
                     if one.replaces is not None:
                         await self._log.replace(tx, one.replaces, one.report)
                     await self._log.append(tx, one.report)
@@ -167,7 +173,7 @@ class Intake:
             msg = f"cancellation of {word.intent_id!r} with intent {intent_id!r}"
             raise SignatureGateError(msg)
         before = Report("intent", encode(replace(body, cancellation=None)))
-        return ToldOnce(f"{intent_id} cancelled", report, before)
+        return ToldOnce(intent_id, report, before)
 
     def _outcomes(self, child: NodeId, envelopes: Iterable[Envelope], now: datetime) -> Outcomes:
         heard: list[Heard] = []

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         shell: Annotated[Shell, typer.Argument(help="The shell.")],
         install: Annotated[bool, typer.Option("--install", help="Put it where the shell reads it.")] = False,
     ) -> None:
-        """Print the script that makes a shell complete commands and names, or install it with --install.
+        """Make TAB know commands and names. Prints the shell's script; --install puts it where the shell reads it.
 
         For this shell only: eval "$(edgectl completion bash)".
         """

@@ -27,7 +27,7 @@ _PORTS = 65_536
 
 @command(app, "list")
 def list_contexts(session: Session) -> None:
-    """Show the contexts, the selected one with a star, and the file they are in."""
+    """Show the contexts. The selected one has a star; the file they are in is named."""
     from edgectl.contexts import contexts_path, load_contexts
 
     path = contexts_path()
@@ -42,7 +42,7 @@ def list_contexts(session: Session) -> None:
 
 @command(app, "show")
 def show(session: Session, *, name: NameArgument = "") -> None:
-    """Show one context: whom it asks, where, as whom. Without a name, the one that would be asked now."""
+    """Show one context. Whom it asks, where, as whom; without a name, the one that would be asked now."""
     from edgectl.contexts import contexts_path, load_contexts
 
     path = contexts_path()
@@ -55,7 +55,7 @@ def show(session: Session, *, name: NameArgument = "") -> None:
 
 @command(app, "current")
 def current(session: Session) -> None:
-    """Print the name of the context that is asked: --context, else EDGECTL_CONTEXT, else the selected one."""
+    """Print whom is asked. --context, else EDGECTL_CONTEXT, else the selected one."""
     name = session.context.name
     session.show({"name": name}, name)
 
@@ -78,7 +78,7 @@ def set_context(
         Path | None, typer.Option("--identity", help="Directory with your node.key, node.crt and ca.crt.")
     ] = None,
 ) -> None:
-    """Add a context, or change what is given of one. The first one added is selected."""
+    """Add or change a context. What is not given stays; the first one added is selected."""
     from edgectl.contexts import Context
     from wavemesh.identity.nodes import NodeId
 

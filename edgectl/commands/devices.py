@@ -69,7 +69,7 @@ def list_devices(
     version: Annotated[str, typer.Option("--version", help="Running this firmware version.")] = "",
     limit: LimitOption = DEFAULT_LIMIT,
 ) -> None:
-    """Show the devices known to the node asked; filters narrow, and all of them must hold."""
+    """Show devices. As the node asked knows them; filters narrow, and all of them must hold."""
     from edgectl.exits import UsageError
     from edgectl.plain import enum_number
     from wavemesh.v1 import operator_pb2, report_pb2
@@ -94,7 +94,7 @@ def list_devices(
 
 @command(app, "show")
 def show(session: Session, *, device: DeviceOption) -> None:
-    """Show one device: status, labels, outcomes."""
+    """Show one device. Status, labels, outcomes."""
     from edgectl.plain import plain
     from wavemesh.v1.operator_pb2 import GetDeviceRequest
 
@@ -115,7 +115,7 @@ def logs(
     wave: Annotated[str, typer.Option("--wave", help="Only lines of this wave.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=5000, help="At most this many, the newest.")] = 200,
 ) -> None:
-    """Show a device's log as its store's hub keeps it, oldest line first. With control selected, its hub is asked."""
+    """Show a device's log, oldest line first. Its store's hub keeps it and is asked, also with control selected."""
     from edgectl.plain import plain
     from edgectl.since import parse_since
     from wavemesh.v1.operator_pb2 import GetDeviceLogsRequest

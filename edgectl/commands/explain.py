@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "explain")
     def explain(session: Session, *, word: WordArgument = "") -> None:
-        """Say what a word that edgectl prints means and what to do: gates, outcomes, states, errors. Without one, all.
+        """Say what a printed word means. Gates, outcomes, states, errors, and what to do; without a word, all of them.
 
         With errors every reason is listed too: `edgectl explain errors`.
         """

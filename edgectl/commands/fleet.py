@@ -43,7 +43,7 @@ def show_ledger(
     ] = None,
     gate: Annotated[str, typer.Option("--gate", help='Only by this gate: "peripheral", "peripheral:scanner".')] = "",
 ) -> None:
-    """Show the ledger of a wave as the node asked knows it; a hub answers with the WAN down too.
+    """Show the ledger of a wave. As the node asked knows it; a hub answers with the WAN down too.
 
     Filters narrow the entries; the sums stay those of the whole wave, or store.
     """
@@ -68,7 +68,7 @@ def show_entry(
     wave: WaveOption,
     device: Annotated[str, typer.Option("--id", help="The device, by name or path.", autocompletion=device_names)],
 ) -> None:
-    """Show what became of one device in a wave: outcome, gate, evidence, who signed it."""
+    """Show one device of a ledger. Outcome, gate, evidence, who signed it."""
     found = [
         entry
         for entry in _ledger(session, wave, "")["entries"]

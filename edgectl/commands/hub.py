@@ -97,7 +97,7 @@ def _wait(session: Session, intent: OperatorIntent, timeout_s: float) -> None:
 
 @command(app, "list")
 def list_hubs(session: Session) -> None:
-    """Show hubs, super hubs first: who is heard, swaps under way, cache, pauses in force there."""
+    """Show hubs, super hubs first. Who is heard, swaps under way, cache, pauses in force there."""
     data = _hubs(session)
     session.show(data, hubs_table(data))
 
@@ -133,7 +133,7 @@ def cache_list(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most this many a hub.")] = 100,
 ) -> None:
-    """Show what the cache holds, oldest use first, and what pins it. Control holds none: there, of every hub known."""
+    """Show what the cache holds. Oldest use first, and what pins it; asked of control, of every hub with a context."""
     caches = _caches(session, _MAX_ENTRIES if pinned is not None else limit)
     for one in caches:
         one["entries"] = [entry for entry in one["entries"] if pinned in {None, bool(entry["pins"])}][:limit]
@@ -144,7 +144,7 @@ def cache_list(
 def cache_show(
     session: Session, *, artifact: Annotated[str, typer.Argument(help="Its name, or the beginning of its SHA-256.")]
 ) -> None:
-    """Show one artifact in the cache: how much of it is there, and why it may not be evicted."""
+    """Show one artifact in the cache. How much of it is there, and why it may not be evicted."""
     caches = _caches(session, _MAX_ENTRIES)
     for one in caches:
         one["entries"] = [

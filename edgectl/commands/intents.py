@@ -13,9 +13,7 @@ from edgectl.framework import DEFAULT_LIMIT, DryRunOption, LimitOption, Session,
 from edgectl.intents import now, signed
 from edgectl.tables import intent_lines, intents_table
 
-app = typer.Typer(
-    help="What operators asked for: what waits, for whom, at which place; taking it back.", no_args_is_help=True
-)
+app = typer.Typer(help="What operators asked for; taking it back.", no_args_is_help=True)
 
 IntentArgument = Annotated[
     str, typer.Argument(help="The intent's id, or the beginning of it as lists show it.", autocompletion=intent_ids)
@@ -35,7 +33,7 @@ def list_intents(
     since: Annotated[str, typer.Option("--since", help='"15 min ago", "2h" or a time.')] = "",
     limit: LimitOption = DEFAULT_LIMIT,
 ) -> None:
-    """Show intents, newest first: what is queued, for whom, at which place."""
+    """Show intents, newest first. What is queued, for whom, at which place."""
     from edgectl.plain import enum_number
     from edgectl.since import parse_since
     from wavemesh.v1 import operator_pb2, rollout_pb2
@@ -55,7 +53,7 @@ def list_intents(
 
 @command(app, "show")
 def show(session: Session, *, intent: IntentArgument) -> None:
-    """Show one intent: what became of it, whom it waits for, its place in the queue."""
+    """Show one intent. What became of it, whom it waits for, its place in the queue."""
     from edgectl.plain import plain
     from wavemesh.v1.operator_pb2 import GetIntentRequest
 
@@ -72,7 +70,7 @@ def cancel(
     reason: Annotated[str, typer.Option("--reason", help="Why; it is audited.")] = "",
     dry_run: DryRunOption = False,
 ) -> None:
-    """Take back an intent that nobody has acted on, whoever gave it. What was acted on is refused with what undoes it.
+    """Take back a waiting intent. Whoever gave it; what was acted on is refused with what undoes it.
 
     Ask the node that holds it: a hub for what was given there, control for the rest. Asked twice, it is done once.
     """

@@ -14,7 +14,7 @@ from edgectl.output import Table
 from edgectl.tables import place, plural
 from wavemesh.errors import PeerError
 
-app = typer.Typer(help="Stores and devices as registered: from a file, to a file. Control only.", no_args_is_help=True)
+app = typer.Typer(help="Stores and devices as registered. Control only.", no_args_is_help=True)
 
 FileOption = Annotated[Path, typer.Option("--file", "-f", help="YAML, JSON or TOML; `inventory export` writes one.")]
 _ALL = 1_000_000
@@ -27,7 +27,7 @@ def apply(
     file: FileOption,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Register stores and devices from a file, all or nothing; what is registered and not in it stays.
+    """Register what a file says. All or nothing; what is registered and not in the file stays.
 
     With --dry-run the node checks the file and says what would change.
     """
@@ -64,7 +64,7 @@ def _totals(data: dict[str, Any]) -> str:
 
 @command(app, "export")
 def export(session: Session) -> None:
-    """Print what is registered as `inventory apply` takes it: YAML, or JSON with --output json."""
+    """Print what is registered, to a file. As `inventory apply` takes it: YAML, or JSON with --output json."""
     import yaml
 
     data = _registered(session)
@@ -73,7 +73,7 @@ def export(session: Session) -> None:
 
 @command(app, "list")
 def list_inventory(session: Session) -> None:
-    """Show what is registered: every store and device with class, revision, labels."""
+    """Show what is registered. Every store and device with zone, class, revision, labels."""
     data = _registered(session)
     rows = [(place(store["path"]), "store", store["time_zone"], "-") for store in data["stores"]]
     rows += [
@@ -91,7 +91,7 @@ def list_inventory(session: Session) -> None:
 
 @command(app, "show")
 def show(session: Session, *, path: Annotated[str, typer.Argument(help="Name or path of a store or device.")]) -> None:
-    """Show what is registered of one store or device."""
+    """Show one store or device as registered."""
     from wavemesh.errors import NotFoundError
 
     data = _registered(session)

@@ -12,7 +12,7 @@ from edgectl.framework import DEFAULT_LIMIT, LimitOption, Session, command
 from edgectl.tables import holds_parts, permits_table
 from wavemesh.errors import NotFoundError
 
-permit = typer.Typer(help="Permits: which devices may swap in which wave.", no_args_is_help=True)
+permit = typer.Typer(help="Permits: which devices may swap in a wave.", no_args_is_help=True)
 hold = typer.Typer(help="Holds: which releases may not be installed.", no_args_is_help=True)
 
 WaveOption = Annotated[str, typer.Option("--wave", help="The wave.", autocompletion=wave_ids)]

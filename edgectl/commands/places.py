@@ -16,9 +16,7 @@ from wavemesh.errors import NotFoundError
 
 region = typer.Typer(help="Regions: a super hub and its stores.", no_args_is_help=True)
 store = typer.Typer(help="Stores: a hub and its devices.", no_args_is_help=True)
-cohort = typer.Typer(
-    help="Cohorts: devices of one segment, class and revision; waves are for one.", no_args_is_help=True
-)
+cohort = typer.Typer(help="Cohorts: whom waves are for.", no_args_is_help=True)
 
 RegionOption = Annotated[str, typer.Option("--region", help="Only of this region, by name or path.")]
 _ALL = 100_000
@@ -32,7 +30,7 @@ def list_stores(
     wave: Annotated[str, typer.Option("--wave", help="Only with devices in it.", autocompletion=wave_ids)] = "",
     limit: LimitOption = DEFAULT_LIMIT,
 ) -> None:
-    """Show stores: whether their hub is heard, their devices, open waves, exposure, intents that wait for them."""
+    """Show stores. Whether their hub is heard, devices, open waves, exposure, intents that wait for them."""
     from wavemesh.v1.operator_pb2 import ListStoresRequest
 
     data = session.collect(ListStoresRequest(region=in_region, wave_id=wave), "stores", limit)
@@ -43,7 +41,7 @@ def list_stores(
 def show_store(
     session: Session, *, name: Annotated[str, typer.Argument(help="Name or path.", autocompletion=store_names)]
 ) -> None:
-    """Show one store: its hub, pauses in force there, open waves, exposure."""
+    """Show one store. Its hub, pauses in force there, open waves, exposure."""
     from edgectl.plain import plain
     from wavemesh.v1.operator_pb2 import GetStoreRequest
 
@@ -54,7 +52,7 @@ def show_store(
 
 @command(region, "list")
 def list_regions(session: Session) -> None:
-    """Show regions: whether their super hub is heard, stores, devices, exposure."""
+    """Show regions. Whether their super hub is heard, stores, devices, exposure."""
     data = _regions(session)
     rows = [
         (
@@ -121,7 +119,7 @@ def list_cohorts(
     segment: Annotated[str, typer.Option("--segment", help="Only of this segment.")] = "",
     limit: LimitOption = DEFAULT_LIMIT,
 ) -> None:
-    """Show cohorts by the name `wave plan` takes: devices, how many are in open waves, versions. Control only."""
+    """Show cohorts. By the name `wave plan` takes: devices, how many are in open waves, versions. Control only."""
     from wavemesh.v1.operator_pb2 import ListCohortsRequest
 
     data = session.collect(ListCohortsRequest(segment=segment), "cohorts", limit)

@@ -14,14 +14,14 @@ from edgectl.framework import DEFAULT_LIMIT, LimitOption, Session, command
 from edgectl.output import Table, note
 from edgectl.tables import short
 
-app = typer.Typer(help="Policies: check a file; see those that waves were planned from.", no_args_is_help=True)
+app = typer.Typer(help="Policies: check a file, see those in use.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(help="The policy file.")]
 
 
 @command(app, "validate")
 def validate(session: Session, *, file: FileArgument) -> None:
-    """Check a policy file; each problem with file, line, column, key and reason."""
+    """Check a policy file. Each problem with file, line, column, key and reason; asks nobody."""
     import json
 
     from edgectl.files import read_file
@@ -44,7 +44,7 @@ def validate(session: Session, *, file: FileArgument) -> None:
 
 @command(app, "schema")
 def schema(session: Session) -> None:
-    """Print the JSON Schema of policy files; editors and CI validate with it."""
+    """Print the JSON Schema of policies. Editors and CI validate with it."""
     import json
 
     from wavemesh.policy.schema import json_schema
@@ -55,7 +55,7 @@ def schema(session: Session) -> None:
 
 @command(app, "list")
 def list_policies(session: Session, *, limit: LimitOption = DEFAULT_LIMIT) -> None:
-    """Show the policies that waves were planned from, by digest."""
+    """Show the policies of waves, by digest."""
     from wavemesh.v1.operator_pb2 import ListPoliciesRequest
 
     data = session.collect(ListPoliciesRequest(), "policies", limit)
@@ -70,7 +70,7 @@ def show(
     digest: Annotated[str, typer.Argument(help="The policy's digest, or the beginning of it.")] = "",
     wave: Annotated[str, typer.Option("--wave", help="Or: that of this wave.", autocompletion=wave_ids)] = "",
 ) -> None:
-    """Show one policy in full, defaults filled in, as control signed it."""
+    """Show one policy in full. Defaults filled in, as control signed it."""
     import json
 
     from wavemesh.v1.operator_pb2 import GetPolicyRequest

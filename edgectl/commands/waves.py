@@ -133,7 +133,7 @@ def list_waves(
     cohort: Annotated[str, typer.Option("--cohort", help="Only of it.", autocompletion=cohort_names)] = "",
     limit: LimitOption = DEFAULT_LIMIT,
 ) -> None:
-    """Show the waves known to the node asked, newest first."""
+    """Show waves, newest first. As the node asked knows them; filters narrow."""
     from edgectl.plain import enum_number
     from wavemesh.v1 import operator_pb2, rollout_pb2
 
@@ -147,7 +147,7 @@ def list_waves(
 @command(app, "show")
 @command(app, "status")
 def status(session: Session, *, wave: WaveOption) -> None:
-    """Show one wave: state, stores, outcomes, what a halt would expose."""
+    """Show one wave. State, stores, outcomes, what a halt would expose."""
     from edgectl.plain import plain
     from wavemesh.v1.operator_pb2 import GetWaveRequest
 
@@ -158,10 +158,7 @@ def status(session: Session, *, wave: WaveOption) -> None:
 
 @command(app, "watch")
 def watch(session: Session, *, wave: WaveOption) -> None:
-    """Show the wave after every change until it closes: live on a terminal, else one line a change.
-
-    With JSON, one object a line.
-    """
+    """Show a wave as it changes, until it closes. Live on a terminal, else a line a change; JSON: an object a line."""
     from edgectl.plain import plain
     from edgectl.watching import showing
     from wavemesh.v1.operator_pb2 import WatchWaveRequest

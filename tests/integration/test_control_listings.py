@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from control import queries
 from tests.session_kit import until
 from tests.unit.control.control_kit import (
     DEVICES,
@@ -310,6 +311,35 @@ async def test_lists_are_narrowed(world: World) -> None:
         assert await actions(action="wav") == await actions(since=now + timedelta(hours=1)) == set()
         assert [w.wave_id for w in (await stub.ListWaves(pb.ListWavesRequest(cohort=SEGMENT))).waves] == ["142"]
         assert not (await stub.ListWaves(pb.ListWavesRequest(release="none"))).waves
+
+
+async def test_a_page_of_few_among_many_may_be_short_and_the_list_is_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter that only memory can judge looks at so many rows a page, and goes on from there."""
+    monkeypatch.setattr(queries, "SCAN_ROWS", 2)
+    monkeypatch.setattr(queries, "MAX_SCANS", 2)
+    async with planned(world) as (stub, region):
+        wanted = [DEVICES[0], DEVICES[5], DEVICES[11]]
+        for path in wanted:
+            region.device(path, UpdateState.TRIAL)
+
+        async def found() -> list[str]:
+            paths: list[str] = []
+            request = pb.ListDevicesRequest(states=[report_pb2.UPDATE_STATE_TRIAL], page_size=2)
+            for _ in range(20):
+                page = await stub.ListDevices(request)
+                paths += [one.path for one in page.devices]
+                if not page.next_page_token:
+                    return paths
+                request.page_token = page.next_page_token
+            raise AssertionError(paths)
+
+        async def is_heard() -> bool:
+            return await found() == wanted
+
+        await until_true(is_heard, region)
+        assert len((await stub.ListDevices(pb.ListDevicesRequest(page_size=3))).devices) == 3
 
 
 async def test_an_inventory_is_compared_before_it_is_applied(world: World) -> None:

@@ -125,6 +125,8 @@ async def test_what_waits_for_control_has_a_place_and_is_taken_back(
             (pb.DISPOSITION_CANCELLED, True),
         ]
         assert "cancelled by bob" in answers[0].record.detail
+        # It waits to be told of, and in no queue.
+        assert (list(answers[0].record.waiting_for), answers[0].record.queue_place) == (["control"], 0)
         assert (await stub.GetIntent(pb.GetIntentRequest(intent_id="resume"))).record.queue_place == 2
         refused = await refusal(stub.CancelIntent(cancel(fleet, "pause")))
         assert (refused.details["reason"], "wave resume --wave 142" in str(refused)) == ("INTENT_APPLIED", True)
