@@ -21,6 +21,7 @@ from bench.fakes import BenchRegistry
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_server, run
+from wavemesh.runtime.peers import Peers
 from wavemesh.session.link import DownstreamOptions, SessionDownstream
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ async def serve(kind: str, directory: Path) -> None:
     server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=MAX_STREAMS)
     count: Callable[[], dict[str, int]]
     if kind == "ours":
-        registry = BenchRegistry()
+        registry, clock = BenchRegistry(), SystemClock()
         options = DownstreamOptions(max_sessions=MAX_STREAMS, max_handshakes=MAX_STREAMS)
         terms = replace(options.terms, heartbeat_interval_s=5.0)
-        downstream = SessionDownstream(credentials.node_id, registry, SystemClock(), replace(options, terms=terms))
+        downstream = SessionDownstream(
+            credentials.node_id, registry, clock, Peers(credentials.authorities, clock), replace(options, terms=terms)
+        )
         downstream.add_to(server)
 
         def count() -> dict[str, int]:

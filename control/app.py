@@ -35,6 +35,7 @@ from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.identity.nodes import Role
 from wavemesh.runtime.config import load_config
 from wavemesh.runtime.grpc import make_server, serve_health, set_serving
+from wavemesh.runtime.peers import Peers
 from wavemesh.session import downstream as session
 from wavemesh.session.parent import ParentOptions
 
@@ -111,13 +112,14 @@ async def serving(directory: Path, config: Config, clock: Clock) -> AsyncIterato
         await registry.load()
         terms = ParentOptions(__version__, heartbeat_interval_s=config.heartbeat_s)
         options = session.DownstreamOptions(terms=terms)
-        downstream = session.SessionDownstream(credentials.node_id, registry, clock, options)
+        peers = Peers(credentials.authorities, clock)
+        downstream = session.SessionDownstream(credentials.node_id, registry, clock, peers, options)
         core.desired.subscribe(downstream.changed)
         server, port = make_server(
             credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs
         )
         downstream.add_to(server)
-        _api(core, credentials).add_to(server)
+        _api(core, credentials, peers).add_to(server)
         health = serve_health(server, _SERVICES)
         await server.start()
         await set_serving(health, _SERVICES)
@@ -174,7 +176,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         waves=core.waves,
         intents=core.intents,
         fleet=core.fleet,
-        ca_certificates=credentials.ca_certificates,
+        authorities=credentials.authorities,
         clock=core.clock,
     )
     return ControlRegistry(
@@ -187,12 +189,12 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         intents=core.intents,
         signing=core.signing,
         changes=core.changes,
-        ca_certificates=credentials.ca_certificates,
+        authorities=credentials.authorities,
         clock=core.clock,
     )
 
 
-def _api(core: Core, credentials: NodeCredentials) -> operator_api.OperatorApi:
+def _api(core: Core, credentials: NodeCredentials, peers: Peers) -> operator_api.OperatorApi:
     queries = Queries(
         source=credentials.node_id.path,
         database=core.database,
@@ -218,7 +220,8 @@ def _api(core: Core, credentials: NodeCredentials) -> operator_api.OperatorApi:
         queries=queries,
         listings=listings,
         changes=core.changes,
-        ca_certificates=credentials.ca_certificates,
+        authorities=credentials.authorities,
+        peers=peers,
         clock=core.clock,
         config=core.config,
     )

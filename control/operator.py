@@ -23,7 +23,6 @@ from wavemesh.errors import ForbiddenError, GateError, LinkDownError
 from wavemesh.identity.nodes import Role
 from wavemesh.policy.document import policy_to_json
 from wavemesh.policy.reader import parse_policy
-from wavemesh.runtime.grpc import peer_of
 from wavemesh.runtime.status import answers
 from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.statements import Envelope, IntentCancellation, IntentKind, OperatorIntent
@@ -31,10 +30,9 @@ from wavemesh.v1 import operator_pb2
 from wavemesh.v1.operator_pb2_grpc import OperatorServiceServicer, add_OperatorServiceServicer_to_server
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     import grpc
-    from cryptography.x509 import Certificate
 
     from control.changes import Changes
     from control.config import Config
@@ -46,8 +44,10 @@ if TYPE_CHECKING:
     from control.queries import Queries
     from control.releases import Releases
     from control.waves import Waves
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
+    from wavemesh.runtime.peers import Peers
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -87,7 +87,8 @@ class OperatorApi(OperatorServiceServicer):
         queries: Queries,
         listings: Listings,
         changes: Changes,
-        ca_certificates: Sequence[Certificate],
+        authorities: Authorities,
+        peers: Peers,
         clock: Clock,
         config: Config,
     ) -> None:
@@ -101,7 +102,8 @@ class OperatorApi(OperatorServiceServicer):
         self._queries = queries
         self._listings = listings
         self._changes = changes
-        self._ca_certificates = ca_certificates
+        self._authorities = authorities
+        self._peers = peers
         self._clock = clock
         self._config = config
 
@@ -111,7 +113,7 @@ class OperatorApi(OperatorServiceServicer):
 
     def caller(self, context: Context) -> NodeId:
         """Who calls; raises ForbiddenError for all but operators."""
-        peer = peer_of(context, self._fleet_name)
+        peer = self._peers.of(context)
         if peer.role is not Role.OPERATOR:
             msg = f"{peer.uri} is a {peer.role.value}; this API is for operators"
             raise ForbiddenError(msg, peer=peer.uri)
@@ -134,7 +136,7 @@ class OperatorApi(OperatorServiceServicer):
     def _signed(self, kind: type[_Statement], envelope: Envelope, caller: NodeId) -> _Statement:
         """What the caller, and nobody else, has signed; raises GateError, ForbiddenError."""
         now = self._clock.now()
-        signer, statement = verify_node(envelope, kind, self._ca_certificates, now, Role.OPERATOR)
+        signer, statement = verify_node(envelope, kind, self._authorities, now, Role.OPERATOR)
         if signer != caller:
             msg = f"it is signed by {signer.uri}, but {caller.uri} hands it in; sign it yourself"
             raise ForbiddenError(msg, signer=signer.uri, caller=caller.uri)

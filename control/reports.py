@@ -39,12 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from cryptography.x509 import Certificate
-
     from control.database import Database, Transaction
     from control.fleet import Fleet
     from control.intents import Intents
     from control.waves import Waves
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import Report
     from wavemesh.trust.statements import Envelope
@@ -108,7 +107,7 @@ class Reports:
         waves: Waves,
         intents: Intents,
         fleet: Fleet,
-        ca_certificates: Sequence[Certificate],
+        authorities: Authorities,
         clock: Clock,
     ) -> None:
         """Take what verifying and applying need."""
@@ -116,7 +115,7 @@ class Reports:
         self._waves = waves
         self._intents = intents
         self._fleet = fleet
-        self._ca_certificates = ca_certificates
+        self._authorities = authorities
         self._clock = clock
 
     async def cursor(self, child: NodeId, incarnation: str) -> int:
@@ -167,7 +166,7 @@ class Reports:
 
     def _verify_outcome(self, child: NodeId, envelope: Envelope, now: datetime) -> Finding:
         try:
-            signer, outcome = verify_node(envelope, DeviceOutcome, self._ca_certificates, now)
+            signer, outcome = verify_node(envelope, DeviceOutcome, self._authorities, now)
             _check_below(child, outcome.device, "outcome of")
             _check_outcome(signer, outcome)
         except PeerError as error:
@@ -176,10 +175,10 @@ class Reports:
 
     def _verify_intent(self, child: NodeId, report: IntentReport, now: datetime) -> Finding:
         _check_below(child, report.via, "intent given to")
-        operator, intent = verify_node(report.intent, OperatorIntent, self._ca_certificates, now, Role.OPERATOR)
+        operator, intent = verify_node(report.intent, OperatorIntent, self._authorities, now, Role.OPERATOR)
         taken_back = None
         if report.cancellation is not None:
-            by, word = verify_node(report.cancellation, IntentCancellation, self._ca_certificates, now, Role.OPERATOR)
+            by, word = verify_node(report.cancellation, IntentCancellation, self._authorities, now, Role.OPERATOR)
             if word.intent_id != intent.intent_id:
                 msg = f"cancellation of {word.intent_id!r} with intent {intent.intent_id!r}"
                 raise BadReportError(msg)

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from cryptography.x509 import Certificate
-
     from control.changes import Changes
     from control.database import Database
     from control.desired import DesiredState
@@ -48,6 +46,7 @@ if TYPE_CHECKING:
     from control.reports import Reports
     from control.signing import Signing
     from control.waves import Waves
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import Hello, Rejection, Report, Resource, ResourceKey, StatusEntry
@@ -82,7 +81,7 @@ class ControlRegistry:
         intents: Intents,
         signing: Signing,
         changes: Changes,
-        ca_certificates: Sequence[Certificate],
+        authorities: Authorities,
         clock: Clock,
     ) -> None:
         """Nothing is read before ``load``."""
@@ -95,7 +94,7 @@ class ControlRegistry:
         self._intents = intents
         self._signing = signing
         self._changes = changes
-        self._ca_certificates = ca_certificates
+        self._authorities = authorities
         self._clock = clock
         self._running: dict[str, tuple[str, str, str]] = {}
         self._seen_at: dict[str, datetime] = {}
@@ -167,7 +166,7 @@ class ControlRegistry:
             raise NotFoundError(msg)
         envelope = decode(Envelope, body)
         now = self._clock.now()
-        device, ping = verify_node(envelope, HealthPing, self._ca_certificates, now, Role.DEVICE)
+        device, ping = verify_node(envelope, HealthPing, self._authorities, now, Role.DEVICE)
         if not is_within(device.path, child.path) or ping.device != device.path:
             msg = f"ping about {ping.device} signed by {device.path} does not come from {child.path}'s region"
             raise ForbiddenError(msg)

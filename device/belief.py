@@ -107,7 +107,7 @@ class Verifier:
                 return self.trusted
             case "intent":
                 _, intent = verify_node(
-                    decode(Envelope, content), OperatorIntent, self._credentials.ca_certificates, now, Role.OPERATOR
+                    decode(Envelope, content), OperatorIntent, self._credentials.authorities, now, Role.OPERATOR
                 )
                 _expect_name(key, intent.intent_id)
                 return intent
@@ -150,7 +150,7 @@ class Verifier:
         return order
 
     def _verify_grant(self, key: ResourceKey, grant: LeaseGrant, now: datetime, trusted: TrustedMetadata) -> Grant:
-        _, lease = verify_node(grant.lease, Lease, self._credentials.ca_certificates, now, self._store_path)
+        _, lease = verify_node(grant.lease, Lease, self._credentials.authorities, now, self._store_path)
         permit = verify_role(grant.permit, Permit, trusted)
         for what, wave_id, device in (
             ("lease", lease.wave_id, lease.device),

@@ -108,7 +108,7 @@ class HealthClient:
             _, down = verify_node(
                 answer.authority_down,
                 AuthorityDown,
-                self._credentials.ca_certificates,
+                self._credentials.authorities,
                 self._clock.now(),
                 self._hub.path,
             )
@@ -130,7 +130,7 @@ class HealthClient:
 
     def _hub_ack(self, envelope: Envelope) -> HealthAck:
         now = self._clock.now()
-        _, ack = verify_node(envelope, HealthAck, self._credentials.ca_certificates, now, self._hub.path)
+        _, ack = verify_node(envelope, HealthAck, self._credentials.authorities, now, self._hub.path)
         return ack
 
     def _control_ack(self, envelope: Envelope) -> HealthAck:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import random
 import signal
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.durable import Disk
 from wavemesh.runtime.grpc import make_bulk_channel, make_server, serve_health, set_serving
+from wavemesh.runtime.peers import Peers
 from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.link import DownstreamOptions, SessionDownstream, SessionUpstream, UpstreamOptions
 from wavemesh.session.parent import ParentOptions
@@ -97,17 +99,21 @@ async def open_hub(directory: Path, clock: Clock) -> Hub:
     root = _read_root(directory / "trust" / "root.json")
     Disk().make_dir(directory / "state")
     store = await HubStore.open(directory / "state" / "hub.sqlite3")
-    return Hub(
-        credentials=credentials,
-        config=config,
-        clock=clock,
-        store=store,
-        log=await HubReportLog.open(store.database, snapshot_of(store, credentials.node_id.path)),
-        resources=await SqliteResources.open(store.database),
-        cursors=SqliteCursors(store.database),
-        belief=Belief(credentials.node_id.path, root, credentials.ca_certificates),
-        clock_guard=ClockGuard(store, ClockSource.HARDWARE if config.hardware_clock else ClockSource.UNCONFIRMED),
-    )
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(store.close)
+        hub = Hub(
+            credentials=credentials,
+            config=config,
+            clock=clock,
+            store=store,
+            log=await HubReportLog.open(store.database, snapshot_of(store, credentials.node_id.path)),
+            resources=await SqliteResources.open(store.database),
+            cursors=SqliteCursors(store.database),
+            belief=Belief(credentials.node_id.path, root, credentials.authorities),
+            clock_guard=ClockGuard(store, ClockSource.HARDWARE if config.hardware_clock else ClockSource.UNCONFIRMED),
+        )
+        undo.pop_all()
+    return hub
 
 
 def _read_root(path: Path) -> bytes:
@@ -145,13 +151,14 @@ def join(hub: Hub, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     asks = Asks(hub, upstream)
     registry = DeviceRegistry(hub, asks, statuses.device_changed)
     terms = ParentOptions(__version__, heartbeat_interval_s=config.heartbeat_interval_s)
-    downstream = SessionDownstream(credentials.node_id, registry, hub.clock, DownstreamOptions(terms=terms))
+    peers = Peers(credentials.authorities, hub.clock)
+    downstream = SessionDownstream(credentials.node_id, registry, hub.clock, peers, DownstreamOptions(terms=terms))
     server, port = make_server(
         credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs
     )
     downstream.add_to(server)
-    ArtifactServer(credentials.node_id, cache).add_to(server)
-    OperatorApi(hub, intents, views).add_to(server)
+    ArtifactServer(credentials.node_id, cache, peers).add_to(server)
+    OperatorApi(hub, intents, views, peers).add_to(server)
     hub.is_cached = blobs.has
     hub.changed = downstream.changed
     hub.wake_upstream = upstream.wake

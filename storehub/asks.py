@@ -47,6 +47,11 @@ class Relay(Protocol):
         """Whether a session is welcomed now."""
         ...
 
+    @property
+    def refusal(self) -> str:
+        """Why there can be no session before somebody is updated; empty when nothing is known to be in the way."""
+        ...
+
     async def ask(self, kind: str, body: bytes, timeout_s: float) -> bytes:
         """Ask the parent; raises PeerError or TimeoutError."""
         ...
@@ -77,7 +82,7 @@ class Asks:
     async def _ping(self, child: NodeId, body: bytes) -> HealthPingAnswer:
         hub = self._hub
         envelope = decode(Envelope, body)
-        _, ping = verify_node(envelope, HealthPing, hub.credentials.ca_certificates, hub.clock.now(), child.path)
+        _, ping = verify_node(envelope, HealthPing, hub.credentials.authorities, hub.clock.now(), child.path)
         if ping.device != child.path:
             msg = f"health ping of {ping.device} sent by {child.path}"
             raise PeerError(msg)

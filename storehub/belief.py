@@ -35,11 +35,10 @@ from wavemesh.trust.statements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from cryptography.x509 import Certificate
-
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.nodes import NodeId
     from wavemesh.session.frames import Resource, ResourceKey
     from wavemesh.trust.releases import ReleaseManifest
@@ -85,11 +84,11 @@ Finding: TypeAlias = (
 class Belief:
     """Verified desired state; ``store`` is this hub's path, ``root`` the pinned TUF root."""
 
-    def __init__(self, store: str, root: bytes, ca_certificates: Sequence[Certificate]) -> None:
+    def __init__(self, store: str, root: bytes, authorities: Authorities) -> None:
         """Start with nothing."""
         self._store = store
         self._root = root
-        self._ca_certificates = ca_certificates
+        self._authorities = authorities
         self._found: dict[ResourceKey, Finding] = {}
         self._generations: dict[str, int] = {}
         self._hold_epoch = 0
@@ -132,12 +131,12 @@ class Belief:
 
     def judge_intent(self, envelope: Envelope, now: datetime) -> HeldIntent:
         """Verify an intent wherever it came from; raises GateError."""
-        operator, intent = verify_node(envelope, OperatorIntent, self._ca_certificates, now, Role.OPERATOR)
+        operator, intent = verify_node(envelope, OperatorIntent, self._authorities, now, Role.OPERATOR)
         return HeldIntent(intent, envelope, operator)
 
     def judge_cancellation(self, envelope: Envelope, now: datetime) -> tuple[NodeId, IntentCancellation]:
         """Who takes which intent back; raises GateError."""
-        return verify_node(envelope, IntentCancellation, self._ca_certificates, now, Role.OPERATOR)
+        return verify_node(envelope, IntentCancellation, self._authorities, now, Role.OPERATOR)
 
     def _judge_control(self, resource: Resource, trusted: TrustedMetadata) -> Finding:
         envelope = decode(Envelope, resource.content)

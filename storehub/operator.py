@@ -17,7 +17,6 @@ from wavemesh.codec.statements import from_proto
 from wavemesh.errors import ForbiddenError, NotFoundError, PeerError
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.listing import is_named, is_wanted_device, is_wanted_intent
-from wavemesh.runtime.grpc import peer_of
 from wavemesh.runtime.status import answers
 from wavemesh.trust.statements import Envelope
 from wavemesh.v1 import operator_pb2, operator_pb2_grpc, report_pb2
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from storehub.intents import Intents
     from storehub.records import IntentRecord, WaveRecord
     from storehub.views import Views
+    from wavemesh.runtime.peers import Peers
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -49,12 +49,13 @@ WATCH_PAUSE_S = 0.1
 class OperatorApi:
     """The servicer."""
 
-    def __init__(self, hub: Hub, intents: Intents, shown: Views) -> None:
+    def __init__(self, hub: Hub, intents: Intents, shown: Views, peers: Peers) -> None:
         """Serve that hub's view."""
         self._hub = hub
         self._intents = intents
         self._views = shown
         self._listings = Listings(hub, shown)
+        self._peers = peers
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the service."""
@@ -62,7 +63,7 @@ class OperatorApi:
         operator_pb2_grpc.add_OperatorServiceServicer_to_server(cast("Any", self), server)
 
     def _caller(self, context: Context) -> NodeId:
-        caller = peer_of(context, self._hub.credentials.node_id.fleet)
+        caller = self._peers.of(context)
         if caller.role is not Role.OPERATOR:
             msg = f"{caller.uri} is no operator"
             raise ForbiddenError(msg, peer=caller.uri)

@@ -33,11 +33,10 @@ from wavemesh.trust.statements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from datetime import datetime
 
-    from cryptography.x509 import Certificate
-
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.session.frames import Resource, ResourceKey
 
 TRUST_TYPE = "tuf"
@@ -46,11 +45,11 @@ TRUST_TYPE = "tuf"
 class Acceptance:
     """Verified desired state of one region; ``region_path`` is this super hub's path."""
 
-    def __init__(self, region_path: str, root: bytes, ca_certificates: Sequence[Certificate]) -> None:
+    def __init__(self, region_path: str, root: bytes, authorities: Authorities) -> None:
         """Start with the pinned TUF root alone."""
         self._region_path = region_path
         self._root = root
-        self._ca_certificates = ca_certificates
+        self._authorities = authorities
         self.trusted: TrustedMetadata | None = None
         self.holds: HoldList | None = None
         self._orders: dict[ResourceKey, WaveOrder] = {}
@@ -76,7 +75,7 @@ class Acceptance:
                 return
             envelope = decode(Envelope, resource.content)
             if resource.key.type == "intent":
-                _, intent = verify_node(envelope, OperatorIntent, self._ca_certificates, now, Role.OPERATOR)
+                _, intent = verify_node(envelope, OperatorIntent, self._authorities, now, Role.OPERATOR)
                 _check_name(resource.key, intent.intent_id)
             elif self.trusted is None:
                 msg = f"{resource.key.type} {resource.key.name!r} came before any trust metadata that vouches for it"

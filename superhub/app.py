@@ -20,7 +20,7 @@ from superhub.acceptance import Acceptance
 from superhub.config import SuperHubConfig
 from superhub.events import Events
 from superhub.intake import Intake
-from superhub.origin import Origin
+from superhub.origin import origin_at
 from superhub.seeding import Seeding
 from superhub.service import RegionRegistry
 from superhub.shelf import Shelf
@@ -40,6 +40,7 @@ from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.config import ConfigError, load_config
 from wavemesh.runtime.grpc import make_server, serve_health, set_serving
+from wavemesh.runtime.peers import Peers
 from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
 from wavemesh.session.parent import ParentOptions
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from wavemesh.artifacts.blobstore import BlobWriter
+    from wavemesh.artifacts.download import BlobReader
     from wavemesh.runtime.clock import Clock
 
 _LOG = logging.getLogger(__name__)
@@ -112,13 +114,13 @@ class SuperHub:
             blobs = await BlobStore.open(state / "cache", self.config.cache_quota_bytes, self._clock)
             parallel = self.config.parallel_fetches
             origin = await stack.enter_async_context(
-                Origin.connect(self.config.origin.url, self._directory / "identity", parallel)
+                origin_at(self.config.origin.url, self._directory / "identity", parallel)
             )
             async with asyncio.TaskGroup() as group:
                 fetches = Fetches(blobs, partial(self._fetch, origin), group, parallel)
                 await self._serve(store, blobs, fetches, group)
 
-    async def _fetch(self, origin: Origin, writer: BlobWriter) -> None:
+    async def _fetch(self, origin: BlobReader, writer: BlobWriter) -> None:
         await download(origin, writer, rng=self._rng, patience=ORIGIN_PATIENCE)
 
     async def _serve(self, store: RegionStore, blobs: BlobStore, fetches: Fetches, group: asyncio.TaskGroup) -> None:
@@ -143,7 +145,7 @@ class SuperHub:
         self, store: RegionStore, blobs: BlobStore, fetches: Fetches, log: SqliteReportLog, resources: SqliteResources
     ) -> _Parts:
         """Make the parts and let them know each other."""
-        clock, authorities, path = self._clock, self.credentials.ca_certificates, self.node_id.path
+        clock, authorities, path = self._clock, self.credentials.authorities, self.node_id.path
         acceptance = Acceptance(path, self._root, authorities)
         shelf = Shelf(path)
         cursors = SqliteCursors(store.database)
@@ -187,7 +189,7 @@ class SuperHub:
             log=log,
             cursors=cursors,
             events=events,
-            ca_certificates=authorities,
+            authorities=authorities,
             clock=clock,
             appended=appended,
         )
@@ -205,8 +207,9 @@ class SuperHub:
         )
         terms = ParentOptions(__version__, heartbeat_interval_s=self.config.heartbeat_s)
         options = DownstreamOptions(terms, max_sessions=self.config.maximum_stores)
-        downstream = SessionDownstream(self.node_id, registry, clock, options)
-        return _Parts(sink, upstream, downstream, ArtifactServer(self.node_id, seeding), statuses, registry)
+        peers = Peers(authorities, clock)
+        downstream = SessionDownstream(self.node_id, registry, clock, peers, options)
+        return _Parts(sink, upstream, downstream, ArtifactServer(self.node_id, seeding, peers), statuses, registry)
 
     async def _listen(self, parts: _Parts) -> None:
         """Serve the stores until the drain; say goodbye downwards, then upwards."""

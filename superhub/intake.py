@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
-    from cryptography.x509 import Certificate
-
     from superhub.events import Events
     from superhub.store import RegionStore
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.sqlite import Transaction
@@ -92,7 +91,7 @@ class Intake:
         log: SqliteReportLog,
         cursors: SqliteCursors,
         events: Events,
-        ca_certificates: Sequence[Certificate],
+        authorities: Authorities,
         clock: Clock,
         appended: Callable[[], None],
     ) -> None:
@@ -101,7 +100,7 @@ class Intake:
         self._log = log
         self._cursors = cursors
         self._events = events
-        self._ca_certificates = ca_certificates
+        self._authorities = authorities
         self._clock = clock
         self._appended = appended
 
@@ -153,7 +152,7 @@ class Intake:
                 case "intent":
                     body = decode(IntentReport, report.body)
                     _check_within(body.via, child)
-                    _, intent = verify_node(body.intent, OperatorIntent, self._ca_certificates, now, Role.OPERATOR)
+                    _, intent = verify_node(body.intent, OperatorIntent, self._authorities, now, Role.OPERATOR)
                     return self._intent(report, body, intent.intent_id, now)
                 case "event":
                     event = decode(EventReport, report.body)
@@ -168,7 +167,7 @@ class Intake:
         """An intent, or one taken back at its hub: control shall not act on what still waits here to go up."""
         if body.cancellation is None:
             return ToldOnce(intent_id, report)
-        _, word = verify_node(body.cancellation, IntentCancellation, self._ca_certificates, now, Role.OPERATOR)
+        _, word = verify_node(body.cancellation, IntentCancellation, self._authorities, now, Role.OPERATOR)
         if word.intent_id != intent_id:
             msg = f"cancellation of {word.intent_id!r} with intent {intent_id!r}"
             raise SignatureGateError(msg)
@@ -186,7 +185,7 @@ class Intake:
         return Outcomes(tuple(heard), tuple(refused))
 
     def _hear(self, child: NodeId, envelope: Envelope, now: datetime) -> Heard:
-        signer, outcome = verify_node(envelope, DeviceOutcome, self._ca_certificates, now)
+        signer, outcome = verify_node(envelope, DeviceOutcome, self._authorities, now)
         _check_within(outcome.device, child)
         _check_within(signer.path, child)
         return Heard(outcome, rank_of(outcome, envelope, by_device=signer.role is Role.DEVICE), envelope)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 from securesystemslib.signer import CryptoSigner
 
-from wavemesh.identity.ca import FleetCa, write_node
+from wavemesh.identity.ca import REGION_LIFETIME, FleetCa, Issuer, RegionCa, write_node
 from wavemesh.identity.nodes import NodeId
 from wavemesh.trust.releases import UNKNOWN_DIGEST, Artifact, ReleaseManifest
 from wavemesh.trust.repository import add_release, create_repository, publish_targets, sign_bundle, sign_metadata
@@ -43,22 +43,40 @@ def fleet_ca() -> FleetCa:
     return FleetCa.create(FLEET, datetime.now(UTC) - timedelta(days=1))
 
 
+class Issuers:
+    """The fleet's root and one authority a region, made when first needed."""
+
+    def __init__(self, ca: FleetCa) -> None:
+        self._ca = ca
+        self._regions: dict[str, RegionCa] = {}
+
+    def issuer(self, path: str) -> Issuer:
+        """Who issues for the node at that path."""
+        kind, name = path.split("/")[:2]
+        if kind != "region":
+            return self._ca
+        if name not in self._regions:
+            now = self._ca.certificate.not_valid_before_utc
+            self._regions[name] = RegionCa.create(self._ca, name, not_before=now, not_after=now + REGION_LIFETIME)
+        return self._regions[name]
+
+
 @pytest.fixture(scope="session")
 def credentials(fleet_ca: FleetCa, tmp_path_factory: pytest.TempPathFactory) -> CredentialsFactory:
-    """Factory of real credentials; every certificate also names 127.0.0.1 and localhost."""
+    """Factory of real credentials; every certificate also names 127.0.0.1. Nodes of a region are its authority's."""
     made: dict[str, NodeCredentials] = {}
+    issuers = Issuers(fleet_ca)
 
     def make(path: str) -> NodeCredentials:
         if path not in made:
             now = datetime.now(UTC)
             made[path] = write_node(
                 tmp_path_factory.mktemp("identity"),
-                fleet_ca,
+                issuers.issuer(path),
                 NodeId(FLEET, path),
                 not_before=now - timedelta(hours=1),
                 not_after=now + timedelta(days=90),
                 ip_addresses=[IPv4Address("127.0.0.1")],
-                dns_names=["localhost"],
             )
         return made[path]
 

@@ -30,6 +30,7 @@ from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_
 from wavemesh.policy.reader import parse_policy
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_server
+from wavemesh.runtime.peers import Peers
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.session.link import SessionDownstream
 from wavemesh.trust.envelope import sign_as_node, sign_statement, sign_with_keys
@@ -368,9 +369,10 @@ class HubStandIn:
     async def serving(self, port: int = 0) -> AsyncIterator[HubStandIn]:
         """Listen until the context ends."""
         server, self.port = make_server(self.me, address=f"127.0.0.1:{port}", maximum_concurrent_rpcs=64)
-        self._downstream = SessionDownstream(HUB, self, SystemClock())
+        peers = Peers(self.me.authorities, SystemClock())
+        self._downstream = SessionDownstream(HUB, self, SystemClock(), peers)
         self._downstream.add_to(server)
-        ArtifactServer(HUB, self.blobs).add_to(server)
+        ArtifactServer(HUB, self.blobs, peers).add_to(server)
         await server.start()
         try:
             yield self

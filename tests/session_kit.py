@@ -10,11 +10,13 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from tests.conftest import Issuers
 from wavemesh.errors import NotFoundError
 from wavemesh.identity.ca import FleetCa, write_node
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_server
+from wavemesh.runtime.peers import Peers
 from wavemesh.session.frames import HeldResource, Rejection, Report, Resource, ResourceKey, ResourceVersion, StatusEntry
 from wavemesh.session.link import DownstreamOptions, SessionDownstream, SessionUpstream, UpstreamOptions
 from wavemesh.session.parent import ParentOptions
@@ -204,18 +206,20 @@ class Fleet:
 
     directory: Path
     ca: FleetCa
+    issuers: Issuers
     nodes: dict[str, NodeCredentials] = field(default_factory=dict)
 
     @classmethod
     def create(cls, directory: Path) -> Fleet:
-        return cls(directory, FleetCa.create(FLEET, datetime.now(UTC) - timedelta(hours=1)))
+        ca = FleetCa.create(FLEET, datetime.now(UTC) - timedelta(hours=1))
+        return cls(directory, ca, Issuers(ca))
 
     def credentials(self, node: NodeId) -> NodeCredentials:
         if node.path not in self.nodes:
             now = datetime.now(UTC)
             self.nodes[node.path] = write_node(
                 self.directory / node.path.replace("/", "-"),
-                self.ca,
+                self.issuers.issuer(node.path),
                 node,
                 not_before=now - timedelta(hours=1),
                 not_after=now + timedelta(days=1),
@@ -255,7 +259,8 @@ async def serving(
     server, port = make_server(
         fleet.credentials(node), address=address, maximum_concurrent_rpcs=4096, options=server_options
     )
-    downstream = SessionDownstream(node, registry, SystemClock(), options or DownstreamOptions(FAST))
+    peers = Peers(fleet.credentials(node).authorities, SystemClock())
+    downstream = SessionDownstream(node, registry, SystemClock(), peers, options or DownstreamOptions(FAST))
     downstream.add_to(server)
     await server.start()
     try:

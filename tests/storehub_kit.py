@@ -32,6 +32,7 @@ from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_
 from wavemesh.policy.reader import parse_policy
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_server
+from wavemesh.runtime.peers import Peers
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.session.link import DownstreamOptions, SessionDownstream
 from wavemesh.trust.envelope import sign_as_node, sign_statement, sign_with_keys
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from wavemesh.session.parent import ParentOptions
     from wavemesh.trust.statements import TrustMetadata
 
 SUPER_HUB = NodeId(FLEET, "region/midwest")
@@ -277,13 +279,14 @@ class SuperHub(MemoryRegistry):
 
 
 @asynccontextmanager
-async def wan(super_hub: SuperHub, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+async def wan(super_hub: SuperHub, address: str = "127.0.0.1:0", terms: ParentOptions = FAST) -> AsyncIterator[str]:
     """The super hub's server for as long as the block lasts; leaving it is the WAN going dark."""
     credentials = super_hub.control.fleet.credentials(SUPER_HUB)
     server, port = make_server(credentials, address=address, maximum_concurrent_rpcs=1000)
-    super_hub.downstream = SessionDownstream(SUPER_HUB, super_hub, SystemClock(), DownstreamOptions(FAST))
+    peers = Peers(credentials.authorities, SystemClock())
+    super_hub.downstream = SessionDownstream(SUPER_HUB, super_hub, SystemClock(), peers, DownstreamOptions(terms))
     super_hub.downstream.add_to(server)
-    ArtifactServer(SUPER_HUB, super_hub).add_to(server)
+    ArtifactServer(SUPER_HUB, super_hub, peers).add_to(server)
     await server.start()
     super_hub.address = f"127.0.0.1:{port}"
     try:

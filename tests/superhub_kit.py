@@ -24,6 +24,7 @@ from wavemesh.identity.ca import FleetCa, write_node
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_bulk_channel, make_server
+from wavemesh.runtime.peers import Peers
 from wavemesh.session.link import SessionDownstream, SessionUpstream
 from wavemesh.trust.envelope import sign_statement
 from wavemesh.trust.releases import Artifact, ReleaseManifest
@@ -213,7 +214,9 @@ class Region:
         server, self.control_port = make_server(
             self.credentials(CONTROL), address=f"127.0.0.1:{self.control_port}", maximum_concurrent_rpcs=16
         )
-        self.downstream = SessionDownstream(CONTROL, self.control, SystemClock())
+        self.downstream = SessionDownstream(
+            CONTROL, self.control, SystemClock(), Peers(self.credentials(CONTROL).authorities, SystemClock())
+        )
         self.downstream.add_to(server)
         await server.start()
         try:

@@ -437,7 +437,7 @@ async def test_reports_below_the_cursor_are_passed_over(world: World) -> None:
             waves=core.waves,
             intents=core.intents,
             fleet=core.fleet,
-            ca_certificates=world.credentials(CONTROL.path).ca_certificates,
+            authorities=world.credentials(CONTROL.path).authorities,
             clock=core.clock,
         )
         gossip = [Report("gossip", b"")] * 3

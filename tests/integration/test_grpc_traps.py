@@ -314,6 +314,8 @@ async def test_credentials_are_read_anew_for_each_connection(small_fleet: Fleet,
     other = DEVICE.path.replace("pos-01", "pos-02")
     async with serving(small_fleet, registry) as parent, dialling(small_fleet, parent.address) as child:
         await until(lambda: "settled" in child.sink.events, child.sink)
-        child.upstream._credentials = Fleet(tmp_path, small_fleet.ca).credentials(NodeId(DEVICE.fleet, other))
+        child.upstream._credentials = Fleet(tmp_path, small_fleet.ca, small_fleet.issuers).credentials(
+            NodeId(DEVICE.fleet, other)
+        )
         parent.downstream.disconnect(DEVICE.path, "rotate")
         await until(lambda: "+pos-02" in registry.events, registry)

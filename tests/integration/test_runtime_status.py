@@ -19,8 +19,10 @@ from wavemesh.errors import (
     PeerError,
     WavemeshError,
 )
+from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.durable import DiskFullError
-from wavemesh.runtime.grpc import make_bulk_channel, make_channel, make_server, peer_of, serve_health, set_serving
+from wavemesh.runtime.grpc import make_bulk_channel, make_channel, make_server, serve_health, set_serving
+from wavemesh.runtime.peers import Peers
 from wavemesh.runtime.status import RemoteFaultError, answers, error_from_rpc
 from wavemesh.session.faults import SessionViolationError, SupersededError
 
@@ -38,16 +40,19 @@ class Service:
 
     error: WavemeshError | None = None
 
+    def __init__(self, peers: Peers) -> None:
+        self.peers = peers
+
     @answers
     async def call(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         if self.error is not None:
             raise self.error
-        return peer_of(context, DEVICE.fleet).path.encode()
+        return self.peers.of(context).path.encode()
 
 
 @pytest.fixture
 async def served(small_fleet: Fleet) -> AsyncIterator[tuple[Service, str]]:
-    service = Service()
+    service = Service(Peers(small_fleet.credentials(STORE).authorities, SystemClock()))
     server, port = make_server(small_fleet.credentials(STORE), address="127.0.0.1:0", maximum_concurrent_rpcs=9)
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(service.call)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Status", {"Call": method}),))

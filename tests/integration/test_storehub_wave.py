@@ -81,7 +81,7 @@ async def test_a_wave_from_order_to_ledger(control: Control, fleet: Fleet, tmp_p
         first = next(one for one in devices if one.lease() is not None)
         grant = first.lease()
         assert grant is not None
-        ca = fleet.credentials(STORE).ca_certificates
+        ca = fleet.credentials(STORE).authorities
         signer, lease = verify_node(grant.lease, Lease, ca, app.hub.clock.now(), STORE.path)
         trusted = app.hub.belief.trusted
         assert trusted is not None

@@ -17,6 +17,7 @@ from wavemesh.artifacts.transfer import ArtifactClient, ArtifactServer
 from wavemesh.errors import BusyError, ForbiddenError, GateError, LinkDownError, NotFoundError, WavemeshError
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_bulk_channel, make_server
+from wavemesh.runtime.peers import Peers
 from wavemesh.runtime.status import RemoteFaultError
 from wavemesh.trust.statements import Digest
 from wavemesh.v1 import artifact_pb2, artifact_pb2_grpc
@@ -88,7 +89,9 @@ async def serving(credentials: Any, directory: Path, **options: Any) -> AsyncIte
         await writer.write(CONTENT)
     source = StoreSource(store)
     server, port = make_server(credentials(HUB), address="127.0.0.1:0", maximum_concurrent_rpcs=100)
-    artifacts = ArtifactServer(credentials(HUB).node_id, source, **options)
+    artifacts = ArtifactServer(
+        credentials(HUB).node_id, source, Peers(credentials(HUB).authorities, SystemClock()), **options
+    )
     artifacts.add_to(server)
     await server.start()
     try:
@@ -202,7 +205,8 @@ async def test_a_server_that_restarts_does_not_end_a_download(credentials: Any, 
         assert not fetching.done()
         store = await BlobStore.open(tmp_path / "hub", 1 << 30, SystemClock())
         server, _ = make_server(credentials(HUB), address=f"127.0.0.1:{port}", maximum_concurrent_rpcs=10)
-        ArtifactServer(credentials(HUB).node_id, StoreSource(store)).add_to(server)
+        peers = Peers(credentials(HUB).authorities, SystemClock())
+        ArtifactServer(credentials(HUB).node_id, StoreSource(store), peers).add_to(server)
         await server.start()
         await fetching
         await server.stop(0)

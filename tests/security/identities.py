@@ -12,14 +12,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.conftest import FLEET
+from tests.conftest import FLEET, Issuers
 from tests.security.matrix import Answer
-from wavemesh.identity.ca import FleetCa
+from wavemesh.identity.ca import FleetCa, RegionCa
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.grpc import SESSION_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from wavemesh.identity.ca import Issuer
 
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
@@ -37,11 +39,12 @@ class Impostor(enum.Enum):
     NOT_YET_VALID = "a certificate that is not valid yet"
     OTHER_NAME = "a certificate of the fleet's CA that names another fleet"
     NO_NAME = "a certificate of the fleet's CA without a SPIFFE id"
+    OTHER_REGION = "a certificate of another region's authority"
 
     @property
     def answer(self) -> Answer:
         """What it gets from an RPC that asks who calls."""
-        is_ours = self in {Impostor.OTHER_NAME, Impostor.NO_NAME}
+        is_ours = self in {Impostor.OTHER_NAME, Impostor.NO_NAME, Impostor.OTHER_REGION}
         return Answer.FORBIDDEN if is_ours else Answer.NO_CONNECTION
 
 
@@ -50,13 +53,15 @@ class Identities:
 
     def __init__(self, ca: FleetCa) -> None:
         self._ca = ca
+        self._issuers = Issuers(ca)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._other_fleet = FleetCa.create("other.example", datetime.now(UTC) - _DAY)
         self._other_ca = FleetCa.create(FLEET, datetime.now(UTC) - _DAY)
 
     def node(self, path: str) -> grpc.ChannelCredentials:
         """A node with a good certificate."""
-        return self._present([self._issue(self._ca, NodeId(FLEET, path))])
+        issuer = self._issuers.issuer(path)
+        return self._present([self._issue(issuer, NodeId(FLEET, path)), *issuer.chain])
 
     def impostor(self, kind: Impostor, path: str) -> grpc.ChannelCredentials:
         """A wrong identity that claims to be the node at that path."""
@@ -66,10 +71,10 @@ class Identities:
     def _chain(self, kind: Impostor, path: str) -> list[x509.Certificate]:
         """The certificates that are shown, leaf first."""
         node, other, now = NodeId(FLEET, path), NodeId("other.example", path), datetime.now(UTC)
-        chain: list[x509.Certificate] = []
+        if kind is Impostor.NO_CERTIFICATE:
+            return []
+        chain: list[x509.Certificate]
         match kind:
-            case Impostor.NO_CERTIFICATE:
-                pass
             case Impostor.NO_CA:
                 chain = [self._signed_by(None, path, node.uri)]
             case Impostor.OTHER_FLEET:
@@ -86,7 +91,10 @@ class Identities:
             case Impostor.OTHER_NAME:
                 careless = FleetCa(other.fleet, self._ca.certificate, self._ca._key)
                 chain = [self._issue(careless, other)]
-            case Impostor.NO_NAME:
+            case Impostor.OTHER_REGION:
+                thief = RegionCa.create(self._ca, "west", not_before=now - _HOUR, not_after=now + _DAY)
+                chain = [self._signed_by(thief.certificate, path, node.uri, thief._key), thief.certificate]
+            case _:
                 chain = [self._signed_by(self._ca.certificate, path, "", self._ca._key)]
         return chain
 
@@ -98,7 +106,7 @@ class Identities:
         return grpc.ssl_channel_credentials(_pem(self._ca.certificate), private_key=key, certificate_chain=pem)
 
     def _issue(
-        self, ca: FleetCa, node: NodeId, not_before: datetime | None = None, not_after: datetime | None = None
+        self, ca: Issuer, node: NodeId, not_before: datetime | None = None, not_after: datetime | None = None
     ) -> x509.Certificate:
         now = datetime.now(UTC)
         return ca.issue(

@@ -21,7 +21,6 @@ from google.protobuf.message import DecodeError
 from wavemesh.artifacts.blobstore import BlobMismatchError, OutOfRangeError
 from wavemesh.artifacts.digests import check_digest
 from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, PeerError
-from wavemesh.runtime.grpc import peer_of
 from wavemesh.runtime.status import STATUS_KEY, answers, error_from_rpc, status_of
 from wavemesh.trust.statements import Digest
 from wavemesh.v1 import artifact_pb2
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
     from wavemesh.identity.nodes import NodeId
+    from wavemesh.runtime.peers import Peers
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -107,6 +107,7 @@ class ArtifactServer:
         self,
         node_id: NodeId,
         source: BlobSource,
+        peers: Peers,
         *,
         maximum_reads: int = 64,
         maximum_reads_per_peer: int = 4,
@@ -115,6 +116,7 @@ class ArtifactServer:
         """Bound the reads at a time, in all and of one peer; ``stall_s`` ends a read that nobody takes bytes of."""
         self._node_id = node_id
         self._source = source
+        self._peers = peers
         self._maximum_reads = maximum_reads
         self._maximum_reads_per_peer = maximum_reads_per_peer
         self._stall_s = stall_s
@@ -176,7 +178,7 @@ class ArtifactServer:
             raise LinkDownError(msg) from error
 
     def _child(self, context: Context) -> NodeId:
-        peer = peer_of(context, self._node_id.fleet)
+        peer = self._peers.of(context)
         if not peer.is_child_of(self._node_id):
             msg = f"{peer.uri} is not a child of {self._node_id.uri}: fetch from your own parent"
             raise ForbiddenError(msg, peer=peer.uri)

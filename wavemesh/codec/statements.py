@@ -101,6 +101,7 @@ _MAX_LENGTH_BYTES: Mapping[str, int] = {
     "text": 8192,
     "sig": 8192,
     "certificate": 16 * 1024,
+    "intermediates": 16 * 1024,
     "policy_yaml": 256 * 1024,
     "payload": MAX_STATEMENT_BYTES,
     "roots": 256 * 1024,
@@ -112,6 +113,7 @@ _MAX_LENGTH_BYTES: Mapping[str, int] = {
 _MAX_COUNT = 1024
 _MAX_COUNTS: Mapping[str, int] = {
     "signatures": 16,
+    "intermediates": 2,
     "devices": 10_000,
     "stores": 10_000,
     "holds": 10_000,

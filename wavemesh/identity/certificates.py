@@ -2,21 +2,24 @@
 
 Rules: the leaf chains to one of the fleet's roots, through intermediates if need be, and every certificate of the chain
 is valid at ``now`` (RFC 5280 path validation by the cryptography package); the leaf has exactly one URI SAN, the node's
-SPIFFE id; the fleet in it is the fleet its CA carries as its own URI SAN (``spiffe://FLEET``), so that the CA of one
-fleet cannot speak for another. CA certificates may be roots and intermediates: a root is what signed itself.
+SPIFFE id; it lies within what every authority of the chain says it speaks for in its own URI SAN: ``spiffe://FLEET``
+for the root, ``spiffe://FLEET/region/R`` for a region's authority. So the CA of one fleet cannot speak for another, nor
+a region for its neighbour, for control or for an operator. TLS knows nothing of this rule: whoever serves holds it
+against the chain its peer showed (``authorities.py``). A root is what signed itself.
 """
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509 import verification
 
 from wavemesh.errors import PeerError
-from wavemesh.identity.nodes import NodeId
+from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role, is_within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +27,10 @@ if TYPE_CHECKING:
 
 MAX_CERTIFICATE_BYTES = 16 * 1024
 MAX_CA_CERTIFICATES = 16
+MAX_CHAIN_CERTIFICATES = 2
+"""Above a leaf: at most its region's authority and the root."""
 _MAX_CHAIN_DEPTH = 4
+_FLEET_URI = re.compile(r"spiffe://([^/]+)")
 # What reading a hostile certificate raises; some of these are no ValueErrors, and parts are parsed only when asked for.
 CERTIFICATE_ERRORS = (
     ValueError,
@@ -44,6 +50,32 @@ class BadCertificateError(PeerError):
 def fleet_uri(fleet: str) -> str:
     """The URI SAN of a fleet's CA: its SPIFFE trust domain."""
     return f"spiffe://{fleet}"
+
+
+class Scope(NamedTuple):
+    """What an authority speaks for: a whole fleet, or one region of it."""
+
+    fleet: str
+    region: str = ""
+
+    def covers(self, node_id: NodeId) -> bool:
+        """Whether that node is within it."""
+        return node_id.fleet == self.fleet and (not self.region or is_within(node_id.path, f"region/{self.region}"))
+
+
+def authority_scope(certificate: x509.Certificate) -> Scope | None:
+    """What an authority's certificate says it speaks for; None if that is not exactly one fleet or region."""
+    uris = _uris(certificate)
+    if len(uris) != 1:
+        return None
+    match = _FLEET_URI.fullmatch(uris[0])
+    if match is not None:
+        return Scope(match[1])
+    try:
+        node_id = NodeId.parse(uris[0])
+    except BadNodeIdError:
+        return None
+    return Scope(node_id.fleet, node_id.name) if node_id.role is Role.SUPER_HUB else None
 
 
 def load_certificate(der: bytes) -> x509.Certificate:
@@ -87,10 +119,12 @@ def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Ce
     except verification.VerificationError as error:
         msg = f"certificate of {node_id.uri} is not valid at {now.isoformat()}: {validity_problem(leaf, now) or error}"
         raise BadCertificateError(msg) from error
-    fleets = {uri for authority in chain[1:] for uri in _uris(authority)}
-    if fleets != {fleet_uri(node_id.fleet)}:
-        msg = f"certificate of {node_id.uri} comes from a CA of {', '.join(sorted(fleets)) or 'no fleet'}"
-        raise BadCertificateError(msg)
+    for authority in chain[1:]:
+        scope = authority_scope(authority)
+        if scope is None or not scope.covers(node_id):
+            speaks_for = ", ".join(_uris(authority)) or "no fleet"
+            msg = f"certificate of {node_id.uri} comes from a CA that speaks for {speaks_for}"
+            raise BadCertificateError(msg)
     return node_id
 
 

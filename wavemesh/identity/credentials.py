@@ -16,14 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from wavemesh.errors import LocalError, PeerError
-from wavemesh.identity.certificates import (
-    CERTIFICATE_ERRORS,
-    MAX_CA_CERTIFICATES,
-    is_root,
-    node_id_of,
-    validity_problem,
-    verify_certificate,
-)
+from wavemesh.identity.authorities import Authorities
+from wavemesh.identity.certificates import CERTIFICATE_ERRORS, MAX_CA_CERTIFICATES, is_root, validity_problem
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -49,7 +43,8 @@ class NodeCredentials:
 
     node_id: NodeId
     certificate: x509.Certificate
-    ca_certificates: tuple[x509.Certificate, ...]
+    intermediates: tuple[x509.Certificate, ...]
+    authorities: Authorities
     _key: ec.EllipticCurvePrivateKey
     _key_pem: bytes
     _chain_pem: bytes
@@ -68,12 +63,12 @@ class NodeCredentials:
             msg = f"{directory / KEY_FILE} is not the key of {directory / CERTIFICATE_FILE}: enrol the node again"
             raise CredentialsError(msg)
         try:
-            verify_certificate(leaf, [*authorities, *intermediates], leaf.not_valid_before_utc)
-            node_id = node_id_of(leaf)
+            known = Authorities([*authorities, *intermediates])
+            node_id = known.verify(leaf, leaf.not_valid_before_utc)
         except PeerError as error:
             msg = f"{directory / CERTIFICATE_FILE} does not fit {directory / CA_FILE}: {error}; enrol the node again"
             raise CredentialsError(msg) from error
-        return cls(node_id, leaf, (*authorities, *intermediates), key, key_pem, chain_pem, ca_pem)
+        return cls(node_id, leaf, tuple(intermediates), known, key, key_pem, chain_pem, ca_pem)
 
     def __repr__(self) -> str:
         """Never show the key."""
@@ -83,6 +78,11 @@ class NodeCredentials:
     def certificate_der(self) -> bytes:
         """The leaf as it is embedded in envelopes."""
         return self.certificate.public_bytes(serialization.Encoding.DER)
+
+    @property
+    def intermediates_der(self) -> tuple[bytes, ...]:
+        """What stands between the leaf and the root, as it is embedded in envelopes."""
+        return tuple(one.public_bytes(serialization.Encoding.DER) for one in self.intermediates)
 
     def check_validity(self, now: datetime) -> None:
         """Raise CredentialsError when the certificate's period does not contain ``now``."""

@@ -1,4 +1,4 @@
-"""gRPC servers and channels: mutual TLS, the keepalive profile, message bounds, and who the peer is.
+"""gRPC servers and channels: mutual TLS, the keepalive profile and message bounds. Who a peer is: ``peers.py``.
 
 Rules: every port asks for a client certificate of the fleet CA; a client accepts only the one peer it names; sessions
 and bulk transfers never share a connection. grpcio 1.85 facts the options rest on, each with a regression test in
@@ -17,14 +17,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from wavemesh.errors import ForbiddenError, LocalError
-from wavemesh.identity.nodes import BadNodeIdError, NodeId
+from wavemesh.errors import LocalError
 from wavemesh.session.frames import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.nodes import NodeId
 
 T = TypeVar("T")
 Options = list[tuple[str, Any]]
@@ -135,21 +135,6 @@ def _channel(credentials: NodeCredentials, address: str, peer: NodeId, options: 
     # node of the fleet could stand in for the parent, as all have certificates of the same CA.
     target = ("grpc.ssl_target_name_override", peer.dns_name)
     return grpc.aio.secure_channel(address, credentials.channel_credentials(), options=[*options, target])
-
-
-def peer_of(context: grpc.aio.ServicerContext[Any, Any], fleet: str) -> NodeId:
-    """Who calls, from the TLS certificate alone. Raises ForbiddenError when it is no node of the fleet."""
-    ids = context.auth_context().get("peer_spiffe_id", ())
-    try:
-        [uri] = ids
-        peer = NodeId.parse(bytes(uri).decode())
-    except (ValueError, BadNodeIdError) as error:
-        msg = "the client certificate has no single SPIFFE id of a wavemesh node"
-        raise ForbiddenError(msg) from error
-    if peer.fleet != fleet:
-        msg = f"{peer.uri} is not of fleet {fleet}"
-        raise ForbiddenError(msg, peer=peer.uri)
-    return peer
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -22,7 +22,6 @@ import grpc
 from wavemesh import __version__
 from wavemesh.codec.session import decode_child, encode_parent
 from wavemesh.errors import BusyError, ForbiddenError, WavemeshError
-from wavemesh.runtime.grpc import peer_of
 from wavemesh.runtime.status import answers
 from wavemesh.session.faults import SupersededError
 from wavemesh.session.frames import MAX_ASK_BYTES, Answer, Ask, ChildFrame, Hello, ParentFrame
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
+    from wavemesh.runtime.peers import Peers
     from wavemesh.session.seams import ChildRegistry
 
 _LOG = logging.getLogger(__name__)
@@ -126,12 +126,18 @@ class SessionDownstream:
     """Serves all children; see seams.Downstream for what each method promises."""
 
     def __init__(
-        self, node_id: NodeId, registry: ChildRegistry, clock: Clock, options: DownstreamOptions = DownstreamOptions()
+        self,
+        node_id: NodeId,
+        registry: ChildRegistry,
+        clock: Clock,
+        peers: Peers,
+        options: DownstreamOptions = DownstreamOptions(),
     ) -> None:
         """Serve the children of ``node_id``."""
         self.registry = registry
         self.clock = clock
         self._node_id = node_id
+        self._peers = peers
         self._options = options
         self._streams: set[_Session] = set()
         self._seats: dict[str, _Session] = {}
@@ -161,6 +167,11 @@ class SessionDownstream:
     def connected(self) -> Sequence[NodeId]:
         """Children with an open session."""
         return [session.child for session in self._seats.values() if session.machine.state is ParentState.OPEN]
+
+    def capabilities(self, child_path: str) -> frozenset[str]:
+        """What this side and that child know; empty when it has no open session."""
+        session = self._seats.get(child_path)
+        return session.machine.capabilities if session is not None else frozenset()
 
     def disconnect(self, child_path: str, reason: str) -> None:
         """End a child's session (revoked, replaced)."""
@@ -192,7 +203,7 @@ class SessionDownstream:
     @answers
     async def _connect(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Serve one child's stream to its end."""
-        child = peer_of(context, self._node_id.fleet)
+        child = self._peers.of(context)
         if not child.is_child_of(self._node_id):
             raise ForbiddenError(f"{child.path} is not a child of {self._node_id.path}", child=child.path)
         self._shed()

@@ -24,7 +24,6 @@ from securesystemslib.signer import Signature as RoleSignature
 
 from wavemesh.codec.statements import MAX_STATEMENT_BYTES, MalformedStatementError, decode, encode
 from wavemesh.errors import GateError, PeerError
-from wavemesh.identity.certificates import load_certificate, verify_certificate
 from wavemesh.identity.nodes import Role, is_within
 from wavemesh.policy.gates import Gate
 from wavemesh.trust.statements import (
@@ -43,9 +42,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from cryptography.x509 import Certificate
     from securesystemslib.signer import Key, Signer
 
+    from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.credentials import NodeCredentials
     from wavemesh.identity.nodes import NodeId
     from wavemesh.trust.metadata import TrustedMetadata
@@ -92,7 +91,7 @@ def sign_as_node(statement: Statement, credentials: NodeCredentials) -> Envelope
     """Sign with a node's key; the certificate goes along. Raises MalformedStatementError."""
     payload = encode(statement)
     sig = credentials.sign(pae(statement.payload_type, payload))
-    signature = Signature(credentials.node_id.uri, sig, credentials.certificate_der)
+    signature = Signature(credentials.node_id.uri, sig, credentials.certificate_der, credentials.intermediates_der)
     return Envelope(statement.payload_type, payload, (signature,))
 
 
@@ -111,7 +110,7 @@ def sign_with_keys(payload_type: str, payload: bytes, signers: Sequence[Signer])
 def verify_node(
     envelope: Envelope,
     cls: type[S],
-    ca_certificates: Sequence[Certificate],
+    authorities: Authorities,
     now: datetime,
     expect: Role | str | None = None,
 ) -> tuple[NodeId, S]:
@@ -121,8 +120,7 @@ def verify_node(
         raise _refusal(envelope, f"has {len(envelope.signatures)} signatures; a node's statement has one")
     signature = envelope.signatures[0]
     try:
-        certificate = load_certificate(signature.certificate)
-        node_id = verify_certificate(certificate, ca_certificates, now)
+        node_id, certificate = authorities.verify_der(signature.certificate, now, signature.intermediates)
     except PeerError as error:
         raise _refusal(envelope, f"signed by {signature.keyid!r}: {error}") from error
     if node_id.uri != signature.keyid:

@@ -89,11 +89,16 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One signature of an envelope; ``certificate`` is the signer's leaf in DER, empty for TUF role keys."""
+    """One signature of an envelope.
+
+    ``certificate`` is the signer's leaf in DER, ``intermediates`` what stands between it and the root; both are empty
+    for TUF role keys.
+    """
 
     keyid: str
     sig: bytes
     certificate: bytes = b""
+    intermediates: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class Signature(_message.Message):
     KEYID_FIELD_NUMBER: _builtins.int
     SIG_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
+    INTERMEDIATES_FIELD_NUMBER: _builtins.int
     keyid: _builtins.str
     """For a role key: the TUF key id (hex). For a node key: the SPIFFE id of the node that signed."""
     sig: _builtins.bytes
@@ -73,16 +74,23 @@ class Signature(_message.Message):
     """For a node key: the leaf certificate, DER. Empty for role keys. Verifiers MUST check that it chains to the
     fleet's CA and that its URI SAN equals keyid.
     """
+    @_builtins.property
+    def intermediates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """For a node key: the certificates between the leaf and the fleet's root, DER, the leaf's issuer first; the root
+        itself MUST NOT be among them. At most 2.
+        """
+
     def __init__(
         self,
         *,
         keyid: _builtins.str = ...,
         sig: _builtins.bytes = ...,
         certificate: _builtins.bytes = ...,
+        intermediates: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "keyid", b"keyid", "sig", b"sig"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "intermediates", b"intermediates", "keyid", b"keyid", "sig", b"sig"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ ALL = sorted(codec._MESSAGES, key=lambda cls: cls.__name__)
 def strategy_of(hint: Any, name: str) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one return a kind of field
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
-        return st.lists(strategy_of(arguments[0], name), max_size=3).map(tuple)
+        return st.lists(strategy_of(arguments[0], name), max_size=2).map(tuple)
     if origin is dict:
         return st.dictionaries(st.text(min_size=1, max_size=8), strategy_of(arguments[1], name), max_size=3)
     if origin is types.UnionType:

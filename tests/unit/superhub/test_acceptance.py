@@ -13,6 +13,7 @@ from tests.conftest import FLEET, CredentialsFactory, TrustKeys, make_manifest
 from tests.session_kit import resource
 from wavemesh.codec.statements import encode
 from wavemesh.errors import GateError
+from wavemesh.identity.authorities import Authorities
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest
 from wavemesh.session.frames import Resource, ResourceKey
 from wavemesh.trust.envelope import sign_as_node, sign_statement, sign_with_keys
@@ -38,7 +39,7 @@ STORE = f"{REGION}/store/store-208"
 @pytest.fixture
 def acceptance(fleet_ca: FleetCa, trust_keys: TrustKeys) -> Acceptance:
     """With trust metadata of one release."""
-    made = Acceptance(REGION, trust_keys.pinned_root, [fleet_ca.certificate])
+    made = Acceptance(REGION, trust_keys.pinned_root, Authorities([fleet_ca.certificate]))
     made.accept(trust(trust_keys), NOW)
     return made
 
@@ -149,7 +150,7 @@ def test_nothing_goes_back(acceptance: Acceptance, trust_keys: TrustKeys) -> Non
 
 
 def test_nothing_is_believed_without_trust_metadata(fleet_ca: FleetCa, trust_keys: TrustKeys) -> None:
-    bare = Acceptance(REGION, trust_keys.pinned_root, [fleet_ca.certificate])
+    bare = Acceptance(REGION, trust_keys.pinned_root, Authorities([fleet_ca.certificate]))
     with refused("signature", "before any trust metadata"):
         bare.accept(signed(trust_keys, "142/store-208", "order", order()), NOW)
 
@@ -181,10 +182,10 @@ def test_after_a_restart_what_was_durable_is_believed_again(fleet_ca: FleetCa, t
         trust(trust_keys),
         resource("143/store-208", b"rotten", kind="order"),
     ]
-    restarted = Acceptance(REGION, trust_keys.pinned_root, [fleet_ca.certificate])
+    restarted = Acceptance(REGION, trust_keys.pinned_root, Authorities([fleet_ca.certificate]))
     assert restarted.restore(durable) == [ResourceKey("order", "143/store-208")]
     assert [one.generation for one in restarted.orders_of(STORE)] == [2]
     with refused("replay"):
         restarted.accept(signed(trust_keys, "142/store-208", "order", order(1)), NOW)
-    bare = Acceptance(REGION, trust_keys.pinned_root, [fleet_ca.certificate])
+    bare = Acceptance(REGION, trust_keys.pinned_root, Authorities([fleet_ca.certificate]))
     assert bare.restore(durable[:1]) == [ResourceKey("order", "142/store-208")]

@@ -16,6 +16,7 @@ from superhub.store import RegionStore
 from tests.conftest import TrustKeys, make_manifest
 from tests.session_kit import resource
 from wavemesh.codec.statements import encode
+from wavemesh.identity.authorities import Authorities
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.session.frames import ResourceKey
 from wavemesh.session.sqlite import SqliteResources
@@ -61,7 +62,9 @@ class Rig:
 
 async def opened(directory: Path, ca: FleetCa, root: bytes) -> Rig:
     store = await RegionStore.open(directory / "superhub.db")
-    rig = Rig(store, await SqliteResources.open(store.database), Acceptance(REGION, root, [ca.certificate]))
+    rig = Rig(
+        store, await SqliteResources.open(store.database), Acceptance(REGION, root, Authorities([ca.certificate]))
+    )
     await rig.sink.restore()
     return rig
 

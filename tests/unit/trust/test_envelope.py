@@ -80,12 +80,12 @@ def test_a_node_is_believed(
 ) -> None:
     signer = credentials(path)
     envelope = sign_as_node(statement, signer)
-    node_id, found = verify_node(envelope, type(statement), signer.ca_certificates, NOW, expect)
+    node_id, found = verify_node(envelope, type(statement), signer.authorities, NOW, expect)
     assert (node_id.path, found) == (path, statement)
 
 
 def verify_ping(envelope: s.Envelope, credentials: CredentialsFactory, now: datetime = NOW, **more: Any) -> None:
-    verify_node(envelope, s.HealthPing, credentials(STORE).ca_certificates, now, **more)
+    verify_node(envelope, s.HealthPing, credentials(STORE).authorities, now, **more)
 
 
 def test_an_altered_payload_is_refused(credentials: CredentialsFactory) -> None:
@@ -100,18 +100,18 @@ def test_a_swapped_payload_type_is_refused(credentials: CredentialsFactory) -> N
     hub = credentials(STORE)
     ack = sign_as_node(s.HealthAck(HEX, "control", NOW), hub)
     with pytest.raises(SignatureGateError, match=r"is not the .*authority-down"):
-        verify_node(ack, s.AuthorityDown, hub.ca_certificates, NOW)
+        verify_node(ack, s.AuthorityDown, hub.authorities, NOW)
     relabelled = dataclasses.replace(ack, payload_type=s.AuthorityDown.payload_type)
     with pytest.raises(SignatureGateError, match="does not fit"):
-        verify_node(relabelled, s.AuthorityDown, hub.ca_certificates, NOW)
+        verify_node(relabelled, s.AuthorityDown, hub.authorities, NOW)
 
 
 def test_a_device_does_not_sign_orders(credentials: CredentialsFactory) -> None:
     device = credentials(DEVICE)
     with pytest.raises(SignatureGateError, match="for role keys only to sign"):
-        verify_node(sign_as_node(closed(), device), s.WaveClosed, device.ca_certificates, NOW)
+        verify_node(sign_as_node(closed(), device), s.WaveClosed, device.authorities, NOW)
     with pytest.raises(SignatureGateError, match="for storehub to sign"):
-        verify_node(sign_as_node(lease(), device), s.Lease, device.ca_certificates, NOW)
+        verify_node(sign_as_node(lease(), device), s.Lease, device.authorities, NOW)
     with pytest.raises(SignatureGateError, match="0 of the 1 signatures needed by role 'control'"):
         verify_role(sign_as_node(closed(), device), s.WaveClosed, fake_trusted(CryptoSigner.generate_ed25519()))
 
@@ -122,9 +122,9 @@ def test_the_caller_demands_the_exact_signer(credentials: CredentialsFactory) ->
         verify_ping(envelope, credentials, expect=STORE + "/device/pos-04")
     outcome = s.DeviceOutcome("1", DEVICE, 1, 1, s.OutcomeKind.SILENT, "watchdog", "", "", "", "", "", "", NOW)
     inferred = sign_as_node(outcome, credentials(STORE))
-    verify_node(inferred, s.DeviceOutcome, credentials(STORE).ca_certificates, NOW)
+    verify_node(inferred, s.DeviceOutcome, credentials(STORE).authorities, NOW)
     with pytest.raises(SignatureGateError, match="which is no device"):
-        verify_node(inferred, s.DeviceOutcome, credentials(STORE).ca_certificates, NOW, Role.DEVICE)
+        verify_node(inferred, s.DeviceOutcome, credentials(STORE).authorities, NOW, Role.DEVICE)
 
 
 def test_nobody_speaks_for_a_device_that_is_not_his(credentials: CredentialsFactory) -> None:
@@ -132,14 +132,14 @@ def test_nobody_speaks_for_a_device_that_is_not_his(credentials: CredentialsFact
     with pytest.raises(SignatureGateError, match="not its own"):
         verify_ping(sign_as_node(ping(other), credentials(DEVICE)), credentials)
     with pytest.raises(SignatureGateError, match="not its own"):
-        verify_node(sign_as_node(lease(other), credentials(STORE)), s.Lease, credentials(STORE).ca_certificates, NOW)
+        verify_node(sign_as_node(lease(other), credentials(STORE)), s.Lease, credentials(STORE).authorities, NOW)
 
 
 def test_a_hub_does_not_acknowledge_for_control(credentials: CredentialsFactory) -> None:
     """D4: with authority control, only control's word counts."""
     ack = sign_as_node(s.HealthAck(HEX, "control", NOW), credentials(STORE))
     with pytest.raises(SignatureGateError, match="in the name of 'control'"):
-        verify_node(ack, s.HealthAck, credentials(STORE).ca_certificates, NOW)
+        verify_node(ack, s.HealthAck, credentials(STORE).authorities, NOW)
 
 
 def test_certificates_of_others_are_refused(credentials: CredentialsFactory, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from wavemesh.codec.statements import MalformedStatementError, decode, encode
 from wavemesh.errors import GateError
-from wavemesh.identity.certificates import BadCertificateError, load_certificate, verify_certificate
+from wavemesh.identity.certificates import BadCertificateError, load_certificate
 from wavemesh.identity.nodes import BadNodeIdError
 from wavemesh.trust import statements as s
 from wavemesh.trust.envelope import SignatureGateError, sign_as_node, verify_node
@@ -49,7 +49,7 @@ def test_a_damaged_envelope_is_refused_or_the_same(credentials: CredentialsFacto
     damaged = flip(encode(sign_as_node(ping, device)), position, byte)
     try:
         envelope = decode(s.Envelope, damaged)
-        _, found = verify_node(envelope, s.HealthPing, device.ca_certificates, NOW, DEVICE)
+        _, found = verify_node(envelope, s.HealthPing, device.authorities, NOW, DEVICE)
     except (SignatureGateError, MalformedStatementError):
         return
     assert found == ping
@@ -63,7 +63,7 @@ def test_every_byte_of_a_certificate_may_be_wrong(credentials: CredentialsFactor
     for at, byte in enumerate(der):
         try:
             certificate = load_certificate(flip(der, at, byte ^ mask))
-            verify_certificate(certificate, device.ca_certificates, NOW)
+            device.authorities.verify(certificate, NOW)
         except (BadCertificateError, BadNodeIdError):
             continue
         # Only the encoding around the CA's signature can vary, never what it signed.
