@@ -136,7 +136,9 @@ WITHOUT_HINT: Mapping[str, str] = {
         "between caches; the hub retries and reports",
     ),
     "BAD_REPORT": "control's audit has it",
-    **dict.fromkeys(("ALREADY_RUNNING", "BOOT_ENVIRONMENT", "DEVICE_STATE", "SLOT"), "a device's own; its log has it"),
+    **dict.fromkeys(
+        ("ALREADY_RUNNING", "BOOT_ENVIRONMENT", "DEVICE_STATE", "HAS_SLOTS", "SLOT"), "a device's own; its log has it"
+    ),
     **dict.fromkeys(
         ("BAD_ROLE", "BOOTSTRAP", "CA_FILES", "DATABASE_TOO_NEW", "LISTEN", "NOT_CONTROL", "TRUST_ROOT"),
         "ends a node's start; the message says what to mend",

@@ -282,7 +282,10 @@ async def test_lists_are_narrowed(world: World) -> None:
             return await names(outcomes=[report_pb2.OUTCOME_KIND_ROLLED_BACK]) == ["pos-03"]
 
         await until_true(is_told, region)
-        assert await reason_of(stub.ListDevices(pb.ListDevicesRequest(states=[1] * 17))) == "BAD_REQUEST"
+        assert (
+            await reason_of(stub.ListDevices(pb.ListDevicesRequest(states=[report_pb2.UPDATE_STATE_IDLE] * 17)))
+            == "BAD_REQUEST"
+        )
 
         now = world.clock.now()
         await stub.SubmitIntent(intent(world, IntentKind.PAUSE_WAVE, "p-1", reason="smoke"))

@@ -58,7 +58,7 @@ def ask_at_a_terminal(monkeypatch: pytest.MonkeyPatch, said: bool, *, is_termina
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: is_terminal)
     monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
-    monkeypatch.setattr(effects.typer, "confirm", confirm)
+    monkeypatch.setattr(typer, "confirm", confirm)
     monkeypatch.setattr(effects, "_ask", lambda *_: answer())
     return asked
 
