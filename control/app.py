@@ -22,6 +22,7 @@ from control.database import Database
 from control.desired import DesiredState
 from control.fleet import Fleet
 from control.intents import Intents
+from control.listings import Listings
 from control.queries import Queries
 from control.releases import Releases
 from control.reports import Reports
@@ -213,6 +214,13 @@ def _api(core: Core, credentials: NodeCredentials, peers: Peers) -> operator_api
         intents=core.intents,
         releases=core.releases,
     )
+    listings = Listings(
+        database=core.database,
+        desired=core.desired,
+        fleet=core.fleet,
+        intents=core.intents,
+        releases=core.releases,
+    )
     return operator_api.OperatorApi(
         fleet_name=credentials.node_id.fleet,
         database=core.database,
@@ -222,6 +230,7 @@ def _api(core: Core, credentials: NodeCredentials, peers: Peers) -> operator_api
         revocations=core.revocations,
         fleet=core.fleet,
         queries=queries,
+        listings=listings,
         changes=core.changes,
         authorities=credentials.authorities,
         peers=peers,

@@ -186,6 +186,20 @@ class Database:
                 raise cancelled
 
     @asynccontextmanager
+    async def rehearsal(self) -> AsyncIterator[Transaction]:
+        """A writing transaction that is undone at the end: what would happen, seen from inside, and nothing does."""
+        async with self._writer, self._connected() as connection:
+            transaction = Transaction(connection)
+            await _whole(connection.begin().start())
+            try:
+                yield transaction
+            except DBAPIError as error:
+                raise _fault(error) from error
+            finally:
+                transaction.rolled_back()
+                await _whole(connection.rollback())
+
+    @asynccontextmanager
     async def reading(self) -> AsyncIterator[Transaction]:
         """A consistent view for reading, beside the writer."""
         async with self._connected() as connection:

@@ -7,13 +7,13 @@ Rules:
 - An intent is APPLIED when it reached all it is for, as far as is known here (control/fleet.py), and QUEUED with
   ``waiting_for`` before. What is QUEUED stays published, so it happens when the tier returns; past its lifetime it is
   REFUSED as expired.
+- An intent that still waits can be taken back: it is CANCELLED and withdrawn. What control acted on cannot.
 - What was given to a hub comes as a report and is applied as if given here, in the name of the operator who signed it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import hashlib
 import re
 from collections import defaultdict
@@ -21,25 +21,24 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 
-from control import schema
+from control import intent_rows, schema
 from control.desired import Item
+from control.intent_rows import Disposition, IntentRow, new_row
 from control.rollout import name_of, region_of, store_of
 from control.waves import Applied, order_key
-from wavemesh.codec.statements import encode
 from wavemesh.errors import ConflictError, NotFoundError, PeerError
+from wavemesh.identity.nodes import is_within
 from wavemesh.policy.gates import Gate
 from wavemesh.policy.reader import parse_policy
 from wavemesh.policy.windows import Window
+from wavemesh.queueing import place_in_queue, refuse_applied
 from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.statements import IntentKind, UpdateState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
-
-    from sqlalchemy import RowMapping
 
     from control.changes import Changes
     from control.config import Config
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.statements import Envelope, OperatorIntent
 
+MAX_DETAIL = 1000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NEEDS_REASON = frozenset({IntentKind.PAUSE_WAVE, IntentKind.HALT_WAVE, IntentKind.ROLLBACK_DEVICE})
 _WAVE_KINDS = frozenset(
@@ -70,31 +70,13 @@ class BadIntentError(PeerError):
     reason = "BAD_INTENT"
 
 
-class Disposition(enum.Enum):
-    """What became of an intent; values as in operator.proto."""
-
-    APPLIED = 1
-    QUEUED = 2
-    REFUSED = 3
-
-
 @dataclass(frozen=True, slots=True)
-class IntentRow:
-    """An intent and its fate; ``operator`` is a SPIFFE id, ``waiting_for`` are paths."""
+class TakenBack:
+    """Who took an intent back at which store's hub, and why."""
 
-    intent_id: str
-    kind: IntentKind
-    wave_id: str
-    device: str
-    operator: str
+    by: NodeId
+    via: str
     reason: str
-    disposition: Disposition
-    waiting_for: tuple[str, ...]
-    detail: str
-    received_at: datetime
-    payload_sha256: str
-    envelope: bytes
-    settled_at: datetime | None = None
 
 
 class Intents:
@@ -127,7 +109,7 @@ class Intents:
         """Read the intents that still wait."""
         query = select(schema.intents).where(schema.intents.c.disposition == Disposition.QUEUED.name)
         async with self._database.reading() as tx:
-            self._queued = {row["intent_id"]: _row(row) for row in await tx.all(query)}
+            self._queued = {row["intent_id"]: intent_rows.from_row(row) for row in await tx.all(query)}
 
     async def submit(
         self, tx: Transaction, envelope: Envelope, intent: OperatorIntent, operator: NodeId, via: str = ""
@@ -140,21 +122,7 @@ class Intents:
         if known is not None:
             return known, True
         _check(intent)
-        now = self._clock.now()
-        row = IntentRow(
-            intent_id=intent.intent_id,
-            kind=intent.kind,
-            wave_id=intent.wave_id,
-            device=intent.device,
-            operator=operator.uri,
-            reason=intent.reason,
-            disposition=Disposition.QUEUED,
-            waiting_for=(),
-            detail="",
-            received_at=now,
-            payload_sha256=hashlib.sha256(envelope.payload).hexdigest(),
-            envelope=encode(envelope),
-        )
+        row = new_row(envelope, intent, operator, self._clock.now())
         if intent.kind in _WAVE_KINDS:
             applied = await self._act(tx, intent, operator)
             waiting = tuple((await self._waves.require(tx, intent.wave_id)).targets)
@@ -178,27 +146,72 @@ class Intents:
         self, tx: Transaction, envelope: Envelope, intent: OperatorIntent, operator: NodeId, error: PeerError
     ) -> None:
         """Keep a refused intent that nobody is there to be told of: it came through a hub."""
-        if not _ID.fullmatch(intent.intent_id) or await self._exists(tx, intent.intent_id):
+        if not _ID.fullmatch(intent.intent_id) or await intent_rows.get(tx, intent.intent_id) is not None:
             return
         now = self._clock.now()
-        await self._keep(
-            tx,
-            IntentRow(
-                intent_id=intent.intent_id,
-                kind=intent.kind,
-                wave_id=intent.wave_id,
-                device=intent.device,
-                operator=operator.uri,
-                reason=intent.reason,
-                disposition=Disposition.REFUSED,
-                waiting_for=(),
-                detail=str(error)[:1000],
-                received_at=now,
-                payload_sha256=hashlib.sha256(envelope.payload).hexdigest(),
-                envelope=encode(envelope),
-                settled_at=now,
-            ),
+        row = new_row(envelope, intent, operator, now)
+        refused = dataclasses.replace(
+            row, disposition=Disposition.REFUSED, detail=str(error)[:MAX_DETAIL], settled_at=now
         )
+        await self._keep(tx, refused)
+
+    async def cancel(self, tx: Transaction, intent_id: str, reason: str, operator: NodeId) -> tuple[IntentRow, bool]:
+        """Take an intent back; its fate, and whether it was so before.
+
+        Raises NotFoundError, IntentAppliedError, ConflictError for one that was refused.
+        """
+        row = await intent_rows.get(tx, intent_id)
+        if row is None:
+            msg = f"no intent {intent_id[:80]!r} is known here; `edgectl intent list` shows them"
+            raise NotFoundError(msg, intent=intent_id[:80])
+        if row.disposition is Disposition.CANCELLED:
+            return row, True
+        if row.disposition is Disposition.REFUSED:
+            msg = f"intent {intent_id} was refused: {row.detail}; there is nothing to cancel"
+            raise ConflictError(msg, intent=intent_id)
+        if row.disposition is Disposition.APPLIED or row.kind in _WAVE_KINDS:
+            raise refuse_applied(intent_id, row.kind, row.wave_id, "control has acted on it")
+        for region in sorted({region_of(path) for path in (*row.waiting_for, *self._fleet.stores)}):
+            await self._desired.withdraw(tx, region, [ResourceKey("intent", intent_id)])
+        detail = f"cancelled by {operator.name} while it waited for {', '.join(map(name_of, row.waiting_for[:20]))}"
+        cancelled = self._cancelled(row, detail, reason)
+        await self._update(tx, cancelled)
+        await self._waves.audit(tx, operator.uri, "intent.cancel", intent_id, reason)
+        return cancelled, False
+
+    async def cancel_reported(
+        self, tx: Transaction, taken: TakenBack, envelope: Envelope, intent: OperatorIntent, operator: NodeId
+    ) -> None:
+        """An intent that was taken back at a hub: it never happens here, or its cancellation is audited as too late."""
+        if await self._known(tx, envelope, intent) is None:
+            row = new_row(envelope, intent, operator, self._clock.now())
+            await self._keep(tx, self._cancelled(row, f"cancelled by {taken.by.name} at {taken.via}", taken.reason))
+            await self._waves.audit(tx, taken.by.uri, "intent.cancel", intent.intent_id, taken.reason)
+            return
+        try:
+            await self.cancel(tx, intent.intent_id, taken.reason, taken.by)
+        except ConflictError as error:
+            await self._waves.audit(
+                tx, taken.by.uri, "intent.cancel-refused", intent.intent_id, str(error)[:MAX_DETAIL]
+            )
+
+    def _cancelled(self, row: IntentRow, detail: str, reason: str) -> IntentRow:
+        said = f"{detail}: {reason}" if reason else detail
+        return dataclasses.replace(
+            row,
+            disposition=Disposition.CANCELLED,
+            waiting_for=(),
+            detail=said[:MAX_DETAIL],
+            settled_at=self._clock.now(),
+        )
+
+    def queue_place(self, row: IntentRow) -> int:
+        """Its place among what waits here for the first node it waits for, from 1; 0 when it waits for nobody."""
+        return place_in_queue(row, self._queued.values())
+
+    def waiting_at(self, store_path: str) -> int:
+        """How many intents wait for a store's hub or one of its devices."""
+        return sum(any(is_within(path, store_path) for path in row.waiting_for) for row in self._queued.values())
 
     async def progress(self) -> None:
         """See what reached whom since, and keep it."""
@@ -217,7 +230,7 @@ class Intents:
         now = self._clock.now()
         for row in tuple(self._queued.values()):
             if now - row.received_at > timedelta(seconds=self._config.intent_lifetime_s):
-                detail = f"expired before it reached {', '.join(row.waiting_for)}"[:1000]
+                detail = f"expired before it reached {', '.join(row.waiting_for)}"[:MAX_DETAIL]
                 refused = dataclasses.replace(row, disposition=Disposition.REFUSED, detail=detail, settled_at=now)
                 await self._update(tx, refused)
         published = [(scope, key) for scope, key in self._desired.published() if key.type == "intent"]
@@ -240,30 +253,6 @@ class Intents:
         waiting = self._queued.get(row.intent_id)
         return waiting is not None and any(self._fleet.is_connected(path) for path in waiting.waiting_for)
 
-    async def get(self, tx: Transaction, intent_id: str) -> IntentRow | None:
-        """One intent, or None."""
-        found = await tx.first(select(schema.intents).where(schema.intents.c.intent_id == intent_id))
-        return None if found is None else _row(found)
-
-    async def page(
-        self,
-        tx: Transaction,
-        before: int | None,
-        limit: int,
-        wave_id: str = "",
-        disposition: Disposition | None = None,
-    ) -> list[tuple[int, IntentRow]]:
-        """(number, intent), newest first, below a number if given; of one wave, with one fate if given."""
-        table = schema.intents
-        query = select(table).order_by(table.c.number.desc()).limit(limit)
-        if before is not None:
-            query = query.where(table.c.number < before)
-        if wave_id:
-            query = query.where(table.c.wave_id == wave_id)
-        if disposition is not None:
-            query = query.where(table.c.disposition == disposition.name)
-        return [(row["number"], _row(row)) for row in await tx.all(query)]
-
     def find_device(self, name: str, via: str = "") -> str:
         """Path of a device given by name or path; ``via`` is the store looked into first.
 
@@ -283,14 +272,11 @@ class Intents:
         return paths[0]
 
     async def _known(self, tx: Transaction, envelope: Envelope, intent: OperatorIntent) -> IntentRow | None:
-        known = await self.get(tx, intent.intent_id)
+        known = await intent_rows.get(tx, intent.intent_id)
         if known is not None and known.payload_sha256 != hashlib.sha256(envelope.payload).hexdigest():
             msg = f"intent id {intent.intent_id!r} was used for another intent; give each intent an id of its own"
             raise ConflictError(msg, intent=intent.intent_id)
         return known
-
-    async def _exists(self, tx: Transaction, intent_id: str) -> bool:
-        return await self.get(tx, intent_id) is not None
 
     async def _act(self, tx: Transaction, intent: OperatorIntent, operator: NodeId) -> Applied:
         origin = f"operator:{operator.name}"
@@ -358,13 +344,12 @@ class Intents:
         return dataclasses.replace(row, waiting_for=(), disposition=Disposition.APPLIED, settled_at=self._clock.now())
 
     async def _keep(self, tx: Transaction, row: IntentRow) -> None:
-        number = (await tx.scalar(select(func.max(schema.intents.c.number))) or 0) + 1
-        await tx.put(schema.intents, {"number": number, **_values(row)})
+        await tx.put(schema.intents, {"number": await intent_rows.next_number(tx), **intent_rows.values(row)})
         tx.after_commit(lambda: self._mirror(row))
 
     async def _update(self, tx: Transaction, row: IntentRow) -> None:
         table = schema.intents
-        await tx.run(update(table).where(table.c.intent_id == row.intent_id).values(**_values(row)))
+        await tx.run(update(table).where(table.c.intent_id == row.intent_id).values(**intent_rows.values(row)))
         tx.after_commit(lambda: self._mirror(row))
 
     def _mirror(self, row: IntentRow) -> None:
@@ -394,21 +379,3 @@ def _check(intent: OperatorIntent) -> None:
         field = problem.split(":", 1)[0]
         msg = f"intent {intent.kind.name.lower()}: {problem}"
         raise BadIntentError(msg, field=field)
-
-
-def _values(row: IntentRow) -> dict[str, object]:
-    values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    return values | {
-        "kind": row.kind.name,
-        "disposition": row.disposition.name,
-        "waiting_for": list(row.waiting_for),
-    }
-
-
-def _row(found: RowMapping) -> IntentRow:
-    values = dict(found)
-    del values["number"]
-    values["kind"] = IntentKind[values["kind"]]
-    values["disposition"] = Disposition[values["disposition"]]
-    values["waiting_for"] = tuple(values["waiting_for"])
-    return IntentRow(**values)

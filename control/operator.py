@@ -13,35 +13,36 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import func, select
-
-from control import requests, schema, store
-from control.intents import Disposition
+from control import intent_rows, inventory, requests, store, views
+from control.intent_rows import Disposition
 from control.planning import PlanRequest, draft, find_planned
 from control.requests import AskHubError, BadRequestError
-from control.views import intent_message, revocations_page
+from control.rollout import store_of
+from control.views import revocations_page
 from wavemesh.codec.statements import from_proto, to_proto
-from wavemesh.errors import ConflictError, ForbiddenError, GateError, LinkDownError
+from wavemesh.errors import ForbiddenError, GateError, LinkDownError
 from wavemesh.identity.nodes import Role
 from wavemesh.identity.revocations import describe
 from wavemesh.policy.document import policy_to_json
 from wavemesh.policy.reader import parse_policy
 from wavemesh.runtime.status import answers
 from wavemesh.trust.envelope import verify_node
-from wavemesh.trust.statements import Envelope, OperatorIntent
+from wavemesh.trust.statements import Envelope, IntentCancellation, IntentKind, OperatorIntent
 from wavemesh.v1 import operator_pb2
 from wavemesh.v1.operator_pb2_grpc import OperatorServiceServicer, add_OperatorServiceServicer_to_server
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     import grpc
 
     from control.changes import Changes
     from control.config import Config
-    from control.database import Database, Transaction
+    from control.database import Database
     from control.fleet import Fleet
-    from control.intents import IntentRow, Intents
+    from control.intent_rows import IntentRow
+    from control.intents import Intents
+    from control.listings import Listings
     from control.queries import Queries
     from control.releases import Releases
     from control.revocations import Revocations
@@ -54,12 +55,12 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE_NAME: str = operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name
-MAX_INVENTORY = 20_000
 MAX_AUDIT_DETAIL = 2000
 MAX_HIT_SHOWN = 1000
 _Self = TypeVar("_Self", bound="OperatorApi")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_Statement = TypeVar("_Statement", OperatorIntent, IntentCancellation)
 
 
 def for_operators(
@@ -89,6 +90,7 @@ class OperatorApi(OperatorServiceServicer):
         revocations: Revocations,
         fleet: Fleet,
         queries: Queries,
+        listings: Listings,
         changes: Changes,
         authorities: Authorities,
         peers: Peers,
@@ -104,6 +106,7 @@ class OperatorApi(OperatorServiceServicer):
         self._revocations = revocations
         self._fleet = fleet
         self._queries = queries
+        self._listings = listings
         self._changes = changes
         self._authorities = authorities
         self._peers = peers
@@ -128,16 +131,22 @@ class OperatorApi(OperatorServiceServicer):
     ) -> operator_pb2.SubmitIntentResponse:
         """Apply or queue an intent; waits a moment for those who are connected to get it."""
         envelope = from_proto(Envelope, request.intent)
-        signer, intent = verify_node(envelope, OperatorIntent, self._authorities, self._clock.now(), Role.OPERATOR)
-        if signer != caller:
-            msg = f"the intent is signed by {signer.uri}, but {caller.uri} hands it in; sign it yourself"
-            raise ForbiddenError(msg, signer=signer.uri, caller=caller.uri)
+        intent = self._signed(OperatorIntent, envelope, caller)
         async with self._database.transaction() as tx:
             row, duplicate = await self._intents.submit(tx, envelope, intent, caller)
         await self._intents.progress()
         self._changes.notify()
         row = await self._delivered(row)
-        return operator_pb2.SubmitIntentResponse(record=intent_message(row), duplicate=duplicate)
+        return operator_pb2.SubmitIntentResponse(record=self._queries.intent_message(row), duplicate=duplicate)
+
+    def _signed(self, kind: type[_Statement], envelope: Envelope, caller: NodeId) -> _Statement:
+        """What the caller, and nobody else, has signed; raises GateError, ForbiddenError."""
+        now = self._clock.now()
+        signer, statement = verify_node(envelope, kind, self._authorities, now, Role.OPERATOR)
+        if signer != caller:
+            msg = f"it is signed by {signer.uri}, but {caller.uri} hands it in; sign it yourself"
+            raise ForbiddenError(msg, signer=signer.uri, caller=caller.uri)
+        return statement
 
     @for_operators
     async def ListIntents(  # noqa: N802  # gRPC names
@@ -313,25 +322,15 @@ class OperatorApi(OperatorServiceServicer):
     async def ApplyInventory(  # noqa: N802  # gRPC names
         self, request: operator_pb2.ApplyInventoryRequest, caller: NodeId
     ) -> operator_pb2.ApplyInventoryResponse:
-        """Register stores and devices."""
-        if len(request.stores) + len(request.devices) > MAX_INVENTORY:
-            raise BadRequestError("devices", f"more than {MAX_INVENTORY} stores and devices; send them in parts")
-        stores = [requests.store_row(one, index, self._fleet_name) for index, one in enumerate(request.stores)]
-        known = self._fleet.stores | {str(row["path"]) for row in stores}
-        devices = [
-            requests.device_row(one, index, self._fleet_name, known) for index, one in enumerate(request.devices)
-        ]
+        """Register stores and devices, or say what that would change."""
+        if request.dry_run:
+            async with self._database.rehearsal() as tx:
+                return await inventory.apply(tx, request, self._fleet, self._fleet_name)
         async with self._database.transaction() as tx:
-            await _refuse_changed_targets(tx, devices)
-            await tx.put(schema.stores, *stores)
-            await tx.put(schema.devices, *devices)
-            detail = f"{len(stores)} stores, {len(devices)} devices"
+            answer = await inventory.apply(tx, request, self._fleet, self._fleet_name)
+            detail = f"{len(request.stores)} stores, {len(request.devices)} devices; {len(answer.changes)} changes"
             await self._waves.audit(tx, caller.uri, "inventory.apply", self._fleet_name, detail)
-            paths = self._fleet.device_paths | {str(row["path"]) for row in devices}
-            tx.after_commit(lambda: self._fleet.register(known, paths))
-            count = select(func.count())
-            totals = [await tx.scalar(count.select_from(one)) for one in (schema.stores, schema.devices)]
-        return operator_pb2.ApplyInventoryResponse(stores=totals[0], devices=totals[1])
+        return answer
 
     @for_operators
     async def ListAudit(  # noqa: N802  # gRPC names
@@ -376,6 +375,104 @@ class OperatorApi(OperatorServiceServicer):
         size, start = requests.page_size(request.page_size), requests.page_number(request.page_token) or 0
         return revocations_page(self._revocations.listed, start, size)
 
+    @for_operators
+    async def CancelIntent(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.CancelIntentRequest, caller: NodeId
+    ) -> operator_pb2.CancelIntentResponse:
+        """Take an intent back, or say what would come of it."""
+        word = self._signed(IntentCancellation, from_proto(Envelope, request.cancellation), caller)
+        block = self._database.rehearsal() if request.dry_run else self._database.transaction()
+        async with block as tx:
+            row, duplicate = await self._intents.cancel(tx, word.intent_id, word.reason, caller)
+        self._changes.notify()
+        return operator_pb2.CancelIntentResponse(record=self._queries.intent_message(row), duplicate=duplicate)
+
+    @for_operators
+    async def PreviewIntent(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.PreviewIntentRequest, caller: NodeId
+    ) -> operator_pb2.PreviewIntentResponse:
+        """What SubmitIntent would do: it is done, looked at, and undone."""
+        envelope = from_proto(Envelope, request.intent)
+        intent = self._signed(OperatorIntent, envelope, caller)
+        async with self._database.rehearsal() as tx:
+            before = await store.view(tx, intent.wave_id)
+            row, duplicate = await self._intents.submit(tx, envelope, intent, caller)
+            after = await store.view(tx, intent.wave_id)
+        record = self._queries.intent_message(row)
+        effect = views.effect_message(before, after) if before and after else operator_pb2.IntentEffect()
+        if intent.kind is IntentKind.ROLLBACK_DEVICE:
+            path = self._intents.find_device(intent.device)
+            effect = operator_pb2.IntentEffect(devices=[path], device_count=1, stores=[store_of(path)])
+        elif intent.kind is IntentKind.PREFETCH:
+            wanted = self._releases.find(parse_policy(intent.policy_yaml, "policy.yaml").artifacts)
+            digests = [to_proto(artifact.digest) for artifact in wanted.artifacts]
+            effect = operator_pb2.IntentEffect(stores=row.waiting_for, artifacts=digests)
+        return operator_pb2.PreviewIntentResponse(record=record, duplicate=duplicate, effect=effect)
+
+    @for_operators
+    async def GetIntent(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.GetIntentRequest, caller: NodeId
+    ) -> operator_pb2.GetIntentResponse:
+        """One intent."""
+        del caller
+        return operator_pb2.GetIntentResponse(record=await self._queries.intent(request.intent_id))
+
+    @for_operators
+    async def ListStores(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.ListStoresRequest, caller: NodeId
+    ) -> operator_pb2.ListStoresResponse:
+        """A page of stores."""
+        del caller
+        return await self._listings.stores(request)
+
+    @for_operators
+    async def GetStore(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.GetStoreRequest, caller: NodeId
+    ) -> operator_pb2.GetStoreResponse:
+        """One store."""
+        del caller
+        return operator_pb2.GetStoreResponse(store=await self._listings.store(request.store))
+
+    @for_operators
+    async def ListCohorts(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.ListCohortsRequest, caller: NodeId
+    ) -> operator_pb2.ListCohortsResponse:
+        """A page of cohorts."""
+        del caller
+        return await self._listings.cohorts(request)
+
+    @for_operators
+    async def ListPolicies(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.ListPoliciesRequest, caller: NodeId
+    ) -> operator_pb2.ListPoliciesResponse:
+        """A page of policies."""
+        del caller
+        return await self._listings.policies(request)
+
+    @for_operators
+    async def GetPolicy(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.GetPolicyRequest, caller: NodeId
+    ) -> operator_pb2.GetPolicyResponse:
+        """One policy."""
+        del caller
+        return operator_pb2.GetPolicyResponse(policy=await self._listings.policy(request))
+
+    @for_operators
+    async def ListPermits(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.ListPermitsRequest, caller: NodeId
+    ) -> operator_pb2.ListPermitsResponse:
+        """A page of permits."""
+        del caller
+        return await self._listings.permits(request)
+
+    @for_operators
+    async def ListHolds(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.ListHoldsRequest, caller: NodeId
+    ) -> operator_pb2.ListHoldsResponse:
+        """The hold list."""
+        del request, caller
+        return await self._listings.holds()
+
     async def _delivered(self, row: IntentRow) -> IntentRow:
         """The intent's fate after those who are connected had a moment to take it."""
         with self._changes.listening() as changed:
@@ -389,21 +486,4 @@ class OperatorApi(OperatorServiceServicer):
         if row.disposition is not Disposition.QUEUED:
             return row
         async with self._database.reading() as tx:
-            return await self._intents.get(tx, row.intent_id) or row
-
-
-async def _refuse_changed_targets(tx: Transaction, devices: Sequence[dict[str, object]]) -> None:
-    """A device in an open wave keeps its class and revision: the wave's cohort was homogeneous when it was planned."""
-    busy = await store.open_waves_by_device(tx)
-    for row in devices:
-        path = str(row["path"])
-        if path not in busy:
-            continue
-        table = schema.devices
-        held = await tx.first(select(table.c.device_class, table.c.hardware_revision).where(table.c.path == path))
-        if held and (held["device_class"], held["hardware_revision"]) != (
-            row["device_class"],
-            row["hardware_revision"],
-        ):
-            msg = f"device {path} is in open wave {busy[path]!r}; its class and revision stay until that ends"
-            raise ConflictError(msg, device=path, wave=busy[path])
+            return await intent_rows.get(tx, row.intent_id) or row

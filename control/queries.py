@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 
-from control import requests, schema, store, views
-from control.intents import Disposition
+from control import intent_rows, requests, schema, store, views
 from control.rollout import region_of
 from wavemesh.codec.statements import to_proto
 from wavemesh.errors import NotFoundError
+from wavemesh.listing import is_wanted_device
 from wavemesh.v1 import operator_pb2, report_pb2
 
 if TYPE_CHECKING:
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from control.database import Database, Transaction
     from control.desired import DesiredState
     from control.fleet import Fleet
+    from control.intent_rows import IntentRow
     from control.intents import Intents
     from control.releases import Releases
     from control.store import WaveView
+
+#: What a filtered list looks at: rows at a time, and how often for one page.
+SCAN_ROWS = 1000
+MAX_SCANS = 20
 
 
 class Queries:
@@ -63,7 +68,9 @@ class Queries:
         states = requests.wave_states(request.states)
         stores = self._stores(request.store) if request.store else None
         async with self._database.reading() as tx:
-            found = await store.waves_before(tx, before, size + 1, states, stores)
+            found = await store.waves_before(
+                tx, before, size + 1, states, stores, release=request.release, cohort=request.cohort
+            )
             shown = [self.wave_message(await _require(tx, wave_id)) for _, wave_id in found[:size]]
         token = str(found[size - 1][0]) if len(found) > size else ""
         return operator_pb2.ListWavesResponse(waves=shown, next_page_token=token)
@@ -71,12 +78,25 @@ class Queries:
     async def intents(self, request: operator_pb2.ListIntentsRequest) -> operator_pb2.ListIntentsResponse:
         """A page of intents, newest first."""
         size, before = requests.page_size(request.page_size), requests.page_number(request.page_token)
-        disposition = _disposition(request.disposition)
+        wanted = requests.intent_filter(request)
         async with self._database.reading() as tx:
-            found = await self._intents.page(tx, before, size + 1, request.wave_id, disposition)
-        shown = [views.intent_message(row) for _, row in found[:size]]
+            found = await intent_rows.page(tx, before, size + 1, wanted)
+        shown = [self.intent_message(row) for _, row in found[:size]]
         token = str(found[size - 1][0]) if len(found) > size else ""
         return operator_pb2.ListIntentsResponse(intents=shown, next_page_token=token)
+
+    async def intent(self, intent_id: str) -> operator_pb2.IntentRecord:
+        """One intent; raises NotFoundError."""
+        async with self._database.reading() as tx:
+            row = await intent_rows.get(tx, intent_id)
+        if row is None:
+            msg = f"no intent {intent_id[:80]!r} is known here; `edgectl intent list` shows them"
+            raise NotFoundError(msg, intent=intent_id[:80])
+        return self.intent_message(row)
+
+    def intent_message(self, row: IntentRow) -> operator_pb2.IntentRecord:
+        """An intent as known here."""
+        return views.intent_message(row, self._intents.queue_place(row))
 
     async def ledger(self, request: operator_pb2.GetLedgerRequest) -> operator_pb2.GetLedgerResponse:
         """A wave's ledger, of one store or of all; raises NotFoundError."""
@@ -91,22 +111,35 @@ class Queries:
         return views.ledger_message(request.wave_id, devices, rows, view.outcomes, self._source)
 
     async def devices(self, request: operator_pb2.ListDevicesRequest) -> operator_pb2.ListDevicesResponse:
-        """A page of devices, by path; the token is the last path."""
+        """A page of devices, by path; the token is the last path that was looked at."""
         size = requests.page_size(request.page_size)
+        requests.check_alternatives("states", request.states)
+        requests.check_alternatives("outcomes", request.outcomes)
         table = schema.devices
-        query = select(table).where(table.c.path > request.page_token).order_by(table.c.path).limit(size + 1)
+        query = select(table).order_by(table.c.path).limit(SCAN_ROWS)
         if request.store:
             query = query.where(table.c.store.in_(self._stores(request.store)))
         if request.device_class:
             query = query.where(table.c.device_class == request.device_class)
         for name, value in requests.labels(request.labels).items():
             query = query.where(table.c.labels[name].as_string() == value)
+        shown: list[operator_pb2.Device] = []
+        after = request.page_token
         async with self._database.reading() as tx:
-            rows = await tx.all(query)
-            outcomes = await _open_outcomes(tx, [row["path"] for row in rows])
-        shown = [views.device_message(row, self._fleet, outcomes[row["path"]]) for row in rows[:size]]
-        token = rows[size - 1]["path"] if len(rows) > size else ""
-        return operator_pb2.ListDevicesResponse(devices=shown, next_page_token=token)
+            for _ in range(MAX_SCANS):
+                rows = await tx.all(query.where(table.c.path > after))
+                outcomes = await _open_outcomes(tx, [row["path"] for row in rows])
+                for row in rows:
+                    device = views.device_message(row, self._fleet, outcomes[row["path"]])
+                    if is_wanted_device(device, request):
+                        if len(shown) == size:
+                            token = shown[-1].path
+                            return operator_pb2.ListDevicesResponse(devices=shown, next_page_token=token)
+                        shown.append(device)
+                if len(rows) < SCAN_ROWS:
+                    return operator_pb2.ListDevicesResponse(devices=shown)
+                after = rows[-1]["path"]
+        return operator_pb2.ListDevicesResponse(devices=shown, next_page_token=after)
 
     async def device(self, name: str) -> operator_pb2.Device:
         """One device by name or path; raises NotFoundError, ConflictError for an ambiguous name."""
@@ -146,7 +179,7 @@ class Queries:
         """A page of the audit, newest first."""
         size, before = requests.page_size(request.page_size), requests.page_number(request.page_token)
         table = schema.audit
-        query = select(table).order_by(table.c.number.desc()).limit(size + 1)
+        query = select(table).order_by(table.c.number.desc()).limit(size + 1).where(*requests.audit_filter(request))
         if before is not None:
             query = query.where(table.c.number < before)
         async with self._database.reading() as tx:
@@ -169,13 +202,6 @@ class Queries:
         message: report_pb2.HubStatus = to_proto(status) if status else report_pb2.HubStatus(hub=path)
         message.connected = self._fleet.is_connected(path)
         return message
-
-
-def _disposition(number: int) -> Disposition | None:
-    try:
-        return Disposition(number) if number else None
-    except ValueError as error:
-        raise requests.BadRequestError("disposition", f"{error}; name one of Disposition") from error
 
 
 async def _require(tx: Transaction, wave_id: str) -> WaveView:

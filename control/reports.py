@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sqlalchemy import select, update
 
 from control import schema, store
+from control.intents import TakenBack
 from control.ledger import HUB_KINDS, Outcome, beats
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import PeerError
@@ -27,6 +28,7 @@ from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.statements import (
     DeviceOutcome,
     EventReport,
+    IntentCancellation,
     IntentReport,
     OperatorIntent,
     OutcomeKind,
@@ -76,6 +78,7 @@ class VerifiedIntent:
     operator: NodeId
     envelope: Envelope
     via: str
+    taken_back: TakenBack | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,14 @@ class Reports:
     def _verify_intent(self, child: NodeId, report: IntentReport, now: datetime) -> Finding:
         _check_below(child, report.via, "intent given to")
         operator, intent = verify_node(report.intent, OperatorIntent, self._authorities, now, Role.OPERATOR)
-        return VerifiedIntent(intent, operator, report.intent, report.via)
+        taken_back = None
+        if report.cancellation is not None:
+            by, word = verify_node(report.cancellation, IntentCancellation, self._authorities, now, Role.OPERATOR)
+            if word.intent_id != intent.intent_id:
+                msg = f"cancellation of {word.intent_id!r} with intent {intent.intent_id!r}"
+                raise BadReportError(msg)
+            taken_back = TakenBack(by, report.via, word.reason)
+        return VerifiedIntent(intent, operator, report.intent, report.via, taken_back)
 
     async def _effect(self, tx: Transaction, child: NodeId, finding: Finding, touched: set[str]) -> None:
         match finding:
@@ -219,6 +229,9 @@ class Reports:
     async def _submit(self, tx: Transaction, found: VerifiedIntent) -> None:
         via = found.via if self._fleet.knows_store(found.via) else ""
         try:
+            if found.taken_back is not None:
+                await self._intents.cancel_reported(tx, found.taken_back, found.envelope, found.intent, found.operator)
+                return
             await self._intents.submit(tx, found.envelope, found.intent, found.operator, via)
         except PeerError as error:
             await self._intents.refuse(tx, found.envelope, found.intent, found.operator, error)

@@ -7,20 +7,27 @@ from datetime import UTC
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from sqlalchemy import or_
+
+from control import schema
+from control.intent_rows import Disposition, IntentFilter
 from control.rollout import SEGMENT_LABEL, store_of
 from wavemesh.errors import ConflictError, PeerError
 from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role
-from wavemesh.trust.statements import RevocationReach, WaveState
+from wavemesh.listing import MAX_ALTERNATIVES
+from wavemesh.trust.statements import IntentKind, RevocationReach, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Mapping
     from datetime import datetime
 
+    from sqlalchemy import ColumnElement
+
     from wavemesh.v1 import operator_pb2
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
-MAX_STATES = 16
+MAX_STATES = MAX_ALTERNATIVES
 MAX_LABELS = 64
 MAX_LABEL_CHARACTERS = 200
 MAX_WORD_CHARACTERS = 100
@@ -75,6 +82,55 @@ def wave_states(numbers: Collection[int]) -> frozenset[WaveState]:
         return frozenset(map(WaveState, numbers))
     except ValueError as error:
         raise BadRequestError("states", f"{error}; name states of WaveState") from error
+
+
+def check_alternatives(field: str, wanted: Collection[int]) -> None:
+    """Refuse more values of one filter than a list takes."""
+    if len(wanted) > MAX_ALTERNATIVES:
+        raise BadRequestError(field, f"{len(wanted)}; at most {MAX_ALTERNATIVES}")
+
+
+def intent_filter(request: operator_pb2.ListIntentsRequest) -> IntentFilter:
+    """What a list of intents is narrowed to."""
+    try:
+        disposition = Disposition(request.disposition) if request.disposition else None
+        kind = IntentKind(request.kind) if request.kind else None
+    except ValueError as error:
+        raise BadRequestError("disposition", f"or kind: {error}; name one of Disposition and of IntentKind") from error
+    return IntentFilter(
+        wave_id=request.wave_id,
+        disposition=disposition,
+        kind=kind,
+        operator=request.operator,
+        device=request.device,
+        since=_time(request, "since"),
+    )
+
+
+def audit_filter(request: operator_pb2.ListAuditRequest) -> list[ColumnElement[bool]]:
+    """What a list of the audit is narrowed to."""
+    table, found = schema.audit, []
+    if request.actor:
+        found.append(schema.is_named(table.c.actor, request.actor))
+    if request.action:
+        group = table.c.action.startswith(f"{request.action}.", autoescape=True)
+        found.append(or_(table.c.action == request.action, group))
+    if request.subject:
+        found.append(table.c.subject == request.subject)
+    since = _time(request, "since")
+    if since is not None:
+        found.append(table.c.at >= since)
+    return found
+
+
+def _time(request: operator_pb2.ListIntentsRequest | operator_pb2.ListAuditRequest, field: str) -> datetime | None:
+    """An optional time; raises BadRequestError for one that no calendar has."""
+    if not request.HasField("since"):
+        return None
+    try:
+        return request.since.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise BadRequestError(field, f"{error}; give a time between the years 1 and 9999") from error
 
 
 def labels(wanted: Mapping[str, str]) -> Mapping[str, str]:

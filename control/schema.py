@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Dialect,
     Float,
     Index,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    or_,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -48,6 +50,12 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 EVENT_ID_CHARACTERS = 64
+
+
+def is_named(column: Column[str], wanted: str) -> ColumnElement[bool]:
+    """Whether a path or SPIFFE id in a column is meant by a path, a SPIFFE id or its last segment."""
+    return or_(column == wanted, column.endswith(f"/{wanted}", autoescape=True))
+
 
 metadata = MetaData()
 

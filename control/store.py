@@ -135,10 +135,14 @@ async def waves_before(
     limit: int,
     states: Iterable[WaveState] = (),
     stores: Iterable[str] | None = None,
+    *,
+    release: str = "",
+    cohort: str = "",
 ) -> list[tuple[int, str]]:
     """(number, id) of waves, newest first, below a number if given.
 
-    ``states`` (with pauses counted in; none for all) and ``stores`` (paths; None for all) narrow it.
+    ``states`` (with pauses counted in; none for all), ``stores`` (paths; None for all), ``release`` and ``cohort``
+    (empty for all) narrow it.
     """
     table, targets = schema.waves, schema.wave_targets
     query = select(table.c.number, table.c.wave_id).order_by(table.c.number.desc()).limit(limit)
@@ -146,6 +150,10 @@ async def waves_before(
         query = query.where(table.c.number < number)
     if wanted := [_is_in(state) for state in states]:
         query = query.where(or_(*wanted))
+    if release:
+        query = query.where(table.c.release == release)
+    if cohort:
+        query = query.where(table.c.cohort == cohort)
     if stores is not None:
         query = query.where(exists().where(targets.c.wave_id == table.c.wave_id, targets.c.store.in_(list(stores))))
     return [(row["number"], row["wave_id"]) for row in await tx.all(query)]

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
     from control.desired import DesiredState
     from control.fleet import Fleet
-    from control.intents import IntentRow
+    from control.intent_rows import IntentRow
     from control.ledger import Outcome
     from control.store import WaveView
     from wavemesh.outcomes import Counts
     from wavemesh.trust.releases import ReleaseManifest
     from wavemesh.trust.statements import RevocationList
 
+MAX_EFFECT_DEVICES = 1000
 _ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
 
 
@@ -51,8 +52,7 @@ def wave_message(view: WaveView, fleet: Fleet, desired: DesiredState) -> operato
     pauses = {pause.origin: pause.reason for pause in view.pauses}
     for store_path, devices in view.targets.items():
         delivered = is_told(view, store_path, fleet, desired)
-        # Whoever has heard that the wave ended swaps nothing more; the others still may, with what they hold.
-        exposed = 0 if view.row.state in _ENDED and delivered else view.exposed(store_path)
+        exposed = exposure(view, store_path, fleet, desired)
         message.stores.add(
             store=store_path,
             devices=[device.rsplit("/", 1)[1] for device in devices],
@@ -72,6 +72,34 @@ def wave_message(view: WaveView, fleet: Fleet, desired: DesiredState) -> operato
         f"paused by {origin}: {reason}" for origin, reason in pauses.items()
     )
     return message
+
+
+def exposure(view: WaveView, store_path: str, fleet: Fleet, desired: DesiredState) -> int:
+    """Devices of a store that may still swap by the permits its hub holds."""
+    # Whoever has heard that the wave ended swaps nothing more; the others still may, with what they hold.
+    is_over = view.row.state in _ENDED and is_told(view, store_path, fleet, desired)
+    return 0 if is_over else view.exposed(store_path)
+
+
+def effect_message(before: WaveView, after: WaveView) -> operator_pb2.IntentEffect:
+    """What an intent does to a wave: the wave before and after it."""
+    exposed = sum(map(before.exposed, before.targets))
+    is_over = after.row.state in _ENDED
+    issued = sum(
+        issue.generation - (before.issues[device].generation if device in before.issues else 0)
+        for device, issue in after.issues.items()
+    )
+    return operator_pb2.IntentEffect(
+        devices=after.devices[:MAX_EFFECT_DEVICES],
+        device_count=len(after.devices),
+        stores=list(after.targets),
+        state_before=rollout_pb2.WaveState.ValueType(before.state.value),
+        state_after=rollout_pb2.WaveState.ValueType(after.state.value),
+        exposure_before=exposed,
+        exposure_after=0 if is_over else sum(map(after.exposed, after.targets)),
+        permits_issued=issued,
+        permits_voided=exposed if is_over else 0,
+    )
 
 
 def is_told(view: WaveView, store_path: str, fleet: Fleet, desired: DesiredState) -> bool:
@@ -124,8 +152,8 @@ def entry_message(row: RowMapping) -> operator_pb2.LedgerEntry:
     return entry
 
 
-def intent_message(row: IntentRow) -> operator_pb2.IntentRecord:
-    """An intent and its fate."""
+def intent_message(row: IntentRow, queue_place: int = 0) -> operator_pb2.IntentRecord:
+    """An intent, its fate, and its place in the queue of whom it waits for."""
     record = operator_pb2.IntentRecord(
         intent_id=row.intent_id,
         kind=rollout_pb2.IntentKind.ValueType(row.kind.value),
@@ -136,6 +164,7 @@ def intent_message(row: IntentRow) -> operator_pb2.IntentRecord:
         disposition=operator_pb2.Disposition.ValueType(row.disposition.value),
         waiting_for=row.waiting_for,
         detail=row.detail,
+        queue_place=queue_place,
     )
     record.received_at.FromDatetime(row.received_at)
     return record

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wavemesh.errors import LocalError, NotFoundError, PeerError
+from wavemesh.errors import ConflictError, LocalError, NotFoundError, PeerError
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.durable import Disk
 
@@ -73,6 +73,25 @@ class Contexts:
     def use(self, name: str) -> Contexts:
         """These with another selection; raises NoContextError."""
         return replace(self, current=self.select(name).name)
+
+    def put(self, context: Context) -> Contexts:
+        """These with a context added or replaced; the first one is selected."""
+        return Contexts(self.current or context.name, {**self.contexts, context.name: context})
+
+    def rename(self, old: str, new: str) -> Contexts:
+        """These with one under another name; raises NoContextError, ConflictError when the name is taken."""
+        context = self.select(old)
+        if new in self.contexts:
+            msg = f"there is a context {new!r} already; delete it first: `edgectl context delete {new}`"
+            raise ConflictError(msg, context=new)
+        others = {name: one for name, one in self.contexts.items() if name != old}
+        return Contexts(new if self.current == old else self.current, {**others, new: replace(context, name=new)})
+
+    def without(self, name: str) -> Contexts:
+        """These without one; raises NoContextError. Deleting the selected one leaves none selected."""
+        self.select(name)
+        others = {other: one for other, one in self.contexts.items() if other != name}
+        return Contexts("" if self.current == name else self.current, others)
 
 
 def user_path(environment: Mapping[str, str] = os.environ) -> Path:

@@ -21,6 +21,8 @@ from wavemesh.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wavemesh.errors import WavemeshError
 
 
@@ -44,9 +46,9 @@ class Exit(enum.IntEnum):
 
 _MEANING = {
     Exit.OK: "Done, or queued; what is queued says so and names whom it waits for.",
-    Exit.CHECK_FAILED: "The command ran and what it checked is not so (`lab demo`, `lab status`).",
+    Exit.CHECK_FAILED: "The command ran and what it checked is not so (`lab demo`, `lab status`), or you said no.",
     Exit.BAD_INPUT: "Bad flags, a bad file or bad data; nothing was done.",
-    Exit.NOT_FOUND: "No such wave, device, release, store, context or gate.",
+    Exit.NOT_FOUND: "No such wave, device, release, store, intent, context or word.",
     Exit.REFUSED: "Refused by a gate or by the state things are in; the message names it.",
     Exit.FORBIDDEN: "Your certificate does not allow it.",
     Exit.UNREACHABLE: "The node asked cannot be reached, timed out or is shedding load; try again.",
@@ -74,17 +76,75 @@ _BY_CLASS: tuple[tuple[type[WavemeshError], Exit], ...] = (
     (PeerError, Exit.BAD_INPUT),
 )
 
-_HINTS = {
+#: What to type next, by reason. A test holds that every reason is here or in WITHOUT_HINT.
+_HINTS: Mapping[str, str] = {
     "ASK_CONTROL": "ask control: add --context control",
     "ASK_HUB": "ask a store's hub: add --context STORE; `edgectl context list` shows them",
-    "LINK_DOWN": "is it up? `edgectl lab status`, `edgectl context list`",
+    "BAD_CERTIFICATE": "`edgectl context show` names the identity used; have it issued anew",
+    "BAD_CONTEXTS": "mend the file, or write it anew: `edgectl context set NAME --address A --node N --identity DIR`",
+    "BAD_DIGEST": "`edgectl hub cache list` shows digests",
+    "BAD_GATE": "`edgectl explain` lists the gates",
+    "BAD_INPUT": "`--help` after the command shows what it takes",
+    "BAD_INTENT": "`--help` after the command shows what it takes",
+    "BAD_MANIFEST": "mend the draft: `edgectl release create --help`",
+    "BAD_NODE_ID": "write it like spiffe://FLEET/region/R/store/S; `edgectl context list` shows examples",
+    "BAD_POLICY": "`edgectl policy validate FILE` shows every problem, `edgectl policy schema` what is allowed",
+    "BAD_REPOSITORY_FILE": "start from what is published: `edgectl release create`",
+    "BAD_REQUEST": "`--help` after the command shows what it takes",
+    "BAD_SCENARIO": "`edgectl lab demo --help` shows what can be made to fail",
+    "BAD_VERSION": 'write a version like "3.8.2" or a constraint like ">=12.0.0 <13"',
+    "BAD_WINDOW": 'write a window like "00:30-03:30"',
     "BUSY": "it sheds load; try again",
     "CLOCK_DOUBT": "control's clock cannot be right: set it, its log says more",
     "REVOKED": "this certificate was taken back; enrol again",
+    "CONFIG": "mend the file that is named",
+    "CONFLICT": "see how it stands: `edgectl wave status`, `device show`, `intent show`",
+    "CREDENTIALS": "`edgectl context show` names the identity used; set another: `edgectl context set`",
+    "DATABASE": "look at the disk and the log of the node asked",
+    "DATABASE_FAULT": "look at the disk and the log of the node asked",
+    "DISK_FAULT": "look at the disk",
+    "DISK_FULL": "make room, then do it again",
+    "EMPTY_WAVE": "`edgectl cohort list` shows who is left, `edgectl wave list` which waves hold devices",
     "FORBIDDEN": "use an operator's identity: `edgectl context list` shows which one is used",
-    "NOT_FOUND": "list what there is: `edgectl wave list`, `device list`, `release list`",
     "GATE": "`edgectl explain GATE` says what to do",
-    "NO_CONTEXT": "`edgectl lab up` writes contexts; or set EDGECTL_CONFIG",
+    "IMAGE": "name other images: `edgectl lab up --old FILE --new FILE`",
+    "INTENT_APPLIED": "`edgectl intent show ID` says how far it got",
+    "KEY_FILE": "name a key file in PEM with --key",
+    "LAB_INJECTOR": "`edgectl lab status` shows what runs",
+    "LAB_PROCESS": "`edgectl lab status` names the process and its log",
+    "LAB_SPACE": "make room, or choose another place with --dir",
+    "LINK_DOWN": "is it up? `edgectl lab status`, `edgectl context list`",
+    "LOCAL_FAULT": "look at this machine's disk and configuration",
+    "MALFORMED_STATEMENT": "`--help` after the command shows what it takes",
+    "MIXED_COHORT": "`edgectl cohort list` shows the names to choose from",
+    "NOT_FOUND": "list what there is: `edgectl wave list`, `device list`, `release list`",
+    "NO_CONTEXT": "`edgectl lab up` writes contexts, `edgectl context set` one; or set EDGECTL_CONFIG",
+    "NO_IMAGE": "name images: `edgectl lab up --old FILE --new FILE`",
+    "NO_LAB": "`edgectl lab up` makes one",
+    "NO_WORD": "`edgectl explain` lists them all",
+    "QUOTA_EXCEEDED": "`edgectl hub cache list` shows what is pinned and why",
+    "REMOTE_FAULT": "look at the log of the node asked",
+    "WAN": "`edgectl lab status` shows the lab's stores",
+}
+
+#: Reasons that no command meets, and where they stay.
+WITHOUT_HINT: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("ASK_FAILED", "MALFORMED_FRAME", "PROTOCOL_VERSION", "SESSION_VIOLATION", "SUPERSEDED", "TOO_MANY_RESOURCES"),
+        "between the nodes of a session; their logs have it",
+    ),
+    **dict.fromkeys(
+        ("BAD_TRANSFER", "BLOB_MISMATCH", "FETCH_STOPPED", "ORIGIN_TLS", "OUT_OF_RANGE"),
+        "between caches; the hub retries and reports",
+    ),
+    "BAD_REPORT": "control's audit has it",
+    **dict.fromkeys(
+        ("ALREADY_RUNNING", "BOOT_ENVIRONMENT", "DEVICE_STATE", "HAS_SLOTS", "SLOT"), "a device's own; its log has it"
+    ),
+    **dict.fromkeys(
+        ("BAD_ROLE", "BOOTSTRAP", "CA_FILES", "DATABASE_TOO_NEW", "LISTEN", "NOT_CONTROL", "TRUST_ROOT"),
+        "ends a node's start; the message says what to mend",
+    ),
 }
 
 
@@ -92,9 +152,16 @@ def exit_of_error(error: WavemeshError) -> Exit:
     """The exit code of an error, raised here or at the node asked."""
     if error.reason == _REMOTE_FAULT:
         return Exit.LOCAL_FAULT
-    return next((code for kind, code in _BY_CLASS if isinstance(error, kind)), Exit.LOCAL_FAULT)
+    return exit_of_class(type(error))
 
 
-def hint_for(reason: str) -> str:
-    """What to type next; empty where the message says it all."""
+def exit_of_class(error: type[WavemeshError]) -> Exit:
+    """The exit code of a class of errors."""
+    return next((code for kind, code in _BY_CLASS if issubclass(error, kind)), Exit.LOCAL_FAULT)
+
+
+def hint_for(reason: str, gate: str = "") -> str:
+    """What to type next; empty where the message says it all. ``gate`` is the one that refused, if one did."""
+    if reason == "GATE" and gate:
+        return f"`edgectl explain {gate}` says what to do"
     return _HINTS.get(reason, "")

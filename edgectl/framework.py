@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from edgectl.output import Output, Page, show
+from edgectl.client import CALL_TIMEOUT_S
+from edgectl.completing import context_names
+from edgectl.output import Output, Page, note, show
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from google.protobuf.message import Message
 
     from edgectl.contexts import Context
     from edgectl.plain import Plain
@@ -27,8 +31,16 @@ T = TypeVar("T")
 
 _CONTEXT_HELP = "Whom to ask; `edgectl context list` shows the choice."
 # The variable belongs to the root alone: a flag before the noun must win over it.
-RootContextOption = Annotated[str | None, typer.Option("--context", envvar="EDGECTL_CONTEXT", help=_CONTEXT_HELP)]
-ContextOption = Annotated[str | None, typer.Option("--context", help=_CONTEXT_HELP)]
+RootContextOption = Annotated[
+    str | None,
+    typer.Option("--context", envvar="EDGECTL_CONTEXT", help=_CONTEXT_HELP, autocompletion=context_names),
+]
+ContextOption = Annotated[str | None, typer.Option("--context", help=_CONTEXT_HELP, autocompletion=context_names)]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most this many.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what it would do; nothing changes.")]
+DEFAULT_LIMIT = 1000
+PAGE_SIZE = 1000
+MAX_PAGES = 1000
 OutputOption = Annotated[Output | None, typer.Option("--output", "-o", help="Form of the answer.")]
 
 
@@ -51,6 +63,33 @@ class Session:
         from edgectl.client import ask
 
         return ask(self.context, question)
+
+    def collect(self, request: Message, field: str, limit: int) -> list[dict[str, Any]]:
+        """What a list RPC has, page after page, as plain data; at most ``limit``, and a note when there is more.
+
+        ``request`` is a request of OperatorService with pages, ``field`` the list in its answer. Raises WavemeshError.
+        """
+        from edgectl.plain import plain
+
+        asked: Any = request
+        method = type(request).__name__.removesuffix("Request")
+
+        async def all_pages(stub: Any) -> tuple[list[dict[str, Any]], bool]:
+            found: list[dict[str, Any]] = []
+            for _ in range(MAX_PAGES):
+                asked.page_size = min(PAGE_SIZE, limit - len(found))
+                answer = await getattr(stub, method)(asked, timeout=CALL_TIMEOUT_S)
+                found += map(plain, getattr(answer, field))
+                is_last = not answer.next_page_token or answer.next_page_token == asked.page_token
+                if is_last or len(found) >= limit:
+                    return found[:limit], not is_last
+                asked.page_token = answer.next_page_token
+            return found, True
+
+        found, is_cut = self.ask(all_pages)
+        if is_cut:
+            note(f"(the first {len(found)} are shown; --limit N shows more)")
+        return found
 
     def hubs(self) -> Sequence[Session]:
         """Whom to ask what only hubs know: the hub selected or, when control is selected, each hub with a context.

@@ -19,7 +19,8 @@ from edgectl.tables import place
 
 if TYPE_CHECKING:
     from edgectl.framework import Session
-    from wavemesh.trust.statements import OperatorIntent
+    from wavemesh.trust.statements import IntentCancellation, OperatorIntent
+    from wavemesh.v1.envelope_pb2 import Envelope
     from wavemesh.v1.operator_pb2 import SubmitIntentResponse
 
 IntentIdOption = Annotated[
@@ -41,17 +42,23 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def signed(session: Session, intent: OperatorIntent | IntentCancellation) -> Envelope:
+    """The intent's message, signed with the operator's own key; raises LocalError for an identity that is not whole."""
+    from wavemesh.codec.statements import to_proto
+    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.trust.envelope import sign_as_node
+
+    message: Envelope = to_proto(sign_as_node(intent, NodeCredentials.load(session.context.identity)))
+    return message
+
+
 def submit(session: Session, intent: OperatorIntent) -> None:
     """Sign the intent, give it to the selected node and show what became of it; a refusal exits with its class."""
     from edgectl.exits import Exit
     from edgectl.plain import plain
-    from wavemesh.codec.statements import to_proto
-    from wavemesh.identity.credentials import NodeCredentials
-    from wavemesh.trust.envelope import sign_as_node
     from wavemesh.v1.operator_pb2 import DISPOSITION_REFUSED, SubmitIntentRequest
 
-    credentials = NodeCredentials.load(session.context.identity)
-    request = SubmitIntentRequest(intent=to_proto(sign_as_node(intent, credentials)))
+    request = SubmitIntentRequest(intent=signed(session, intent))
     answer = session.ask(lambda stub: stub.SubmitIntent(request, timeout=CALL_TIMEOUT_S))
     session.show(plain(answer), sentence(answer))
     if answer.record.disposition == DISPOSITION_REFUSED:
@@ -70,7 +77,13 @@ def sentence(answer: SubmitIntentResponse) -> str:
     state = "done"
     if record["disposition"] == "queued":
         state = "queued, waits for " + (", ".join(map(place, answer.record.waiting_for)) or "its next step")
+        state += f" (place {record['queue_place']})" if record["queue_place"] else ""
     if answer.duplicate:
         state += " (asked before; nothing done twice)"
     detail = f" — {record['detail']}" if record["detail"] else ""
-    return f"{what}: {state}{detail}"
+    # What control has acted on waits to be delivered only, and is not taken back.
+    is_held = record["disposition"] == "queued" and (
+        "control" in record["waiting_for"] or not record["kind"].endswith("_wave")
+    )
+    hint = f"; `edgectl intent cancel {record['intent_id']}` takes it back" if is_held else ""
+    return f"{what}: {state}{detail}{hint}"

@@ -8,15 +8,39 @@ from typing import Annotated
 
 import typer
 
-from edgectl.commands import contexts, devices, explain, fleet, hub, lab, nodes, policy, releases, waves
+from edgectl.commands import (
+    completion,
+    contexts,
+    devices,
+    explain,
+    fleet,
+    hub,
+    intents,
+    inventory,
+    lab,
+    nodes,
+    permits,
+    places,
+    policy,
+    releases,
+    waves,
+)
+from edgectl.completing import VARIABLE
 from edgectl.exits import Exit, exit_of_error, hint_for
 from edgectl.framework import OutputOption, RootContextOption, Session
 from edgectl.output import Output, note
 from wavemesh.errors import WavemeshError
 
+_HELP = """Drive a wavemesh fleet. Asked twice, done once; what cannot be delivered now is queued and shown as queued.
+
+Begin: `edgectl lab up` makes a fleet on this machine; `edgectl context list` shows whom you ask; `edgectl fleet status`
+shows how it goes; `edgectl explain WORD` says what any word here means. Scripts take `--output json`. What lowers risk
+(pause, halt, rollback, prefetch) a store's hub does at once, WAN or no WAN; what raises it waits: see `intent list`.
+"""
+
 app = typer.Typer(
     name="edgectl",
-    help="Drive a wavemesh fleet. Asked twice, done once; what cannot be delivered now is queued and shown as queued.",
+    help=_HELP,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -24,20 +48,27 @@ app = typer.Typer(
 )
 for _name, _noun in {
     "wave": waves.app,
-    "hub": hub.app,
     "device": devices.app,
+    "intent": intents.app,
+    "ledger": fleet.ledger,
+    "fleet": fleet.fleet,
+    "hub": hub.app,
+    "store": places.store,
+    "region": places.region,
+    "cohort": places.cohort,
+    "inventory": inventory.app,
     "node": nodes.app,
     "release": releases.app,
+    "hold": permits.hold,
+    "permit": permits.permit,
     "policy": policy.app,
-    "fleet": fleet.fleet,
-    "ledger": fleet.ledger,
-    "intent": fleet.intent,
     "audit": fleet.audit,
     "context": contexts.app,
     "lab": lab.app,
 }.items():
     app.add_typer(_noun, name=_name)
 explain.register(app)
+completion.register(app)
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001  # Typer hands a flag's value to its callback by position
@@ -63,7 +94,18 @@ def root(
 
 def main() -> None:
     """Run edgectl with this process's arguments and exit."""
+    if VARIABLE in os.environ:
+        _complete()
     sys.exit(run(sys.argv[1:]))
+
+
+def _complete() -> None:
+    """Answer the shell, which asks what may follow what was typed so far; nothing of it goes to stderr. Exits."""
+    from typer._completion_classes import completion_init
+
+    completion_init()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    app(prog_name="edgectl", complete_var=VARIABLE)
 
 
 def run(arguments: list[str]) -> int:
@@ -85,6 +127,7 @@ def run(arguments: list[str]) -> int:
 
 def report(error: WavemeshError) -> int:
     """One line on stderr: what, where, what to type next."""
-    hint = hint_for(error.details.get("reason", error.reason))
-    note(f"error: {error}" + (f" ({hint})" if hint else ""))
+    hint = hint_for(error.details.get("reason", error.reason), error.details.get("gate", ""))
+    # A message that names a command itself needs no second one.
+    note(f"error: {error}" + (f" ({hint})" if hint and "`edgectl" not in str(error) else ""))
     return exit_of_error(error)

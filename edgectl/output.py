@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 import json
+import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from edgectl.plain import Plain
 
 _WIDTH_WITHOUT_TERMINAL = 240
+_GAP = 2
 
 
 class Output(enum.StrEnum):
@@ -30,11 +33,34 @@ class Output(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table for people: a title, which may be empty, column heads and rows of text."""
+    """A table for people: a title, which may be empty, column heads and rows of text.
+
+    ``spare`` columns are left out, first named first, where the terminal is too narrow for all.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    spare: Sequence[str] = ()
+
+    def fitted(self, width: int) -> tuple[Table, tuple[str, ...]]:
+        """The table without as many spare columns, in their order, as must go to fit; and which went."""
+        gone: list[str] = []
+        for name in self.spare:
+            if self._natural_width(gone) <= width:
+                break
+            gone.append(name)
+        kept = [index for index, name in enumerate(self.columns) if name not in gone]
+        rows = [[row[index] for index in kept] for row in self.rows]
+        return Table(self.title, [self.columns[index] for index in kept], rows), tuple(gone)
+
+    def _natural_width(self, gone: Sequence[str]) -> int:
+        widths = [
+            max(len(line) for cell in (name, *(row[index] for row in self.rows)) for line in cell.split("\n"))
+            for index, name in enumerate(self.columns)
+            if name not in gone
+        ]
+        return sum(widths) + _GAP * (len(widths) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +89,52 @@ def show_page(page: Page) -> None:
     from rich.table import Table as RichTable
 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False, emoji=False)
+    gone: dict[str, None] = {}
     for part in page.parts:
         if isinstance(part, str):
-            console.print(part, markup=False, soft_wrap=True)
+            text = wrapped(part, console.width) if sys.stdout.isatty() else part
+            console.print(text, markup=False, soft_wrap=True)
             continue
-        table = RichTable(title=part.title or None, box=None, title_justify="left", header_style="bold", pad_edge=False)
-        for column in part.columns:
+        fitted, left_out = part.fitted(console.width)
+        gone.update(dict.fromkeys(left_out))
+        table = RichTable(
+            title=part.title or None,
+            box=None,
+            title_justify="left",
+            header_style="bold",
+            pad_edge=False,
+            padding=(0, _GAP, 0, 0),
+        )
+        for column in fitted.columns:
             table.add_column(column, overflow="fold")
-        for row in part.rows:
+        for row in fitted.rows:
             table.add_row(*(_escaped(row)))
-        console.print(table)
+        console.print(table if fitted.rows else "(none)")
+    if gone:
+        note(f"(no room for: {', '.join(gone)}; a wider terminal or --output yaml shows all)")
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text's lines broken between words, what is carried over indented under its line."""
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * (len(line) - len(line.lstrip()) + _GAP),
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+        if len(line) > width
+        else line
+        for line in text.split("\n")
+    )
 
 
 def note(text: str) -> None:
     """Tell the person something that is not data."""
+    if sys.stderr.isatty():
+        text = wrapped(text, shutil.get_terminal_size().columns)
     sys.stderr.write(text + "\n")
 
 

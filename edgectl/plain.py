@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from edgectl.exits import UsageError
+
 if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
     from google.protobuf.message import Message
@@ -57,3 +59,17 @@ def _enum_word(kind: EnumDescriptor, value: Any) -> str:
     prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
     known = kind.values_by_number.get(value)
     return known.name.removeprefix(prefix).lower() if known is not None else str(value)
+
+
+def enum_words(kind: EnumDescriptor) -> list[str]:
+    """The words of an enum, but for "unspecified"."""
+    return [_enum_word(kind, number) for number in sorted(kind.values_by_number) if number]
+
+
+def enum_number(kind: EnumDescriptor, word: str) -> int:
+    """The number of a word ("rolled_back", "rolled-back", "ROLLED_BACK"); raises UsageError."""
+    wanted = word.strip().lower().replace("-", "_").replace(" ", "_")
+    for number in kind.values_by_number:
+        if number and _enum_word(kind, number) == wanted:
+            return int(number)
+    raise UsageError(f"{word!r} is none of: {', '.join(enum_words(kind))}")

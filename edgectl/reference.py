@@ -28,8 +28,15 @@ when control is selected: of each, or of the one concerned.
 
 Every mutation is idempotent: asked twice, it is done once, and the second answer says so. What lowers risk (pause,
 halt, rollback, prefetch) a hub does at once, WAN or no WAN; what raises it (start, resume) it queues for control. What
-cannot be delivered now is queued durably, shown as queued with whom it waits for, and delivered later. A script that
-must survive a lost answer gives `--intent-id` and sends the same id again.
+cannot be delivered now is queued durably, shown as queued with whom it waits for and its place, and delivered later,
+or taken back with `intent cancel`. A script that must survive a lost answer gives `--intent-id` and sends the same id
+again.
+
+`--dry-run` changes nothing and says what would happen. `wave halt` and `device rollback` cannot be undone: on a
+terminal they show what they would do and ask; `--yes` answers beforehand, and without a terminal nobody is asked.
+
+Lists follow the node's pages up to `--limit` and say on stderr when there is more. On a narrow terminal a table leaves
+columns out and says which. Bars and live tables are drawn on stderr, on terminals only.
 
 ## Exit codes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from edgectl.output import Table
@@ -10,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 COUNTS = ("updated", "rolled_back", "failed", "silent", "refused", "inconclusive", "unknown", "pending")
-_MIB = 1024 * 1024
+
+_RANDOM_ID_DIGITS = 32
 
 
 def counts_text(counts: Mapping[str, Any] | None) -> str:
@@ -29,9 +31,33 @@ def place(path: str) -> str:
     return "/".join(path.split("/")[1::2]) or path
 
 
-def clock(time: str | None) -> str:
-    """The time of day of a time, UTC."""
-    return f"{time[11:19]}Z" if time else "-"
+def ago(time: str | None, now: datetime | None = None) -> str:
+    """How long ago a time was: "12 s ago", "3 min ago", "5 h ago", "2 d ago"."""
+    if not time:
+        return "-"
+    seconds = ((now or datetime.now(UTC)) - datetime.fromisoformat(time)).total_seconds()
+    return f"{duration(max(0.0, seconds))} ago"
+
+
+def duration(seconds: float) -> str:
+    """A duration in its largest whole unit: "12 s", "3 min", "5 h", "2 d"."""
+    for unit_s, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{int(seconds // unit_s)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def size(count: int) -> str:
+    """Bytes for people: "512 B", "4.4 MiB"."""
+    for unit_bytes, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit_bytes:
+            return f"{count / unit_bytes:.1f} {unit}"
+    return f"{count} B"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things: "1 device", "2 devices"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def when(time: str | None) -> str:
@@ -49,11 +75,12 @@ def waves_table(waves: Sequence[Mapping[str, Any]]) -> Table:
             w["state"],
             counts_text(w["counts"]),
             str(w["exposure"]),
-            when(w["planned_at"]),
+            ago(w["planned_at"]),
         )
         for w in waves
     ]
-    return Table("", ("wave", "cohort", "release", "state", "outcomes", "exposure", "planned"), rows)
+    columns = ("wave", "cohort", "release", "state", "outcomes", "exposure", "planned")
+    return Table("", columns, rows, ("planned", "cohort", "exposure"))
 
 
 def wave_parts(wave: Mapping[str, Any]) -> tuple[Table | str, ...]:
@@ -79,7 +106,7 @@ def wave_parts(wave: Mapping[str, Any]) -> tuple[Table | str, ...]:
         for store in wave["stores"]
     ]
     columns = ("store", "devices", "outcomes", "exposure", "connected", "order delivered")
-    return (*lines, Table("", columns, rows))
+    return (*lines, Table("", columns, rows, ("connected", "devices")))
 
 
 def ledger_parts(ledger: Mapping[str, Any]) -> tuple[Table | str, ...]:
@@ -94,14 +121,27 @@ def ledger_parts(ledger: Mapping[str, Any]) -> tuple[Table | str, ...]:
             e["slot"] or "-",
             e["firmware_version"] or "-",
             short(e["firmware_sha256"]) or "-",
-            clock(e["at"]),
+            ago(e["at"]),
         )
         for e in ledger["entries"]
     ]
     columns = ("device", "outcome", "gate", "try", "slot", "version", "sha256", "at")
     source, counts = place(ledger["source"]), counts_text(ledger["counts"])
     head = f"wave {ledger['wave_id']} as {source} knows it: {counts}; gates: {gates}"
-    return head, Table("", columns, rows)
+    return head, Table("", columns, rows, ("sha256", "slot", "try"))
+
+
+def entry_lines(entry: Mapping[str, Any]) -> list[str]:
+    """One device of a ledger in full."""
+    gate = f"  gate {entry['gate']}: `edgectl explain {entry['gate']}`" if entry["gate"] else ""
+    return [
+        f"{place(entry['device'])}  {entry['kind'].replace('_', ' ')}{gate}",
+        f"  attempt {entry['attempt']}, word {entry['sequence']} in it, at {when(entry['at'])}",
+        f"  runs {entry['firmware_version'] or '?'} on slot {entry['slot'] or '?'}",
+        f"  sha256 {entry['firmware_sha256'] or '?'}",
+        f"  signed by {entry['signed_by'] or 'nobody yet'}",
+        *(f"  evidence: {line}" for line in entry["evidence"].splitlines()),
+    ]
 
 
 def devices_table(devices: Sequence[Mapping[str, Any]]) -> Table:
@@ -119,11 +159,11 @@ def devices_table(devices: Sequence[Mapping[str, Any]]) -> Table:
                 status.get("slot") or "-",
                 status.get("firmware_version") or "-",
                 f"{device['device_class']}/{device['hardware_revision']}",
-                clock(status.get("at")),
+                ago(status.get("at")),
             )
         )
     columns = ("device", "connected", "state", "wave", "gate", "slot", "version", "class", "heard")
-    return Table("", columns, rows)
+    return Table("", columns, rows, ("class", "slot", "wave", "connected"))
 
 
 def hubs_table(hubs: Sequence[Mapping[str, Any]]) -> Table:
@@ -134,14 +174,15 @@ def hubs_table(hubs: Sequence[Mapping[str, Any]]) -> Table:
             "yes" if hub["connected"] else "no",
             str(hub["devices_connected"]),
             str(hub["swaps_active"]),
-            f"{hub['cache_bytes'] // _MIB} of {hub['cache_quota_bytes'] // _MIB} MiB",
+            f"{size(hub['cache_bytes'])} of {size(hub['cache_quota_bytes'])}",
             "; ".join(f"{p['wave_id']} by {p['origin']}" for p in hub["local_pauses"]) or "-",
             hub["software_version"],
-            clock(hub["at"]),
+            ago(hub["at"]),
         )
         for hub in hubs
     ]
-    return Table("", ("hub", "connected", "devices", "swaps", "cache", "pauses", "software", "heard"), rows)
+    columns = ("hub", "connected", "devices", "swaps", "cache", "pauses", "software", "heard")
+    return Table("", columns, rows, ("software", "cache", "swaps"))
 
 
 def releases_table(releases: Sequence[Mapping[str, Any]]) -> Table:
@@ -158,7 +199,8 @@ def releases_table(releases: Sequence[Mapping[str, Any]]) -> Table:
         )
         for r in releases
     ]
-    return Table("", ("release", "version", "class", "regions", "firmware", "signed", "on hold"), rows)
+    columns = ("release", "version", "class", "regions", "firmware", "signed", "on hold")
+    return Table("", columns, rows, ("firmware", "regions", "signed"))
 
 
 def cache_parts(cache: Mapping[str, Any]) -> tuple[Table | str, ...]:
@@ -167,32 +209,48 @@ def cache_parts(cache: Mapping[str, Any]) -> tuple[Table | str, ...]:
         (
             ", ".join(e["names"]) or "-",
             short(e["digest"]["sha256"]),
-            f"{e['present_bytes'] / _MIB:.1f} of {e['digest']['size_bytes'] / _MIB:.1f} MiB",
+            f"{size(e['present_bytes'])} of {size(e['digest']['size_bytes'])}",
             "; ".join(e["pins"]) or "-",
-            when(e["last_used_at"]),
+            ago(e["last_used_at"]),
         )
         for e in cache["entries"]
     ]
-    head = f"{cache['bytes'] / _MIB:.1f} of {cache['quota_bytes'] / _MIB:.0f} MiB held; oldest use first"
-    return head, Table("", ("artifact", "sha256", "present", "pinned by", "last used"), rows)
+    head = f"{size(cache['bytes'])} of {size(cache['quota_bytes'])} held; oldest use first"
+    return head, Table("", ("artifact", "sha256", "present", "pinned by", "used"), rows, ("sha256", "used"))
 
 
 def intents_table(intents: Sequence[Mapping[str, Any]]) -> Table:
     """One row an intent."""
     rows = [
         (
-            when(i["received_at"]),
+            short(i["intent_id"]) if len(i["intent_id"]) == _RANDOM_ID_DIGITS else i["intent_id"],
             i["kind"].replace("_", " "),
-            " ".join(filter(None, (i["wave_id"], i["device"]))) or "-",
+            " ".join(filter(None, (i["wave_id"], place(i["device"])))) or "-",
             i["disposition"],
+            str(i["queue_place"] or "-"),
             ", ".join(map(place, i["waiting_for"])) or "-",
-            i["operator"],
+            i["operator"].rsplit("/", 1)[-1],
+            ago(i["received_at"]),
             i["reason"] or "-",
             i["detail"] or "-",
         )
         for i in intents
     ]
-    return Table("", ("at", "intent", "about", "state", "waits for", "operator", "reason", "detail"), rows)
+    columns = ("id", "intent", "about", "state", "place", "waits for", "operator", "given", "reason", "detail")
+    return Table("", columns, rows, ("detail", "reason", "operator", "given", "waits for"))
+
+
+def intent_lines(intent: Mapping[str, Any]) -> list[str]:
+    """One intent in full."""
+    about = " ".join(filter(None, (intent["wave_id"], intent["device"]))) or "-"
+    waits = ", ".join(map(place, intent["waiting_for"]))
+    queue = f", place {intent['queue_place']}" if intent["queue_place"] else ""
+    return [
+        f"intent {intent['intent_id']}  {intent['kind'].replace('_', ' ')}  {about}",
+        f"  {intent['disposition']}" + (f"; waits for {waits}{queue}" if waits else ""),
+        f"  given by {intent['operator']} at {when(intent['received_at'])}: {intent['reason'] or 'no reason'}",
+        *([f"  {intent['detail']}"] if intent["detail"] else []),
+    ]
 
 
 def revocations_table(entries: Sequence[Mapping[str, Any]]) -> Table:
@@ -203,5 +261,87 @@ def revocations_table(entries: Sequence[Mapping[str, Any]]) -> Table:
 
 def audit_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     """One row an event."""
-    rows = [(when(e["at"]), e["actor"], e["action"], e["subject"], e["detail"]) for e in entries]
-    return Table("", ("at", "who", "what", "about", "detail"), rows)
+    rows = [
+        (when(e["at"]), e["actor"].split("/", 3)[-1], e["action"], e["subject"], e["detail"] or "-") for e in entries
+    ]
+    return Table("", ("at", "who", "what", "about", "detail"), rows, ("who",))
+
+
+def stores_table(stores: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a store."""
+    rows = [
+        (
+            place(s["path"]),
+            "yes" if s["hub"] and s["hub"]["connected"] else "no",
+            f"{s['devices_connected']} of {s['devices']}",
+            ", ".join(s["wave_ids"]) or "-",
+            str(s["exposure"]),
+            str(s["intents_waiting"]),
+            s["time_zone"] or "-",
+            ago(s["hub"]["at"]) if s["hub"] else "never",
+        )
+        for s in stores
+    ]
+    columns = ("store", "connected", "devices", "waves", "exposure", "intents", "time zone", "heard")
+    return Table("", columns, rows, ("time zone", "intents", "exposure"))
+
+
+def store_parts(store: Mapping[str, Any]) -> tuple[Table | str, ...]:
+    """One store in full."""
+    hub = store["hub"]
+    parts: list[Table | str] = [stores_table([store])]
+    if hub:
+        parts.append(
+            f"hub: software {hub['software_version'] or '?'}, incarnation {short(hub['incarnation']) or '?'}, "
+            f"{plural(hub['swaps_active'], 'swap')} under way, cache {size(hub['cache_bytes'])} of "
+            f"{size(hub['cache_quota_bytes'])}"
+        )
+        parts += [f"  paused here: wave {p['wave_id']} by {p['origin']}: {p['reason']}" for p in hub["local_pauses"]]
+    return tuple(parts)
+
+
+def cohorts_table(cohorts: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a cohort."""
+    rows = [
+        (
+            c["name"],
+            f"{c['device_class']}/{c['hardware_revision']}",
+            str(c["devices"]),
+            str(c["devices_in_waves"]),
+            str(len(c["stores"])),
+            ", ".join(f"{version}: {count}" for version, count in c["firmware_versions"].items()) or "-",
+        )
+        for c in cohorts
+    ]
+    return Table("", ("cohort", "class", "devices", "in waves", "stores", "versions"), rows, ("class", "stores"))
+
+
+def permits_table(permits: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a permit."""
+    rows = [
+        (
+            p["wave_id"],
+            place(p["device"]),
+            p["state"].replace("_", " "),
+            str(p["generation"]),
+            str(p["attempts"]),
+            short(p["hub_incarnation"]),
+            ago(p["issued_at"]),
+            when(p["expires_at"]),
+        )
+        for p in permits
+    ]
+    columns = ("wave", "device", "state", "generation", "attempts", "incarnation", "issued", "expires")
+    return Table("", columns, rows, ("incarnation", "attempts", "issued", "generation"))
+
+
+def holds_parts(holds: Mapping[str, Any]) -> tuple[Table | str, ...]:
+    """The hold list."""
+    if not holds["epoch"]:
+        return ("no hold list was ever heard here",)
+    rows = [
+        (h["release"], h["reason"] or "-", ", ".join(h["wave_ids"]) or "-", short(h["firmware_sha256"]) or "-")
+        for h in holds["holds"]
+    ]
+    head = f"epoch {holds['epoch']}, signed {ago(holds['issued_at'])}; {plural(len(rows), 'release')} on hold"
+    return head, Table("", ("release", "reason", "open waves", "firmware"), rows, ("firmware",))

@@ -27,6 +27,7 @@ from wavemesh.trust.statements import (
     Digest,
     Envelope,
     HoldList,
+    IntentCancellation,
     OperatorIntent,
     Permit,
     RevocationList,
@@ -143,6 +144,10 @@ class Belief:
         """Verify an intent wherever it came from; raises GateError."""
         operator, intent = verify_node(envelope, OperatorIntent, self._authorities, now, Role.OPERATOR)
         return HeldIntent(intent, envelope, operator)
+
+    def judge_cancellation(self, envelope: Envelope, now: datetime) -> tuple[NodeId, IntentCancellation]:
+        """Who takes which intent back; raises GateError."""
+        return verify_node(envelope, IntentCancellation, self._authorities, now, Role.OPERATOR)
 
     def _judge_control(self, resource: Resource, trusted: TrustedMetadata) -> Finding:
         envelope = decode(Envelope, resource.content)

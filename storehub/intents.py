@@ -6,6 +6,9 @@ risk (start, resume, override) is queued for control, because a hub sees one sto
 
 Everything is idempotent twice over: by the intent's id for ever, and by effect while the effect is in force.
 
+An intent that nobody has acted on can be taken back by any operator: it is CANCELLED here, its report that waits to go
+up is replaced by one that carries the cancellation, and that report goes up once more behind whatever has gone.
+
 A pause given here stays until control's order carries the same origin (from then on control's word counts), or until
 its own origin's resume was handed to control. A halt given here stays until control's order says so as well.
 """
@@ -23,6 +26,7 @@ from wavemesh.identity.nodes import BadNodeIdError, NodeId
 from wavemesh.policy.gates import Gate
 from wavemesh.policy.reader import parse_policy
 from wavemesh.policy.windows import Window
+from wavemesh.queueing import refuse_applied
 from wavemesh.session.frames import Report
 from wavemesh.trust.statements import IntentKind, IntentReport, UpdateState, WaveState
 
@@ -33,11 +37,13 @@ if TYPE_CHECKING:
     from storehub.hub import Hub
     from storehub.store import HubStore
     from wavemesh.runtime.sqlite import Transaction
-    from wavemesh.trust.statements import Digest, Envelope, OperatorIntent, WaveOrder
+    from wavemesh.trust.statements import Digest, Envelope, IntentCancellation, OperatorIntent, WaveOrder
 
 CONTROL = "control"
 MAX_QUEUED = 1000
 MAX_DETAIL = 1000
+HANDED = "handed to control"
+_HANDED_ON = frozenset({IntentKind.START_WAVE, IntentKind.RESUME_WAVE})
 _NEEDS_REASON = frozenset({IntentKind.PAUSE_WAVE, IntentKind.HALT_WAVE, IntentKind.ROLLBACK_DEVICE})
 _NEEDS_WAVE = frozenset({IntentKind.START_WAVE, IntentKind.PAUSE_WAVE, IntentKind.RESUME_WAVE, IntentKind.HALT_WAVE})
 
@@ -62,32 +68,122 @@ class Intents:
 
         Raises GateError, ForbiddenError, ConflictError, NotFoundError, BusyError, PolicyError.
         """
-        hub = self._hub
-        held = hub.belief.judge_intent(envelope, hub.clock.now())
-        if held.operator != caller:
-            msg = f"the intent is signed by {held.operator.uri}, but {caller.uri} gave it: sign it yourself"
-            raise ForbiddenError(msg, peer=caller.uri)
-        self._check(held.intent)
-        async with hub.store.database.transaction() as tx:
-            known = hub.store.intents.get(held.intent.intent_id)
-            if known is not None:
-                if known.envelope.payload != envelope.payload:
-                    msg = f"intent id {held.intent.intent_id!r} was used for another intent already"
-                    raise ConflictError(msg)
-                return known, True
-            in_force, open_record = self._in_force(held), self._asked_before(held)
-            if in_force:
-                record = self._record(held, Disposition.APPLIED, in_force)
-            elif open_record is not None:
-                # Nothing waits for the second asking itself; who asks is shown what the first one waits for.
-                detail = f"asked before as {open_record.intent.intent_id}"
-                record = self._record(held, Disposition.APPLIED, detail)
-            else:
-                record = await self._act(tx, held)
-            await hub.store.put_intent(tx, record)
+        held = self._held(envelope, caller)
+        async with self._hub.store.database.transaction() as tx:
+            record, shown, duplicate = await self._decide(tx, held)
+            if record is not None:
+                await self._hub.store.put_intent(tx, record)
         self._told()
-        shown = record if in_force or open_record is None else open_record
-        return shown, bool(in_force) or open_record is not None
+        return shown, duplicate
+
+    async def preview(self, envelope: Envelope, caller: NodeId) -> tuple[IntentRecord, bool]:
+        """What ``submit`` would answer; nothing of it stays. Raises the same."""
+        held = self._held(envelope, caller)
+        async with self._hub.store.database.rehearsal() as tx:
+            _, shown, duplicate = await self._decide(tx, held)
+        return shown, duplicate
+
+    def _held(self, envelope: Envelope, caller: NodeId) -> HeldIntent:
+        held = self._hub.belief.judge_intent(envelope, self._hub.clock.now())
+        _check_own_word(held.operator, caller)
+        self._check(held.intent)
+        return held
+
+    async def _decide(self, tx: Transaction, held: HeldIntent) -> tuple[IntentRecord | None, IntentRecord, bool]:
+        """The record to keep, the one to show, and whether it was so before."""
+        known = self._hub.store.intents.get(held.intent.intent_id)
+        if known is not None:
+            if known.envelope.payload != held.envelope.payload:
+                msg = f"intent id {held.intent.intent_id!r} was used for another intent already"
+                raise ConflictError(msg)
+            return None, known, True
+        in_force, open_record = self._in_force(held), self._asked_before(held)
+        if in_force:
+            record = self._record(held, Disposition.APPLIED, in_force)
+            return record, record, True
+        if open_record is not None:
+            # Nothing waits for the second asking itself; who asks is shown what the first one waits for.
+            detail = f"asked before as {open_record.intent_id}"
+            return self._record(held, Disposition.APPLIED, detail), open_record, True
+        record = await self._act(tx, held)
+        return record, record, False
+
+    # -- taken back -------------------------------------------------------------------------------------------------
+
+    async def cancel(self, envelope: Envelope, caller: NodeId) -> tuple[IntentRecord, bool]:
+        """Take an intent back that nobody has acted on; returns its record and whether it was taken back before.
+
+        Raises GateError, ForbiddenError, NotFoundError, ConflictError, AskControlError, IntentAppliedError.
+        """
+        by, word = self._judge_cancellation(envelope, caller)
+        async with self._hub.store.database.transaction() as tx:
+            record, duplicate = await self._cancel(tx, envelope, by, word)
+            if not duplicate:
+                await self._hub.store.put_intent(tx, record)
+        self._told()
+        return record, duplicate
+
+    async def preview_cancel(self, envelope: Envelope, caller: NodeId) -> tuple[IntentRecord, bool]:
+        """What ``cancel`` would answer; nothing of it stays. Raises the same."""
+        by, word = self._judge_cancellation(envelope, caller)
+        async with self._hub.store.database.rehearsal() as tx:
+            return await self._cancel(tx, envelope, by, word)
+
+    def _judge_cancellation(self, envelope: Envelope, caller: NodeId) -> tuple[NodeId, IntentCancellation]:
+        by, word = self._hub.belief.judge_cancellation(envelope, self._hub.clock.now())
+        _check_own_word(by, caller)
+        return by, word
+
+    async def _cancel(
+        self, tx: Transaction, envelope: Envelope, by: NodeId, word: IntentCancellation
+    ) -> tuple[IntentRecord, bool]:
+        """The record afterwards. What still waits to go up is replaced, and what may have gone is told of as well."""
+        hub = self._hub
+        record = hub.store.intents.get(word.intent_id)
+        if record is None:
+            msg = f"no intent {word.intent_id[:80]!r} is known at {hub.path}; `edgectl intent list` shows them"
+            raise NotFoundError(msg, intent=word.intent_id[:80])
+        if record.disposition is Disposition.CANCELLED:
+            return record, True
+        if record.source is IntentSource.PARENT:
+            msg = f"intent {record.intent_id} came from control: cancel it there"
+            raise AskControlError(msg)
+        if record.disposition is Disposition.REFUSED:
+            msg = f"intent {record.intent_id} was refused: {record.detail}; there is nothing to cancel"
+            raise ConflictError(msg, intent=record.intent_id)
+        acted = self._acted_on(record)
+        if acted:
+            raise refuse_applied(record.intent_id, record.intent.kind, record.intent.wave_id, acted)
+        before = IntentReport(record.envelope, hub.path)
+        after = Report("intent", encode(replace(before, cancellation=envelope)))
+        await hub.log.replace(tx, Report("intent", encode(before)), after)
+        unless = "" if _is_open(record) else ", which drops it unless it has acted"
+        detail = f"cancelled by {by.name}; control is told{unless}" + (f": {word.reason}" if word.reason else "")
+        cancelled = replace(
+            record,
+            disposition=Disposition.CANCELLED,
+            waiting_for=(CONTROL,),
+            detail=detail[:MAX_DETAIL],
+            report_number=await hub.report(tx, after),
+        )
+        return cancelled, False
+
+    def _acted_on(self, record: IntentRecord) -> str:
+        """Who has acted on an intent, as far as is known here; empty when nobody has."""
+        intent = record.intent
+        if intent.kind is IntentKind.ROLLBACK_DEVICE and record.counter:
+            return "the device was told"
+        if _is_open(record):
+            return ""
+        order = self._hub.belief.orders.get(intent.wave_id)
+        handed = intent.kind in _HANDED_ON and record.detail == HANDED
+        if handed and intent.kind is IntentKind.START_WAVE and (order is None or order.state is WaveState.PLANNED):
+            return ""
+        origin = origin_of(NodeId.parse(record.operator))
+        pauses = {pause.origin for pause in order.pauses} if order is not None else set()
+        if handed and intent.kind is IntentKind.RESUME_WAVE and origin in pauses:
+            return ""
+        return f"it is applied ({record.detail})" if record.detail else "it is applied"
 
     def _told(self) -> None:
         self._hub.changed(None)
@@ -259,14 +355,16 @@ class Intents:
         await hub.store.put_intent(tx, replace(record, source=IntentSource.PARENT))
 
     async def withdraw(self, tx: Transaction, intent_id: str) -> None:
-        """Control took an intent back: a pause it passed down is lifted, a rollback not yet done is forgotten."""
+        """Control took an intent back: a pause it passed down is lifted, a rollback not yet done does not happen."""
         record = self._hub.store.intents.get(intent_id)
-        if record is None or record.source is not IntentSource.PARENT:
+        if record is None:
             return
-        if record.intent.kind is IntentKind.PAUSE_WAVE:
+        if record.intent.kind is IntentKind.PAUSE_WAVE and record.source is IntentSource.PARENT:
             await self._hub.store.drop_pause(tx, record.intent.wave_id, origin_of(NodeId.parse(record.operator)))
-        if record.disposition is Disposition.QUEUED:
-            await self._hub.store.change_intent(tx, intent_id, Disposition.APPLIED, "control took it back")
+        # What was given here, and told to its device, is the device's to answer.
+        was_told = record.source is IntentSource.OPERATOR and record.counter
+        if record.disposition is Disposition.QUEUED and not was_told:
+            await self._hub.store.change_intent(tx, intent_id, Disposition.CANCELLED, "control took it back")
 
     async def order_arrived(self, tx: Transaction, order: WaveOrder) -> None:
         """Control's word on a wave takes the place of the pauses here that it carries."""
@@ -308,7 +406,10 @@ class Intents:
         waiting = tuple(who for who in record.waiting_for if who != CONTROL)
         keeps_waiting = intent.kind is IntentKind.PREFETCH
         disposition = record.disposition if keeps_waiting else Disposition.APPLIED
-        detail = "in force at this hub; handed to control" if intent.kind.lowers_risk else "handed to control"
+        if record.disposition is Disposition.CANCELLED:
+            await self._hub.store.put_intent(tx, replace(record, waiting_for=waiting, report_number=0))
+            return
+        detail = "in force at this hub; handed to control" if intent.kind.lowers_risk else HANDED
         await self._hub.store.put_intent(
             tx,
             replace(
@@ -333,6 +434,12 @@ async def renumber(tx: Transaction, store: HubStore, numbers: Mapping[int, int])
 def origin_of(operator: NodeId) -> str:
     """The origin under which an operator's pauses are kept: "operator:alice"."""
     return f"operator:{operator.name}"
+
+
+def _check_own_word(signer: NodeId, caller: NodeId) -> None:
+    if signer != caller:
+        msg = f"it is signed by {signer.uri}, but {caller.uri} gave it: sign it yourself"
+        raise ForbiddenError(msg, peer=caller.uri)
 
 
 def _is_open(record: IntentRecord) -> bool:

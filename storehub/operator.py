@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from storehub import views
 from storehub.intents import AskControlError
+from storehub.listings import Listings
 from storehub.schema import from_stamp, to_stamp
 from wavemesh.codec.statements import from_proto, to_proto
 from wavemesh.errors import ForbiddenError, NotFoundError, PeerError
 from wavemesh.identity.nodes import NodeId, Role
+from wavemesh.listing import is_named, is_wanted_device, is_wanted_intent
 from wavemesh.runtime.status import answers
 from wavemesh.trust.statements import Envelope
 from wavemesh.v1 import operator_pb2, operator_pb2_grpc, report_pb2
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from storehub.hub import Hub
     from storehub.intents import Intents
-    from storehub.records import WaveRecord
+    from storehub.records import IntentRecord, WaveRecord
     from storehub.views import Views
     from wavemesh.runtime.peers import Peers
 
@@ -52,6 +54,7 @@ class OperatorApi:
         self._hub = hub
         self._intents = intents
         self._views = shown
+        self._listings = Listings(hub, shown)
         self._peers = peers
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -75,7 +78,42 @@ class OperatorApi:
         """Do now what lowers risk, queue the rest."""
         caller = self._caller(context)
         record, duplicate = await self._intents.submit(from_proto(Envelope, request.intent), caller)
-        return operator_pb2.SubmitIntentResponse(record=views.intent(record), duplicate=duplicate)
+        return operator_pb2.SubmitIntentResponse(record=self._intent(record), duplicate=duplicate)
+
+    def _intent(self, record: IntentRecord) -> operator_pb2.IntentRecord:
+        return views.intent(record, self._hub.store.intents.values())
+
+    @answers
+    async def PreviewIntent(  # noqa: N802
+        self, request: operator_pb2.PreviewIntentRequest, context: Context
+    ) -> operator_pb2.PreviewIntentResponse:
+        """What SubmitIntent would do."""
+        caller = self._caller(context)
+        record, duplicate = await self._intents.preview(from_proto(Envelope, request.intent), caller)
+        effect = self._listings.effect(record, duplicate=duplicate)
+        return operator_pb2.PreviewIntentResponse(record=self._intent(record), duplicate=duplicate, effect=effect)
+
+    @answers
+    async def CancelIntent(  # noqa: N802
+        self, request: operator_pb2.CancelIntentRequest, context: Context
+    ) -> operator_pb2.CancelIntentResponse:
+        """Take back what nobody has acted on, or say what would come of it."""
+        caller = self._caller(context)
+        cancel = self._intents.preview_cancel if request.dry_run else self._intents.cancel
+        record, duplicate = await cancel(from_proto(Envelope, request.cancellation), caller)
+        return operator_pb2.CancelIntentResponse(record=self._intent(record), duplicate=duplicate)
+
+    @answers
+    async def GetIntent(  # noqa: N802
+        self, request: operator_pb2.GetIntentRequest, context: Context
+    ) -> operator_pb2.GetIntentResponse:
+        """One intent."""
+        self._caller(context)
+        record = self._hub.store.intents.get(request.intent_id)
+        if record is None:
+            msg = f"no intent {request.intent_id[:80]!r} is known at {self._hub.path}; `edgectl intent list` shows them"
+            raise NotFoundError(msg, intent=request.intent_id[:80])
+        return operator_pb2.GetIntentResponse(record=self._intent(record))
 
     @answers
     async def ListIntents(  # noqa: N802
@@ -84,11 +122,7 @@ class OperatorApi:
         """Newest first."""
         self._caller(context)
         records = sorted(self._hub.store.intents.values(), key=lambda one: one.received_at, reverse=True)
-        shown = [
-            one
-            for one in map(views.intent, records)
-            if request.wave_id in {"", one.wave_id} and request.disposition in {0, one.disposition}
-        ]
+        shown = [one for one in map(self._intent, records) if is_wanted_intent(one, request)]
         page, token = _page(shown, request.page_size, request.page_token)
         return operator_pb2.ListIntentsResponse(intents=page, next_page_token=token)
 
@@ -109,7 +143,13 @@ class OperatorApi:
         self._caller(context)
         self._own_store(request.store)
         records = sorted(self._hub.store.waves.values(), key=lambda one: one.first_seen_at, reverse=True)
-        shown = [one for one in map(self._views.wave, records) if not request.states or one.state in request.states]
+        shown = [
+            one
+            for one in map(self._views.wave, records)
+            if (not request.states or one.state in request.states)
+            and request.release in {"", one.release}
+            and request.cohort in {"", one.cohort}
+        ]
         page, token = _page(shown, request.page_size, request.page_token)
         return operator_pb2.ListWavesResponse(waves=page, next_page_token=token)
 
@@ -167,11 +207,7 @@ class OperatorApi:
         if request.labels:
             msg = "hubs know no labels; ask control for the devices that have them"
             raise AskControlError(msg)
-        shown = [
-            one
-            for one in map(self._views.device, self._views.device_paths())
-            if request.device_class in {"", one.device_class}
-        ]
+        shown = [one for one in map(self._views.device, self._views.device_paths()) if is_wanted_device(one, request)]
         page, token = _page(shown, request.page_size, request.page_token)
         return operator_pb2.ListDevicesResponse(devices=page, next_page_token=token)
 
@@ -255,6 +291,62 @@ class OperatorApi:
             next_page_token=token,
         )
 
+    @answers
+    async def ListStores(  # noqa: N802
+        self, request: operator_pb2.ListStoresRequest, context: Context
+    ) -> operator_pb2.ListStoresResponse:
+        """This store."""
+        self._caller(context)
+        own = self._listings.store()
+        region = self._hub.path.rsplit("/", 2)[0]
+        is_wanted = is_named(region, request.region) and (not request.wave_id or request.wave_id in own.wave_ids)
+        page, token = _page([own] if is_wanted else [], request.page_size, request.page_token)
+        return operator_pb2.ListStoresResponse(stores=page, next_page_token=token)
+
+    @answers
+    async def GetStore(  # noqa: N802
+        self, request: operator_pb2.GetStoreRequest, context: Context
+    ) -> operator_pb2.GetStoreResponse:
+        """This store."""
+        self._caller(context)
+        self._own_store(request.store)
+        return operator_pb2.GetStoreResponse(store=self._listings.store())
+
+    @answers
+    async def ListPolicies(  # noqa: N802
+        self, request: operator_pb2.ListPoliciesRequest, context: Context
+    ) -> operator_pb2.ListPoliciesResponse:
+        """Policies held here."""
+        self._caller(context)
+        page, token = _page(self._listings.policies(), request.page_size, request.page_token)
+        return operator_pb2.ListPoliciesResponse(policies=page, next_page_token=token)
+
+    @answers
+    async def GetPolicy(  # noqa: N802
+        self, request: operator_pb2.GetPolicyRequest, context: Context
+    ) -> operator_pb2.GetPolicyResponse:
+        """One policy."""
+        self._caller(context)
+        return operator_pb2.GetPolicyResponse(policy=self._listings.policy(request))
+
+    @answers
+    async def ListPermits(  # noqa: N802
+        self, request: operator_pb2.ListPermitsRequest, context: Context
+    ) -> operator_pb2.ListPermitsResponse:
+        """Permits held here."""
+        self._caller(context)
+        self._own_store(request.store)
+        page, token = _page(self._listings.permits(request), request.page_size, request.page_token)
+        return operator_pb2.ListPermitsResponse(permits=page, next_page_token=token)
+
+    @answers
+    async def ListHolds(  # noqa: N802
+        self, _: operator_pb2.ListHoldsRequest, context: Context
+    ) -> operator_pb2.ListHoldsResponse:
+        """The hold list held here."""
+        self._caller(context)
+        return self._listings.holds()
+
     async def _ask_control(self, request: object, context: Context) -> Any:
         """What only control does."""
         self._caller(context)
@@ -267,6 +359,7 @@ class OperatorApi:
     ApplyInventory = answers(_ask_control)
     ListAudit = answers(_ask_control)
     RevokeNode = answers(_ask_control)
+    ListCohorts = answers(_ask_control)
 
 
 def _page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:

@@ -61,6 +61,7 @@ class Disposition(enum.Enum):
     APPLIED = 1
     QUEUED = 2
     REFUSED = 3
+    CANCELLED = 4
 
 
 class IntentSource(enum.Enum):
@@ -90,3 +91,8 @@ class IntentRecord:
     epoch: str = ""
     counter: int = 0
     digests: tuple[Digest, ...] = ()
+
+    @property
+    def intent_id(self) -> str:
+        """The intent's id."""
+        return self.intent.intent_id

@@ -14,11 +14,13 @@ from storehub.standing import Standing
 from wavemesh import __version__
 from wavemesh.codec.statements import to_proto
 from wavemesh.identity.nodes import NodeId
+from wavemesh.queueing import place_in_queue
 from wavemesh.trust.holds import find_hold
 from wavemesh.trust.statements import HubStatus, LocalPause, OutcomeKind, WaveState
 from wavemesh.v1 import operator_pb2, report_pb2, rollout_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from storehub.asks import Relay
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from storehub.scheduler import Scheduler
     from wavemesh.trust.statements import WaveOrder
 
-_FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.SILENT})
+FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.SILENT})
 
 
 class Views:
@@ -100,7 +102,7 @@ class Views:
         hub, ledger = self._hub, self._hub.store.ledger(order.wave_id)
         return sum(
             held.permit.hub_incarnation == hub.log.incarnation
-            and (device not in ledger or ledger[device].outcome.kind not in _FINAL)
+            and (device not in ledger or ledger[device].outcome.kind not in FINAL)
             for (wave_id, device), held in hub.belief.permits.items()
             if wave_id == order.wave_id
         )
@@ -226,12 +228,15 @@ class Views:
         return found
 
 
-def intent(record: IntentRecord) -> operator_pb2.IntentRecord:
-    """An intent and its fate."""
+def intent(record: IntentRecord, others: Iterable[IntentRecord]) -> operator_pb2.IntentRecord:
+    """An intent, its fate, and its place among the others that wait for the same node; a cancelled one has none."""
+    is_cancelled = record.disposition is Disposition.CANCELLED
+    waiting = (other for other in others if other.disposition is not Disposition.CANCELLED)
     disposition = {
         Disposition.APPLIED: operator_pb2.DISPOSITION_APPLIED,
         Disposition.QUEUED: operator_pb2.DISPOSITION_QUEUED,
         Disposition.REFUSED: operator_pb2.DISPOSITION_REFUSED,
+        Disposition.CANCELLED: operator_pb2.DISPOSITION_CANCELLED,
     }[record.disposition]
     return operator_pb2.IntentRecord(
         intent_id=record.intent.intent_id,
@@ -244,6 +249,7 @@ def intent(record: IntentRecord) -> operator_pb2.IntentRecord:
         waiting_for=record.waiting_for,
         detail=record.detail,
         received_at=stamp(record.received_at),
+        queue_place=0 if is_cancelled else place_in_queue(record, waiting),
     )
 
 

@@ -24,6 +24,7 @@ from wavemesh.trust.statements import (
     DeviceOutcome,
     Envelope,
     EventReport,
+    IntentCancellation,
     IntentReport,
     OperatorIntent,
     OutcomeReport,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = MAX_REPORT_BYTES - 4096
 _FRAMING_BYTES = 16
+CANCELLATION_KIND = "intent-cancellation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,16 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class ToldOnce:
-    """A verified intent or event: goes up once by its id."""
+    """A verified intent or event: goes up once by its id, in the place of what it takes back if that is still here."""
 
     id: str
     report: Report
+    replaces: Report | None = None
+
+    @property
+    def kind(self) -> str:
+        """What the id is one of."""
+        return self.report.kind if self.replaces is None else CANCELLATION_KIND
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,9 @@ class Intake:
         async with self._store.database.transaction() as tx:
             await self._merge(tx, [one for one in judged if isinstance(one, Outcomes)])
             for one in judged:
-                if isinstance(one, ToldOnce) and await self._store.is_first(tx, one.report.kind, one.id):
+                if isinstance(one, ToldOnce) and await self._store.is_first(tx, one.kind, one.id):
+                    if one.replaces is not None:
+                        await self._log.replace(tx, one.replaces, one.report)
                     await self._log.append(tx, one.report)
             for reason in _refusals(judged):
                 await self._events.append_once(tx, "report-refused", child.path, reason, about=reason)
@@ -143,7 +153,7 @@ class Intake:
                     body = decode(IntentReport, report.body)
                     _check_within(body.via, child)
                     _, intent = verify_node(body.intent, OperatorIntent, self._authorities, now, Role.OPERATOR)
-                    return ToldOnce(intent.intent_id, report)
+                    return self._intent(report, body, intent.intent_id, now)
                 case "event":
                     event = decode(EventReport, report.body)
                     _check_within(event.node, child)
@@ -152,6 +162,17 @@ class Intake:
                     return Refused(f"reports of kind {report.kind[:100]!r} are not known here")
         except PeerError as error:
             return Refused(f"{report.kind}: {error}")
+
+    def _intent(self, report: Report, body: IntentReport, intent_id: str, now: datetime) -> ToldOnce:
+        """An intent, or one taken back at its hub: control shall not act on what still waits here to go up."""
+        if body.cancellation is None:
+            return ToldOnce(intent_id, report)
+        _, word = verify_node(body.cancellation, IntentCancellation, self._authorities, now, Role.OPERATOR)
+        if word.intent_id != intent_id:
+            msg = f"cancellation of {word.intent_id!r} with intent {intent_id!r}"
+            raise SignatureGateError(msg)
+        before = Report("intent", encode(replace(body, cancellation=None)))
+        return ToldOnce(intent_id, report, before)
 
     def _outcomes(self, child: NodeId, envelopes: Iterable[Envelope], now: datetime) -> Outcomes:
         heard: list[Heard] = []

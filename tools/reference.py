@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
 from pathlib import Path
 
 from edgectl.reference import edgectl_page
+from edgectl.words import error_meanings
 from tools.api import api_page
-from wavemesh.errors import LocalError, PeerError, WavemeshError
 from wavemesh.policy.reference import gates_page, policy_page, schema_file
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
-PACKAGES = ("wavemesh", "control", "superhub", "storehub", "device", "edgectl", "lab")
 
 _ERRORS_HEAD = """\
 # Errors
@@ -32,34 +29,11 @@ who has to act: the `peer` that sent or asked, or this side (`local`): its disk,
 
 def errors_page() -> str:
     """The page on errors: each reason once, with what its classes say of themselves."""
-    _import_everything()
-    meanings: dict[tuple[str, str], list[str]] = {}
-    for error in _family(WavemeshError):
-        if error is WavemeshError or error.__module__.split(".")[0] not in PACKAGES:
-            continue
-        fault = "peer" if issubclass(error, PeerError) else "local" if issubclass(error, LocalError) else "either"
-        meaning = " ".join((error.__doc__ or "").split("\n\n")[0].split()).replace("|", "\\|").replace("``", "`")
-        entry = meanings.setdefault((error.reason, fault), [])
-        if meaning not in entry:
-            entry.append(meaning)
-    rows = (f"| `{reason}` | {fault} | {' '.join(entry)} |\n" for (reason, fault), entry in sorted(meanings.items()))
+    rows = (
+        f"| `{reason}` | {fault} | {meaning.replace('|', chr(92) + '|').replace('``', '`')} |\n"
+        for reason, (fault, meaning, _) in sorted(error_meanings().items())
+    )
     return _ERRORS_HEAD + "".join(rows)
-
-
-def _import_everything() -> None:
-    # Not the stubs, which have no errors, nor what runs when imported: programs, and migrations for Alembic alone.
-    for package in PACKAGES:
-        root = importlib.import_module(package)
-        for module in pkgutil.walk_packages(root.__path__, f"{package}."):
-            if not {"v1", "migrations", "__main__"} & set(module.name.split(".")):
-                importlib.import_module(module.name)
-
-
-def _family(root: type[WavemeshError]) -> list[type[WavemeshError]]:
-    found = [root]
-    for child in root.__subclasses__():
-        found.extend(_family(child))
-    return sorted(set(found), key=lambda error: (error.reason, error.__module__, error.__qualname__))
 
 
 def pages() -> dict[str, str]:

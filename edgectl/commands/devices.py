@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from edgectl.client import CALL_TIMEOUT_S
-from edgectl.framework import Session, command
+from edgectl.completing import device_names, store_names, wave_ids
+from edgectl.effects import YesOption, confirm, preview
+from edgectl.framework import DEFAULT_LIMIT, DryRunOption, LimitOption, Session, command
 from edgectl.intents import IntentIdOption, ReasonOption, new_intent_id, now, submit
 from edgectl.tables import devices_table, ledger_parts
 
 app = typer.Typer(help="One device or all of them.", no_args_is_help=True)
 
-if TYPE_CHECKING:
-    from wavemesh.v1.operator_pb2 import ListDevicesRequest, ListDevicesResponse
-    from wavemesh.v1.operator_pb2_grpc import OperatorServiceAsyncStub
-
-DeviceOption = Annotated[str, typer.Option("--id", help="The device's name, or its path where the name is not unique.")]
-_PAGE_SIZE = 1000
-_MAX_PAGES = 1000
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--id", help="The device's name, or its path where the name is not unique.", autocompletion=device_names
+    ),
+]
 
 
 @command(app, "rollback")
@@ -29,46 +29,72 @@ def rollback(
     *,
     device: DeviceOption,
     reason: ReasonOption,
-    wave: Annotated[str, typer.Option("--wave", help="The wave it belongs to, if not the current one.")] = "",
+    wave: Annotated[
+        str,
+        typer.Option("--wave", help="The wave it belongs to, if not the current one.", autocompletion=wave_ids),
+    ] = "",
     intent_id: IntentIdOption = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
 ) -> None:
-    """Send a device back to its previous slot. Needs no permit; a hub does it at once."""
+    """Send a device back to its previous slot. Needs no permit; a hub does it at once. Asks first on a terminal."""
     from wavemesh.trust.statements import IntentKind, OperatorIntent
 
-    identity = new_intent_id(intent_id)
-    submit(
-        session,
-        OperatorIntent(identity, IntentKind.ROLLBACK_DEVICE, now(), wave_id=wave, device=device, reason=reason),
+    intent = OperatorIntent(
+        new_intent_id(intent_id), IntentKind.ROLLBACK_DEVICE, now(), wave_id=wave, device=device, reason=reason
     )
+    if dry_run:
+        preview(session, intent)
+        return
+    confirm(session, intent, yes)
+    submit(session, intent)
 
 
 @command(app, "list")
 def list_devices(
-    session: Session, *, store: Annotated[str, typer.Option("--store", help="Only this store, by name.")] = ""
+    session: Session,
+    *,
+    store: Annotated[str, typer.Option("--store", help="Only this store.", autocompletion=store_names)] = "",
+    region: Annotated[str, typer.Option("--region", help="Only this region.")] = "",
+    device_class: Annotated[str, typer.Option("--class", help="Only this device class.")] = "",
+    label: Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE, repeatable. Control only.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", help="idle, staging, trial, refused …; repeatable.")
+    ] = None,
+    outcome: Annotated[
+        list[str] | None,
+        typer.Option("--outcome", help="With it in an open wave: updated, silent, rolled_back …; repeatable."),
+    ] = None,
+    gate: Annotated[str, typer.Option("--gate", help="Held up, refused or rolled back by it.")] = "",
+    version: Annotated[str, typer.Option("--version", help="Running this firmware version.")] = "",
+    limit: LimitOption = DEFAULT_LIMIT,
 ) -> None:
-    """Show the devices known to the node asked."""
-    from edgectl.plain import plain
-    from wavemesh.v1.operator_pb2 import ListDevicesRequest
+    """Show devices. As the node asked knows them; filters narrow, and all of them must hold."""
+    from edgectl.exits import UsageError
+    from edgectl.plain import enum_number
+    from wavemesh.v1 import operator_pb2, report_pb2
 
-    devices: list[dict[str, Any]] = []
-    token = ""
-    for _ in range(_MAX_PAGES):
-        request = ListDevicesRequest(store=store, page_size=_PAGE_SIZE, page_token=token)
-        answer = session.ask(functools.partial(_list_devices, request))
-        devices += (plain(device) for device in answer.devices)
-        token = answer.next_page_token
-        if not token:
-            break
-    session.show(devices, devices_table(devices))
-
-
-async def _list_devices(request: ListDevicesRequest, stub: OperatorServiceAsyncStub) -> ListDevicesResponse:
-    return await stub.ListDevices(request, timeout=CALL_TIMEOUT_S)
+    labels = dict(text.partition("=")[::2] for text in label or ())
+    if not all(labels) or any("=" not in text for text in label or ()):
+        raise UsageError("--label: write NAME=VALUE")
+    states, outcomes = report_pb2.UpdateState, report_pb2.OutcomeKind
+    request = operator_pb2.ListDevicesRequest(
+        store=store,
+        region=region,
+        device_class=device_class,
+        labels=labels,
+        states=[states.ValueType(enum_number(states.DESCRIPTOR, word)) for word in state or ()],
+        outcomes=[outcomes.ValueType(enum_number(outcomes.DESCRIPTOR, word)) for word in outcome or ()],
+        gate=gate,
+        firmware_version=version,
+    )
+    data = session.collect(request, "devices", limit)
+    session.show(data, devices_table(data))
 
 
 @command(app, "show")
 def show(session: Session, *, device: DeviceOption) -> None:
-    """Show one device: status, labels, outcomes."""
+    """Show one device. Status, labels, outcomes."""
     from edgectl.plain import plain
     from wavemesh.v1.operator_pb2 import GetDeviceRequest
 
@@ -89,7 +115,7 @@ def logs(
     wave: Annotated[str, typer.Option("--wave", help="Only lines of this wave.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=5000, help="At most this many, the newest.")] = 200,
 ) -> None:
-    """Show a device's log as its store's hub keeps it, oldest line first. With control selected, its hub is asked."""
+    """Show a device's log, oldest line first. Its store's hub keeps it and is asked, also with control selected."""
     from edgectl.plain import plain
     from edgectl.since import parse_since
     from wavemesh.v1.operator_pb2 import GetDeviceLogsRequest

@@ -1,8 +1,8 @@
-"""``edgectl explain GATE``."""
+"""``edgectl explain WORD``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,40 +11,53 @@ from edgectl.output import Table
 from wavemesh.errors import NotFoundError
 
 
-class NoGateError(NotFoundError):
-    """No gate has that name."""
+class NoWordError(NotFoundError):
+    """Nothing that edgectl prints has that name."""
 
-    reason = "NO_GATE"
+    reason = "NO_WORD"
+
+
+def words(incomplete: str) -> list[str]:
+    """For the shell: what can be explained, without error reasons."""
+    from edgectl.words import catalogue
+
+    return sorted({one.word for one in catalogue() if one.word.startswith(incomplete)})
+
+
+WordArgument = Annotated[
+    str, typer.Argument(help='"battery", "peripheral:scanner", "silent", "queued", "LINK_DOWN" …', autocompletion=words)
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
 
     @command(app, "explain")
-    def explain(
-        session: Session, *, gate: Annotated[str, typer.Argument(help='"battery", "peripheral:scanner" …')] = ""
-    ) -> None:
-        """Say what a gate means, when it is checked and what to do; without one, list them all."""
-        from wavemesh.policy.gates import BadGateError, Gate, Lasting, parse_gate
+    def explain(session: Session, *, word: WordArgument = "") -> None:
+        """Say what a printed word means. Gates, outcomes, states, errors, and what to do; without a word, all of them.
 
-        try:
-            wanted = [parse_gate(gate).gate if ":" in gate else Gate(gate)] if gate else list(Gate)
-        except (ValueError, BadGateError) as exc:
-            msg = f"no gate {gate!r}; `edgectl explain` lists them all"
-            raise NoGateError(msg) from exc
-        data: list[dict[str, Any]] = [
-            {
-                "gate": (gate or g.value) if len(wanted) == 1 else g.value + (":<name>" if g.is_named else ""),
-                "meaning": g.notes.meaning,
-                "remedy": g.notes.remedy,
-                "checked": [stage.value for stage in g.notes.stages],
-                "lasting": g.notes.lasting is Lasting.FINAL,
-            }
-            for g in wanted
-        ]
-        if len(data) == 1:
-            [one] = data
-            stages = ", ".join(one["checked"])
-            session.show(one, f"{one['gate']}: {one['meaning']}", f"  checked: {stages}", f"  do: {one['remedy']}")
+        With errors every reason is listed too: `edgectl explain errors`.
+        """
+        from dataclasses import asdict
+
+        from edgectl.words import catalogue, reasons
+        from edgectl.words import explain as meanings_of
+
+        if word in {"", "errors"}:
+            found = reasons() if word else list(catalogue())
+            rows = [(one.kind, one.word, one.meaning) for one in found]
+            session.show([asdict(one) | {"more": dict(one.more)} for one in found], Table("", _COLUMNS, rows))
             return
-        session.show(data, Table("", ("gate", "meaning"), [(str(d["gate"]), str(d["meaning"])) for d in data]))
+        found = meanings_of(word)
+        if not found:
+            msg = f"nothing here is called {word!r}"
+            raise NoWordError(msg)
+        lines = []
+        for one in found:
+            lines.append(f"{one.word} ({one.kind}): {one.meaning}")
+            lines += [f"  {name}: {text}" for name, text in one.more]
+            lines += [f"  do: {one.remedy}"] if one.remedy else []
+        session.show([asdict(one) | {"more": dict(one.more)} for one in found], *lines)
+
+
+_COLUMNS = ("kind", "word", "meaning")

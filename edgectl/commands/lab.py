@@ -11,7 +11,7 @@ from edgectl.exits import Exit
 from edgectl.framework import Session, command
 from edgectl.output import Table, note
 
-app = typer.Typer(help="The whole mesh on this machine, with a WAN to cut and power to fail.", no_args_is_help=True)
+app = typer.Typer(help="A whole mesh on this machine, to try it all.", no_args_is_help=True)
 wan = typer.Typer(help="The WAN between a store and its super hub.", no_args_is_help=True)
 power = typer.Typer(help="The power of a device.", no_args_is_help=True)
 app.add_typer(wan, name="wan")

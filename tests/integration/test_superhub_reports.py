@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import FLEET
 from tests.session_kit import MemoryLog, MemorySink, resource, until
+from tests.storehub_kit import eventually
 from tests.superhub_kit import REGION, Region, python, store_id
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import LinkDownError
@@ -26,6 +27,7 @@ from wavemesh.trust.statements import (
     Envelope,
     EventReport,
     HubStatus,
+    IntentCancellation,
     IntentKind,
     IntentReport,
     OperatorIntent,
@@ -225,9 +227,40 @@ async def test_intents_and_events_go_up_once_and_lies_are_told(region: Region) -
         async with region.running_hub() as hub, region.running_store(STORE, hub.port, log, MemorySink()):
             await until(lambda: told(region).total() == 1, region.control)
             await until(lambda: len(region.events()) == 5, region.control)
-    assert [body for kind, body in region.control.applied if kind == "intent"] == [encode(signed)]
+    assert intents(region) == [encode(signed)]
     assert Counter(one.kind for one in region.events()) == {"cache-mismatch": 1, "report-refused": 4}
     assert all(one.subject == STORE.path for one in region.events() if one.kind == "report-refused")
+
+
+async def test_an_intent_taken_back_in_the_dark_goes_up_with_its_cancellation_only(region: Region) -> None:
+    """Its hub handed it on while the super hub's own WAN was down: control must never see it alone."""
+    alice, bob = (region.credentials(NodeId(FLEET, f"operator/{name}")) for name in ("alice", "bob"))
+    intent = OperatorIntent("i-1", IntentKind.START_WAVE, NOW, wave_id="142")
+    plain = IntentReport(sign_as_node(intent, alice), STORE.path)
+    word = sign_as_node(IntentCancellation("i-1", "", NOW), bob)
+    taken_back = replace(plain, cancellation=word)
+    lie = replace(plain, cancellation=sign_as_node(IntentCancellation("i-2", "", NOW), bob))
+    log = MemoryLog()
+    append(log, "intent", plain)
+    async with region.running_control():
+        region.write_hub()
+    async with (
+        region.running_hub() as hub,
+        region.running_store(STORE, hub.port, log, MemorySink()) as store,
+    ):
+        await eventually(lambda: log.first_number == log.next_number)
+        for report in (lie, taken_back, taken_back):
+            append(log, "intent", report)
+        store.wake()
+        await eventually(lambda: log.first_number == log.next_number)
+        async with region.running_control():
+            await until(lambda: len(intents(region)) == 2 and bool(region.events()), region.control)
+    assert intents(region) == [encode(taken_back)] * 2
+    assert "cancellation of 'i-2'" in region.events()[0].detail
+
+
+def intents(region: Region) -> list[bytes]:
+    return [body for kind, body in region.control.applied if kind == "intent"]
 
 
 async def test_desired_state_goes_to_whom_it_concerns(region: Region) -> None:

@@ -36,6 +36,7 @@ from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_channel
 from wavemesh.runtime.status import error_from_rpc
 from wavemesh.trust.envelope import sign_as_node
+from wavemesh.trust.statements import IntentCancellation
 from wavemesh.v1 import operator_pb2
 from wavemesh.v1.operator_pb2_grpc import OperatorServiceStub
 
@@ -68,9 +69,13 @@ Page = TypeVar("Page", bound=_Paged)
 Listing = TypeVar(
     "Listing",
     operator_pb2.ListAuditRequest,
+    operator_pb2.ListCohortsRequest,
     operator_pb2.ListDevicesRequest,
     operator_pb2.ListIntentsRequest,
     operator_pb2.ListRevocationsRequest,
+    operator_pb2.ListPermitsRequest,
+    operator_pb2.ListPoliciesRequest,
+    operator_pb2.ListStoresRequest,
     operator_pb2.ListWavesRequest,
 )
 
@@ -191,6 +196,65 @@ class OperatorClient:
         """Intents and their fate, newest first."""
         asked = request or operator_pb2.ListIntentsRequest()
         return self._items(self.stub.ListIntents, asked, lambda page: page.intents)
+
+    async def intent(self, intent_id: str) -> operator_pb2.IntentRecord:
+        """One intent and its fate; raises NotFoundError."""
+        return (await self.ask(self.stub.GetIntent, operator_pb2.GetIntentRequest(intent_id=intent_id))).record
+
+    async def preview(self, intent: OperatorIntent) -> operator_pb2.PreviewIntentResponse:
+        """What ``submit`` would do with an intent; nothing is changed."""
+        envelope = to_proto(sign_as_node(intent, self.credentials))
+        return await self.ask(self.stub.PreviewIntent, operator_pb2.PreviewIntentRequest(intent=envelope))
+
+    async def cancel(self, intent_id: str, reason: str = "") -> operator_pb2.CancelIntentResponse:
+        """Take an intent back; raises NotFoundError, ConflictError (reason INTENT_APPLIED) when it was acted on."""
+        request = self._cancellation(intent_id, reason)
+        return await self.ask(self.stub.CancelIntent, request)
+
+    async def preview_cancel(self, intent_id: str) -> operator_pb2.CancelIntentResponse:
+        """What ``cancel`` would answer; nothing is changed."""
+        request = self._cancellation(intent_id, "")
+        request.dry_run = True
+        return await self.ask(self.stub.CancelIntent, request)
+
+    def _cancellation(self, intent_id: str, reason: str) -> operator_pb2.CancelIntentRequest:
+        word = IntentCancellation(intent_id, reason, self.clock.now())
+        return operator_pb2.CancelIntentRequest(cancellation=to_proto(sign_as_node(word, self.credentials)))
+
+    # -- stores, cohorts, policies, permits, holds ------------------------------------------------------------------
+
+    def stores(self, request: operator_pb2.ListStoresRequest | None = None) -> AsyncGenerator[operator_pb2.Store]:
+        """Stores, by path."""
+        asked = request or operator_pb2.ListStoresRequest()
+        return self._items(self.stub.ListStores, asked, lambda page: page.stores)
+
+    async def store(self, store: str) -> operator_pb2.Store:
+        """One store by name or path; raises NotFoundError, ConflictError for a name that two regions use."""
+        return (await self.ask(self.stub.GetStore, operator_pb2.GetStoreRequest(store=store))).store
+
+    def cohorts(self, request: operator_pb2.ListCohortsRequest | None = None) -> AsyncGenerator[operator_pb2.Cohort]:
+        """Cohorts, by name; control's answer."""
+        asked = request or operator_pb2.ListCohortsRequest()
+        return self._items(self.stub.ListCohorts, asked, lambda page: page.cohorts)
+
+    def policies(self) -> AsyncGenerator[operator_pb2.Policy]:
+        """Policies of waves, by digest."""
+        return self._items(self.stub.ListPolicies, operator_pb2.ListPoliciesRequest(), lambda page: page.policies)
+
+    async def policy(self, request: operator_pb2.GetPolicyRequest) -> operator_pb2.Policy:
+        """One policy in full, by digest or wave; raises NotFoundError."""
+        return (await self.ask(self.stub.GetPolicy, request)).policy
+
+    def permits(
+        self, request: operator_pb2.ListPermitsRequest | None = None
+    ) -> AsyncGenerator[operator_pb2.DevicePermit]:
+        """The latest permit of each device, by wave and device."""
+        asked = request or operator_pb2.ListPermitsRequest()
+        return self._items(self.stub.ListPermits, asked, lambda page: page.permits)
+
+    async def holds(self) -> operator_pb2.ListHoldsResponse:
+        """The hold list in force."""
+        return await self.ask(self.stub.ListHolds, operator_pb2.ListHoldsRequest())
 
     # -- devices and hubs -------------------------------------------------------------------------------------------
 

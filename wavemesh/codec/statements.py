@@ -58,6 +58,7 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.Lease: rollout_pb2.Lease,
     s.LeaseGrant: rollout_pb2.LeaseGrant,
     s.OperatorIntent: rollout_pb2.OperatorIntent,
+    s.IntentCancellation: rollout_pb2.IntentCancellation,
     s.TrustMetadata: rollout_pb2.TrustMetadata,
     s.HealthPing: rollout_pb2.HealthPing,
     s.HealthAck: rollout_pb2.HealthAck,
@@ -90,6 +91,7 @@ _MAY_BE_EMPTY: Mapping[type, frozenset[str]] = {
     s.DeviceOutcome: frozenset(
         {"gate", "evidence", "boot_id", "slot", "firmware_sha256", "firmware_version", "log_sha256"}
     ),
+    s.IntentCancellation: frozenset({"reason"}),
     s.EventReport: frozenset({"gate", "wave_id", "subject", "detail"}),
     s.LogLine: frozenset({"wave_id", "text"}),
 }

@@ -150,6 +150,16 @@ class Database:
             if cancelled is not None:
                 raise cancelled
 
+    @asynccontextmanager
+    async def rehearsal(self) -> AsyncIterator[Transaction]:
+        """Run the block as one transaction and undo it, however it ends; no hook is run."""
+        async with self._lock:
+            await self._begin()
+            try:
+                yield Transaction(self._writer, self.path)
+            finally:
+                await self._finish("ROLLBACK")
+
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
         """All rows of a query over committed data."""
         with _faults(self.path):

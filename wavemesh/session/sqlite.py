@@ -109,6 +109,16 @@ class SqliteReportLog:
         tx.on_commit(lambda: self._appended(number))
         return number
 
+    async def replace(self, tx: Transaction, old: Report, new: Report) -> None:
+        """Say ``new`` in the place of ``old`` where that is not acknowledged yet; the number stays.
+
+        It may have been sent as it was: who must be sure that the new word arrives appends it as well.
+        """
+        await tx.execute(
+            "UPDATE session_reports SET kind = ?, body = ? WHERE kind = ? AND body = ?",
+            (new.kind, new.body, old.kind, old.body),
+        )
+
     async def read(self, first: int, limit: int) -> Sequence[Report]:
         """Up to ``limit`` reports from number ``first`` on, in order."""
         rows = await self._database.fetch_all(

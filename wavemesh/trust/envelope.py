@@ -32,6 +32,7 @@ from wavemesh.trust.statements import (
     Envelope,
     HealthAck,
     HealthPing,
+    IntentCancellation,
     Lease,
     OperatorIntent,
     Signature,
@@ -68,6 +69,7 @@ _NODE_SIGNERS: Mapping[type, frozenset[Role]] = {
     AuthorityDown: frozenset({Role.STORE_HUB}),
     DeviceOutcome: frozenset({Role.DEVICE, Role.STORE_HUB}),
     OperatorIntent: frozenset({Role.OPERATOR}),
+    IntentCancellation: frozenset({Role.OPERATOR}),
 }
 
 

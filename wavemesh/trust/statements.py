@@ -250,6 +250,16 @@ class OperatorIntent:
 
 
 @dataclass(frozen=True, slots=True)
+class IntentCancellation:
+    """An operator takes an intent back that nobody has acted on."""
+
+    payload_type: ClassVar[str] = _PREFIX + "intent-cancellation.v1"
+    intent_id: str
+    reason: str
+    issued_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class TrustMetadata:
     """A TUF metadata set as published, every root version included. Signed by itself."""
 
@@ -342,10 +352,11 @@ class SnapshotReport:
 
 @dataclass(frozen=True, slots=True)
 class IntentReport:
-    """Body of a report of kind "intent". Not itself signed."""
+    """Body of a report of kind "intent". Not itself signed; ``cancellation`` is, by the operator who took it back."""
 
     intent: Envelope
     via: str
+    cancellation: Envelope | None = None
 
 
 INTENT_REFUSED = "intent-refused"

@@ -40,6 +40,8 @@ class _DispositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dispositi
     """Durable here, waits for somebody else: control, a hub or a device that is not connected."""
     DISPOSITION_REFUSED: _Disposition.ValueType  # 3
     """Refused for good; the detail says why."""
+    DISPOSITION_CANCELLED: _Disposition.ValueType  # 4
+    """Taken back by an operator before anybody acted on it."""
 
 class Disposition(_Disposition, metaclass=_DispositionEnumTypeWrapper):
     """What became of an intent."""
@@ -52,7 +54,41 @@ DISPOSITION_QUEUED: Disposition.ValueType  # 2
 """Durable here, waits for somebody else: control, a hub or a device that is not connected."""
 DISPOSITION_REFUSED: Disposition.ValueType  # 3
 """Refused for good; the detail says why."""
+DISPOSITION_CANCELLED: Disposition.ValueType  # 4
+"""Taken back by an operator before anybody acted on it."""
 Global___Disposition: _TypeAlias = Disposition  # noqa: Y015
+
+class _PermitState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PermitStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PermitState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PERMIT_STATE_UNSPECIFIED: _PermitState.ValueType  # 0
+    """Never sent."""
+    PERMIT_STATE_OUTSTANDING: _PermitState.ValueType  # 1
+    """Its device may still swap: it counts as exposure."""
+    PERMIT_STATE_SPENT: _PermitState.ValueType  # 2
+    """Its device has a final outcome."""
+    PERMIT_STATE_WRITTEN_OFF: _PermitState.ValueType  # 3
+    """Bound to an earlier incarnation of the hub, and counted as spent."""
+    PERMIT_STATE_VOID: _PermitState.ValueType  # 4
+    """Its wave was halted or has closed."""
+
+class PermitState(_PermitState, metaclass=_PermitStateEnumTypeWrapper):
+    """Where a permit stands."""
+
+PERMIT_STATE_UNSPECIFIED: PermitState.ValueType  # 0
+"""Never sent."""
+PERMIT_STATE_OUTSTANDING: PermitState.ValueType  # 1
+"""Its device may still swap: it counts as exposure."""
+PERMIT_STATE_SPENT: PermitState.ValueType  # 2
+"""Its device has a final outcome."""
+PERMIT_STATE_WRITTEN_OFF: PermitState.ValueType  # 3
+"""Bound to an earlier incarnation of the hub, and counted as spent."""
+PERMIT_STATE_VOID: PermitState.ValueType  # 4
+"""Its wave was halted or has closed."""
+Global___PermitState: _TypeAlias = PermitState  # noqa: Y015
 
 @_typing.final
 class SubmitIntentRequest(_message.Message):
@@ -122,6 +158,7 @@ class IntentRecord(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    QUEUE_PLACE_FIELD_NUMBER: _builtins.int
     intent_id: _builtins.str
     """Idempotency key."""
     kind: _rollout_pb2.IntentKind.ValueType
@@ -138,6 +175,10 @@ class IntentRecord(_message.Message):
     """What became of it."""
     detail: _builtins.str
     """For people: what was done, or why not."""
+    queue_place: _builtins.int
+    """Its place, from 1, among all that waits here for the first of waiting_for; 0 when it waits for nobody or
+    was cancelled.
+    """
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Whom it still waits for, by path; empty when it waits for nobody."""
@@ -159,10 +200,11 @@ class IntentRecord(_message.Message):
         waiting_for: _abc.Iterable[_builtins.str] | None = ...,
         detail: _builtins.str = ...,
         received_at: _timestamp_pb2.Timestamp | None = ...,
+        queue_place: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["received_at", b"received_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device", b"device", "disposition", b"disposition", "intent_id", b"intent_id", "kind", b"kind", "operator", b"operator", "reason", b"reason", "received_at", b"received_at", "waiting_for", b"waiting_for", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device", b"device", "disposition", b"disposition", "intent_id", b"intent_id", "kind", b"kind", "operator", b"operator", "queue_place", b"queue_place", "reason", b"reason", "received_at", b"received_at", "waiting_for", b"waiting_for", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -178,6 +220,10 @@ class ListIntentsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     WAVE_ID_FIELD_NUMBER: _builtins.int
     DISPOSITION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 means 100, at most 1,000."""
     page_token: _builtins.str
@@ -186,6 +232,16 @@ class ListIntentsRequest(_message.Message):
     """Only of this wave; empty for all."""
     disposition: Global___Disposition.ValueType
     """Only with this fate; unspecified for all."""
+    kind: _rollout_pb2.IntentKind.ValueType
+    """Only of this kind; unspecified for all."""
+    operator: _builtins.str
+    """Only of this operator, by name or SPIFFE id; empty for all."""
+    device: _builtins.str
+    """Only about this device, by name or path; empty for all."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only those taken here at or after this time."""
+
     def __init__(
         self,
         *,
@@ -193,10 +249,14 @@ class ListIntentsRequest(_message.Message):
         page_token: _builtins.str = ...,
         wave_id: _builtins.str = ...,
         disposition: Global___Disposition.ValueType = ...,
+        kind: _rollout_pb2.IntentKind.ValueType = ...,
+        operator: _builtins.str = ...,
+        device: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disposition", b"disposition", "page_size", b"page_size", "page_token", b"page_token", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "disposition", b"disposition", "kind", b"kind", "operator", b"operator", "page_size", b"page_size", "page_token", b"page_token", "since", b"since", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -478,12 +538,18 @@ class ListWavesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     STORE_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    COHORT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 means 100, at most 1,000."""
     page_token: _builtins.str
     """From the previous answer, to the same filters; empty for the first page."""
     store: _builtins.str
     """Only waves with devices in this store, by name or path; empty for all."""
+    release: _builtins.str
+    """Only waves of this release; empty for all."""
+    cohort: _builtins.str
+    """Only waves of this cohort; empty for all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_rollout_pb2.WaveState.ValueType]:
         """Only waves in one of these states, as the node asked sees them; empty for all. At most 16."""
@@ -495,10 +561,12 @@ class ListWavesRequest(_message.Message):
         page_token: _builtins.str = ...,
         states: _abc.Iterable[_rollout_pb2.WaveState.ValueType] | None = ...,
         store: _builtins.str = ...,
+        release: _builtins.str = ...,
+        cohort: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "states", b"states", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "page_size", b"page_size", "page_token", b"page_token", "release", b"release", "states", b"states", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -809,6 +877,11 @@ class ListDevicesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    FIRMWARE_VERSION_FIELD_NUMBER: _builtins.int
     store: _builtins.str
     """Only this store, by name or path; empty for all."""
     page_size: _builtins.int
@@ -817,9 +890,23 @@ class ListDevicesRequest(_message.Message):
     """From the previous answer, to the same filters; empty for the first page."""
     device_class: _builtins.str
     """Only devices of this class; empty for all."""
+    region: _builtins.str
+    """Only devices of this region, by name or path; empty for all."""
+    gate: _builtins.str
+    """Only devices that this gate pauses, refused or rolled back, by their status or an outcome; empty for all."""
+    firmware_version: _builtins.str
+    """Only devices last heard running this version; empty for all."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only devices that have all these labels with these values; at most 64. Control only."""
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_report_pb2.UpdateState.ValueType]:
+        """Only devices last heard in one of these states; empty for all. At most 16."""
+
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedScalarFieldContainer[_report_pb2.OutcomeKind.ValueType]:
+        """Only devices with one of these outcomes in a wave that is not closed; empty for all. At most 16."""
 
     def __init__(
         self,
@@ -829,10 +916,15 @@ class ListDevicesRequest(_message.Message):
         page_token: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         device_class: _builtins.str = ...,
+        region: _builtins.str = ...,
+        states: _abc.Iterable[_report_pb2.UpdateState.ValueType] | None = ...,
+        outcomes: _abc.Iterable[_report_pb2.OutcomeKind.ValueType] | None = ...,
+        gate: _builtins.str = ...,
+        firmware_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "firmware_version", b"firmware_version", "gate", b"gate", "labels", b"labels", "outcomes", b"outcomes", "page_size", b"page_size", "page_token", b"page_token", "region", b"region", "states", b"states", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -850,7 +942,7 @@ class ListDevicesResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
-        """By path."""
+        """By path. A page may hold fewer than were asked for, even none, and not be the last."""
 
     def __init__(
         self,
@@ -1460,6 +1552,9 @@ class ApplyInventoryRequest(_message.Message):
 
     STORES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Only check, and say what would change."""
     @_builtins.property
     def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___InventoryStore]:
         """The stores."""
@@ -1473,10 +1568,11 @@ class ApplyInventoryRequest(_message.Message):
         *,
         stores: _abc.Iterable[Global___InventoryStore] | None = ...,
         devices: _abc.Iterable[Global___InventoryDevice] | None = ...,
+        dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "stores", b"stores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "dry_run", b"dry_run", "stores", b"stores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1572,19 +1668,25 @@ class ApplyInventoryResponse(_message.Message):
 
     STORES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     stores: _builtins.int
     """Stores in all."""
     devices: _builtins.int
     """Devices in all."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___InventoryChange]:
+        """What this request changed, or would; stores before devices, by path."""
+
     def __init__(
         self,
         *,
         stores: _builtins.int = ...,
         devices: _builtins.int = ...,
+        changes: _abc.Iterable[Global___InventoryChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "stores", b"stores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "devices", b"devices", "stores", b"stores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1598,19 +1700,37 @@ class ListAuditRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 means 100, at most 1,000."""
     page_token: _builtins.str
-    """From the previous answer; empty for the first page."""
+    """From the previous answer, to the same filters; empty for the first page."""
+    actor: _builtins.str
+    """Only by this actor, by SPIFFE id or the id's last part ("alice"); empty for all."""
+    action: _builtins.str
+    """Only this action ("wave.pause") or group of actions ("wave"); empty for all."""
+    subject: _builtins.str
+    """Only entries about this subject; empty for all."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only entries at or after this time."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        action: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "page_size", b"page_size", "page_token", b"page_token", "since", b"since", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1841,3 +1961,905 @@ class ListRevocationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRevocationsResponse: _TypeAlias = ListRevocationsResponse  # noqa: Y015
+
+@_typing.final
+class CancelIntentRequest(_message.Message):
+    """Intents taken back and looked at beforehand; stores, cohorts, policies, permits and holds.
+
+    Takes back an intent.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANCELLATION_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Only check, and say what would come of it."""
+    @_builtins.property
+    def cancellation(self) -> _envelope_pb2.Envelope:
+        """An IntentCancellation signed by the operator who calls."""
+
+    def __init__(
+        self,
+        *,
+        cancellation: _envelope_pb2.Envelope | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelIntentRequest: _TypeAlias = CancelIntentRequest  # noqa: Y015
+
+@_typing.final
+class CancelIntentResponse(_message.Message):
+    """Says what became of the intent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    duplicate: _builtins.bool
+    """True when it was cancelled before."""
+    @_builtins.property
+    def record(self) -> Global___IntentRecord:
+        """The intent as it is now, or would be."""
+
+    def __init__(
+        self,
+        *,
+        record: Global___IntentRecord | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelIntentResponse: _TypeAlias = CancelIntentResponse  # noqa: Y015
+
+@_typing.final
+class PreviewIntentRequest(_message.Message):
+    """Looks at an intent beforehand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def intent(self) -> _envelope_pb2.Envelope:
+        """An OperatorIntent signed by the operator who calls."""
+
+    def __init__(
+        self,
+        *,
+        intent: _envelope_pb2.Envelope | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewIntentRequest: _TypeAlias = PreviewIntentRequest  # noqa: Y015
+
+@_typing.final
+class PreviewIntentResponse(_message.Message):
+    """What would come of an intent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    duplicate: _builtins.bool
+    """True when nothing would be done, because it is so already."""
+    @_builtins.property
+    def record(self) -> Global___IntentRecord:
+        """Its record as SubmitIntent would answer it."""
+
+    @_builtins.property
+    def effect(self) -> Global___IntentEffect:
+        """What would change, as far as the node asked knows it."""
+
+    def __init__(
+        self,
+        *,
+        record: Global___IntentRecord | None = ...,
+        duplicate: _builtins.bool = ...,
+        effect: Global___IntentEffect | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "effect", b"effect", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewIntentResponse: _TypeAlias = PreviewIntentResponse  # noqa: Y015
+
+@_typing.final
+class IntentEffect(_message.Message):
+    """What an intent changes at the node asked and below it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    DEVICE_COUNT_FIELD_NUMBER: _builtins.int
+    STORES_FIELD_NUMBER: _builtins.int
+    STATE_BEFORE_FIELD_NUMBER: _builtins.int
+    STATE_AFTER_FIELD_NUMBER: _builtins.int
+    EXPOSURE_BEFORE_FIELD_NUMBER: _builtins.int
+    EXPOSURE_AFTER_FIELD_NUMBER: _builtins.int
+    PERMITS_ISSUED_FIELD_NUMBER: _builtins.int
+    PERMITS_VOIDED_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    device_count: _builtins.int
+    """How many devices are concerned."""
+    state_before: _rollout_pb2.WaveState.ValueType
+    """State of the wave; unspecified without one."""
+    state_after: _rollout_pb2.WaveState.ValueType
+    """State of the wave afterwards."""
+    exposure_before: _builtins.int
+    """Devices named in outstanding permits."""
+    exposure_after: _builtins.int
+    """The same afterwards, once every hub has heard."""
+    permits_issued: _builtins.int
+    """Permits issued at once; a hub not heard yet gets its own when it is."""
+    permits_voided: _builtins.int
+    """Outstanding permits that become void."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of the devices concerned, at most 1,000 of them."""
+
+    @_builtins.property
+    def stores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of the stores concerned."""
+
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[_artifact_pb2.Digest]:
+        """What a prefetch fetches."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+        device_count: _builtins.int = ...,
+        stores: _abc.Iterable[_builtins.str] | None = ...,
+        state_before: _rollout_pb2.WaveState.ValueType = ...,
+        state_after: _rollout_pb2.WaveState.ValueType = ...,
+        exposure_before: _builtins.int = ...,
+        exposure_after: _builtins.int = ...,
+        permits_issued: _builtins.int = ...,
+        permits_voided: _builtins.int = ...,
+        artifacts: _abc.Iterable[_artifact_pb2.Digest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "device_count", b"device_count", "devices", b"devices", "exposure_after", b"exposure_after", "exposure_before", b"exposure_before", "permits_issued", b"permits_issued", "permits_voided", b"permits_voided", "state_after", b"state_after", "state_before", b"state_before", "stores", b"stores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IntentEffect: _TypeAlias = IntentEffect  # noqa: Y015
+
+@_typing.final
+class GetIntentRequest(_message.Message):
+    """Asks for one intent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTENT_ID_FIELD_NUMBER: _builtins.int
+    intent_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        intent_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent_id", b"intent_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetIntentRequest: _TypeAlias = GetIntentRequest  # noqa: Y015
+
+@_typing.final
+class GetIntentResponse(_message.Message):
+    """One intent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def record(self) -> Global___IntentRecord:
+        """The intent."""
+
+    def __init__(
+        self,
+        *,
+        record: Global___IntentRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetIntentResponse: _TypeAlias = GetIntentResponse  # noqa: Y015
+
+@_typing.final
+class ListStoresRequest(_message.Message):
+    """Lists stores."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    WAVE_ID_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 100, at most 1,000."""
+    page_token: _builtins.str
+    """From the previous answer, to the same filters; empty for the first page."""
+    region: _builtins.str
+    """Only of this region, by name or path; empty for all."""
+    wave_id: _builtins.str
+    """Only stores with devices in this wave; empty for all."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        region: _builtins.str = ...,
+        wave_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "region", b"region", "wave_id", b"wave_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStoresRequest: _TypeAlias = ListStoresRequest  # noqa: Y015
+
+@_typing.final
+class ListStoresResponse(_message.Message):
+    """A page of stores."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___Store]:
+        """By path."""
+
+    def __init__(
+        self,
+        *,
+        stores: _abc.Iterable[Global___Store] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "stores", b"stores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStoresResponse: _TypeAlias = ListStoresResponse  # noqa: Y015
+
+@_typing.final
+class Store(_message.Message):
+    """A store as known to the node asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    HUB_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    DEVICES_CONNECTED_FIELD_NUMBER: _builtins.int
+    WAVE_IDS_FIELD_NUMBER: _builtins.int
+    EXPOSURE_FIELD_NUMBER: _builtins.int
+    INTENTS_WAITING_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path."""
+    time_zone: _builtins.str
+    """IANA time zone."""
+    devices: _builtins.int
+    """Devices registered, at control; known, at a hub."""
+    devices_connected: _builtins.int
+    """Devices with an open session, as far as is known here."""
+    exposure: _builtins.int
+    """Devices named in outstanding permits, over these waves."""
+    intents_waiting: _builtins.int
+    """Intents that wait for this store's hub or one of its devices."""
+    @_builtins.property
+    def hub(self) -> _report_pb2.HubStatus:
+        """Its hub as last heard; absent if it never was. At a store hub, connected says whether its own upstream is."""
+
+    @_builtins.property
+    def wave_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Waves not closed that have devices here."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
+        hub: _report_pb2.HubStatus | None = ...,
+        devices: _builtins.int = ...,
+        devices_connected: _builtins.int = ...,
+        wave_ids: _abc.Iterable[_builtins.str] | None = ...,
+        exposure: _builtins.int = ...,
+        intents_waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hub", b"hub"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "devices_connected", b"devices_connected", "exposure", b"exposure", "hub", b"hub", "intents_waiting", b"intents_waiting", "path", b"path", "time_zone", b"time_zone", "wave_ids", b"wave_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Store: _TypeAlias = Store  # noqa: Y015
+
+@_typing.final
+class GetStoreRequest(_message.Message):
+    """Asks for one store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_FIELD_NUMBER: _builtins.int
+    store: _builtins.str
+    """Name or path; a name that two regions use is refused with the paths."""
+    def __init__(
+        self,
+        *,
+        store: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["store", b"store"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStoreRequest: _TypeAlias = GetStoreRequest  # noqa: Y015
+
+@_typing.final
+class GetStoreResponse(_message.Message):
+    """One store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def store(self) -> Global___Store:
+        """The store."""
+
+    def __init__(
+        self,
+        *,
+        store: Global___Store | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["store", b"store"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["store", b"store"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStoreResponse: _TypeAlias = GetStoreResponse  # noqa: Y015
+
+@_typing.final
+class ListCohortsRequest(_message.Message):
+    """Lists cohorts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 100, at most 1,000."""
+    page_token: _builtins.str
+    """From the previous answer, to the same filters; empty for the first page."""
+    segment: _builtins.str
+    """Only of this segment; empty for all."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        segment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "segment", b"segment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCohortsRequest: _TypeAlias = ListCohortsRequest  # noqa: Y015
+
+@_typing.final
+class ListCohortsResponse(_message.Message):
+    """A page of cohorts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COHORTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def cohorts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cohort]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        cohorts: _abc.Iterable[Global___Cohort] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohorts", b"cohorts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCohortsResponse: _TypeAlias = ListCohortsResponse  # noqa: Y015
+
+@_typing.final
+class Cohort(_message.Message):
+    """A homogeneous population."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FirmwareVersionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    HARDWARE_REVISION_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    DEVICES_IN_WAVES_FIELD_NUMBER: _builtins.int
+    STORES_FIELD_NUMBER: _builtins.int
+    FIRMWARE_VERSIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name as `wave plan` takes it: the segment, or "segment/class/revision" where a segment splits."""
+    segment: _builtins.str
+    """Segment."""
+    device_class: _builtins.str
+    """Device class."""
+    hardware_revision: _builtins.str
+    """Hardware revision."""
+    devices: _builtins.int
+    """Devices."""
+    devices_in_waves: _builtins.int
+    """Devices that are in an open wave."""
+    @_builtins.property
+    def stores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of the stores that have some."""
+
+    @_builtins.property
+    def firmware_versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Devices by running firmware version."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        segment: _builtins.str = ...,
+        device_class: _builtins.str = ...,
+        hardware_revision: _builtins.str = ...,
+        devices: _builtins.int = ...,
+        devices_in_waves: _builtins.int = ...,
+        stores: _abc.Iterable[_builtins.str] | None = ...,
+        firmware_versions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "devices", b"devices", "devices_in_waves", b"devices_in_waves", "firmware_versions", b"firmware_versions", "hardware_revision", b"hardware_revision", "name", b"name", "segment", b"segment", "stores", b"stores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cohort: _TypeAlias = Cohort  # noqa: Y015
+
+@_typing.final
+class ListPoliciesRequest(_message.Message):
+    """Lists policies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 100, at most 1,000."""
+    page_token: _builtins.str
+    """From the previous answer; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoliciesRequest: _TypeAlias = ListPoliciesRequest  # noqa: Y015
+
+@_typing.final
+class ListPoliciesResponse(_message.Message):
+    """A page of policies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]:
+        """By digest."""
+
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[Global___Policy] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoliciesResponse: _TypeAlias = ListPoliciesResponse  # noqa: Y015
+
+@_typing.final
+class Policy(_message.Message):
+    """A policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    WAVE_IDS_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """SHA-256 of its canonical form, lower-case hex."""
+    json: _builtins.bytes
+    """Canonical form, JSON; empty in lists."""
+    @_builtins.property
+    def wave_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Waves planned from it, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        wave_ids: _abc.Iterable[_builtins.str] | None = ...,
+        json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "json", b"json", "wave_ids", b"wave_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class GetPolicyRequest(_message.Message):
+    """Asks for one policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    WAVE_ID_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Its digest, or at least 6 digits that begin no other."""
+    wave_id: _builtins.str
+    """Or a wave planned from it."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        wave_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "wave_id", b"wave_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyRequest: _TypeAlias = GetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetPolicyResponse(_message.Message):
+    """One policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___Policy:
+        """The policy."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___Policy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyResponse: _TypeAlias = GetPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ListPermitsRequest(_message.Message):
+    """Lists permits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    WAVE_ID_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 100, at most 1,000."""
+    page_token: _builtins.str
+    """From the previous answer, to the same filters; empty for the first page."""
+    wave_id: _builtins.str
+    """Only of this wave; empty for all that are not closed."""
+    store: _builtins.str
+    """Only of this store, by name or path; empty for all."""
+    device: _builtins.str
+    """Only of this device, by name or path; empty for all."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___PermitState.ValueType]:
+        """Only in one of these states; empty for all. At most 16."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        wave_id: _builtins.str = ...,
+        store: _builtins.str = ...,
+        device: _builtins.str = ...,
+        states: _abc.Iterable[Global___PermitState.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "store", b"store", "wave_id", b"wave_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPermitsRequest: _TypeAlias = ListPermitsRequest  # noqa: Y015
+
+@_typing.final
+class ListPermitsResponse(_message.Message):
+    """A page of permits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERMITS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def permits(self) -> _containers.RepeatedCompositeFieldContainer[Global___DevicePermit]:
+        """By wave, then by device."""
+
+    def __init__(
+        self,
+        *,
+        permits: _abc.Iterable[Global___DevicePermit] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "permits", b"permits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPermitsResponse: _TypeAlias = ListPermitsResponse  # noqa: Y015
+
+@_typing.final
+class DevicePermit(_message.Message):
+    """The latest permit of one device in one wave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAVE_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    HUB_INCARNATION_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    wave_id: _builtins.str
+    """The wave."""
+    device: _builtins.str
+    """Path of the device."""
+    generation: _builtins.int
+    """Grows with each issue."""
+    attempts: _builtins.int
+    """Attempts it allows in all."""
+    state: Global___PermitState.ValueType
+    """Where it stands."""
+    hub_incarnation: _builtins.str
+    """The incarnation of the store's hub it is bound to."""
+    @_builtins.property
+    def issued_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was issued."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself."""
+
+    def __init__(
+        self,
+        *,
+        wave_id: _builtins.str = ...,
+        device: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        attempts: _builtins.int = ...,
+        state: Global___PermitState.ValueType = ...,
+        hub_incarnation: _builtins.str = ...,
+        issued_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "device", b"device", "expires_at", b"expires_at", "generation", b"generation", "hub_incarnation", b"hub_incarnation", "issued_at", b"issued_at", "state", b"state", "wave_id", b"wave_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DevicePermit: _TypeAlias = DevicePermit  # noqa: Y015
+
+@_typing.final
+class ListHoldsRequest(_message.Message):
+    """Lists holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHoldsRequest: _TypeAlias = ListHoldsRequest  # noqa: Y015
+
+@_typing.final
+class ListHoldsResponse(_message.Message):
+    """The hold list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Its epoch; 0 when none was ever heard here."""
+    @_builtins.property
+    def issued_at(self) -> _timestamp_pb2.Timestamp:
+        """When control signed it."""
+
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleaseHold]:
+        """By release."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        issued_at: _timestamp_pb2.Timestamp | None = ...,
+        holds: _abc.Iterable[Global___ReleaseHold] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issued_at", b"issued_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "holds", b"holds", "issued_at", b"issued_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHoldsResponse: _TypeAlias = ListHoldsResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseHold(_message.Message):
+    """One release on hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASE_FIELD_NUMBER: _builtins.int
+    FIRMWARE_SHA256_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WAVE_IDS_FIELD_NUMBER: _builtins.int
+    release: _builtins.str
+    """Name of the release."""
+    firmware_sha256: _builtins.str
+    """SHA-256 of its firmware, which is held under every name; empty for a config-only release."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def wave_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Waves not closed that carry it."""
+
+    def __init__(
+        self,
+        *,
+        release: _builtins.str = ...,
+        firmware_sha256: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        wave_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["firmware_sha256", b"firmware_sha256", "reason", b"reason", "release", b"release", "wave_ids", b"wave_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseHold: _TypeAlias = ReleaseHold  # noqa: Y015
+
+@_typing.final
+class InventoryChange(_message.Message):
+    """What a request to register changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    IS_NEW_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path of the store or device."""
+    is_new: _builtins.bool
+    """True when it was not registered before."""
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What differs, "time_zone: America/Chicago -> Europe/Berlin"; empty when it is new."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        is_new: _builtins.bool = ...,
+        differences: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "is_new", b"is_new", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InventoryChange: _TypeAlias = InventoryChange  # noqa: Y015

@@ -130,6 +130,56 @@ class OperatorServiceStub:
                 request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListRevocationsRequest.SerializeToString,
                 response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListRevocationsResponse.FromString,
                 _registered_method=True)
+        self.CancelIntent = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/CancelIntent',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.CancelIntentRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.CancelIntentResponse.FromString,
+                _registered_method=True)
+        self.PreviewIntent = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/PreviewIntent',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.PreviewIntentRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.PreviewIntentResponse.FromString,
+                _registered_method=True)
+        self.GetIntent = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/GetIntent',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.GetIntentRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetIntentResponse.FromString,
+                _registered_method=True)
+        self.ListStores = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/ListStores',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListStoresRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListStoresResponse.FromString,
+                _registered_method=True)
+        self.GetStore = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/GetStore',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.GetStoreRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetStoreResponse.FromString,
+                _registered_method=True)
+        self.ListCohorts = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/ListCohorts',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListCohortsRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListCohortsResponse.FromString,
+                _registered_method=True)
+        self.ListPolicies = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/ListPolicies',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListPoliciesRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListPoliciesResponse.FromString,
+                _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/GetPolicy',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
+        self.ListPermits = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/ListPermits',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListPermitsRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListPermitsResponse.FromString,
+                _registered_method=True)
+        self.ListHolds = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/ListHolds',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListHoldsRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListHoldsResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -271,6 +321,77 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelIntent(self, request, context):
+        """Takes back an intent that nobody has acted on; any operator may. One that was acted on is refused with
+        ErrorInfo reason "INTENT_APPLIED" and what to do instead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewIntent(self, request, context):
+        """What SubmitIntent would do with an intent, checked the same way. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetIntent(self, request, context):
+        """One intent and its fate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStores(self, request, context):
+        """Stores known here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStore(self, request, context):
+        """One store as known here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCohorts(self, request, context):
+        """The cohorts that the registered devices make. Control only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicies(self, request, context):
+        """Policies of waves known here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicy(self, request, context):
+        """One policy in full.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPermits(self, request, context):
+        """The latest permit of each device of a wave, or of every wave that is not closed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHolds(self, request, context):
+        """The hold list in force here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -368,6 +489,56 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListRevocations,
                     request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListRevocationsRequest.FromString,
                     response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListRevocationsResponse.SerializeToString,
+            ),
+            'CancelIntent': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelIntent,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.CancelIntentRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.CancelIntentResponse.SerializeToString,
+            ),
+            'PreviewIntent': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewIntent,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.PreviewIntentRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.PreviewIntentResponse.SerializeToString,
+            ),
+            'GetIntent': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetIntent,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetIntentRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.GetIntentResponse.SerializeToString,
+            ),
+            'ListStores': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStores,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListStoresRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListStoresResponse.SerializeToString,
+            ),
+            'GetStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStore,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetStoreRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.GetStoreResponse.SerializeToString,
+            ),
+            'ListCohorts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCohorts,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListCohortsRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListCohortsResponse.SerializeToString,
+            ),
+            'ListPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicies,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListPoliciesRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListPoliciesResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetPolicyRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.GetPolicyResponse.SerializeToString,
+            ),
+            'ListPermits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPermits,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListPermitsRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListPermitsResponse.SerializeToString,
+            ),
+            'ListHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHolds,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListHoldsRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListHoldsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -884,6 +1055,276 @@ class OperatorService:
             '/wavemesh.v1.OperatorService/ListRevocations',
             wavemesh_dot_v1_dot_operator__pb2.ListRevocationsRequest.SerializeToString,
             wavemesh_dot_v1_dot_operator__pb2.ListRevocationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelIntent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/CancelIntent',
+            wavemesh_dot_v1_dot_operator__pb2.CancelIntentRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.CancelIntentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewIntent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/PreviewIntent',
+            wavemesh_dot_v1_dot_operator__pb2.PreviewIntentRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.PreviewIntentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetIntent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/GetIntent',
+            wavemesh_dot_v1_dot_operator__pb2.GetIntentRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.GetIntentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStores(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/ListStores',
+            wavemesh_dot_v1_dot_operator__pb2.ListStoresRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.ListStoresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/GetStore',
+            wavemesh_dot_v1_dot_operator__pb2.GetStoreRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.GetStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCohorts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/ListCohorts',
+            wavemesh_dot_v1_dot_operator__pb2.ListCohortsRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.ListCohortsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/ListPolicies',
+            wavemesh_dot_v1_dot_operator__pb2.ListPoliciesRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.ListPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/GetPolicy',
+            wavemesh_dot_v1_dot_operator__pb2.GetPolicyRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.GetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPermits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/ListPermits',
+            wavemesh_dot_v1_dot_operator__pb2.ListPermitsRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.ListPermitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/ListHolds',
+            wavemesh_dot_v1_dot_operator__pb2.ListHoldsRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.ListHoldsResponse.FromString,
             options,
             channel_credentials,
             insecure,

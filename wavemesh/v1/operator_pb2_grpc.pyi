@@ -77,6 +77,28 @@ class OperatorServiceStub:
     """
     ListRevocations: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListRevocationsRequest, _operator_pb2.ListRevocationsResponse]
     """The certificates taken back, as known here."""
+    CancelIntent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CancelIntentRequest, _operator_pb2.CancelIntentResponse]
+    """Takes back an intent that nobody has acted on; any operator may. One that was acted on is refused with
+    ErrorInfo reason "INTENT_APPLIED" and what to do instead.
+    """
+    PreviewIntent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PreviewIntentRequest, _operator_pb2.PreviewIntentResponse]
+    """What SubmitIntent would do with an intent, checked the same way. Changes nothing."""
+    GetIntent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetIntentRequest, _operator_pb2.GetIntentResponse]
+    """One intent and its fate."""
+    ListStores: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListStoresRequest, _operator_pb2.ListStoresResponse]
+    """Stores known here."""
+    GetStore: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetStoreRequest, _operator_pb2.GetStoreResponse]
+    """One store as known here."""
+    ListCohorts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListCohortsRequest, _operator_pb2.ListCohortsResponse]
+    """The cohorts that the registered devices make. Control only."""
+    ListPolicies: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListPoliciesRequest, _operator_pb2.ListPoliciesResponse]
+    """Policies of waves known here."""
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetPolicyRequest, _operator_pb2.GetPolicyResponse]
+    """One policy in full."""
+    ListPermits: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListPermitsRequest, _operator_pb2.ListPermitsResponse]
+    """The latest permit of each device of a wave, or of every wave that is not closed."""
+    ListHolds: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListHoldsRequest, _operator_pb2.ListHoldsResponse]
+    """The hold list in force here."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -125,6 +147,28 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """
     ListRevocations: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListRevocationsRequest, _operator_pb2.ListRevocationsResponse]  # type: ignore[assignment]
     """The certificates taken back, as known here."""
+    CancelIntent: _aio.UnaryUnaryMultiCallable[_operator_pb2.CancelIntentRequest, _operator_pb2.CancelIntentResponse]  # type: ignore[assignment]
+    """Takes back an intent that nobody has acted on; any operator may. One that was acted on is refused with
+    ErrorInfo reason "INTENT_APPLIED" and what to do instead.
+    """
+    PreviewIntent: _aio.UnaryUnaryMultiCallable[_operator_pb2.PreviewIntentRequest, _operator_pb2.PreviewIntentResponse]  # type: ignore[assignment]
+    """What SubmitIntent would do with an intent, checked the same way. Changes nothing."""
+    GetIntent: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetIntentRequest, _operator_pb2.GetIntentResponse]  # type: ignore[assignment]
+    """One intent and its fate."""
+    ListStores: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListStoresRequest, _operator_pb2.ListStoresResponse]  # type: ignore[assignment]
+    """Stores known here."""
+    GetStore: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetStoreRequest, _operator_pb2.GetStoreResponse]  # type: ignore[assignment]
+    """One store as known here."""
+    ListCohorts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListCohortsRequest, _operator_pb2.ListCohortsResponse]  # type: ignore[assignment]
+    """The cohorts that the registered devices make. Control only."""
+    ListPolicies: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListPoliciesRequest, _operator_pb2.ListPoliciesResponse]  # type: ignore[assignment]
+    """Policies of waves known here."""
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetPolicyRequest, _operator_pb2.GetPolicyResponse]  # type: ignore[assignment]
+    """One policy in full."""
+    ListPermits: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListPermitsRequest, _operator_pb2.ListPermitsResponse]  # type: ignore[assignment]
+    """The latest permit of each device of a wave, or of every wave that is not closed."""
+    ListHolds: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListHoldsRequest, _operator_pb2.ListHoldsResponse]  # type: ignore[assignment]
+    """The hold list in force here."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
@@ -284,5 +328,87 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListRevocationsResponse, _abc.Awaitable[_operator_pb2.ListRevocationsResponse]]:
         """The certificates taken back, as known here."""
+
+    @_abc_1.abstractmethod
+    def CancelIntent(
+        self,
+        request: _operator_pb2.CancelIntentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.CancelIntentResponse, _abc.Awaitable[_operator_pb2.CancelIntentResponse]]:
+        """Takes back an intent that nobody has acted on; any operator may. One that was acted on is refused with
+        ErrorInfo reason "INTENT_APPLIED" and what to do instead.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewIntent(
+        self,
+        request: _operator_pb2.PreviewIntentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.PreviewIntentResponse, _abc.Awaitable[_operator_pb2.PreviewIntentResponse]]:
+        """What SubmitIntent would do with an intent, checked the same way. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def GetIntent(
+        self,
+        request: _operator_pb2.GetIntentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetIntentResponse, _abc.Awaitable[_operator_pb2.GetIntentResponse]]:
+        """One intent and its fate."""
+
+    @_abc_1.abstractmethod
+    def ListStores(
+        self,
+        request: _operator_pb2.ListStoresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListStoresResponse, _abc.Awaitable[_operator_pb2.ListStoresResponse]]:
+        """Stores known here."""
+
+    @_abc_1.abstractmethod
+    def GetStore(
+        self,
+        request: _operator_pb2.GetStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetStoreResponse, _abc.Awaitable[_operator_pb2.GetStoreResponse]]:
+        """One store as known here."""
+
+    @_abc_1.abstractmethod
+    def ListCohorts(
+        self,
+        request: _operator_pb2.ListCohortsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListCohortsResponse, _abc.Awaitable[_operator_pb2.ListCohortsResponse]]:
+        """The cohorts that the registered devices make. Control only."""
+
+    @_abc_1.abstractmethod
+    def ListPolicies(
+        self,
+        request: _operator_pb2.ListPoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListPoliciesResponse, _abc.Awaitable[_operator_pb2.ListPoliciesResponse]]:
+        """Policies of waves known here."""
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _operator_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetPolicyResponse, _abc.Awaitable[_operator_pb2.GetPolicyResponse]]:
+        """One policy in full."""
+
+    @_abc_1.abstractmethod
+    def ListPermits(
+        self,
+        request: _operator_pb2.ListPermitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListPermitsResponse, _abc.Awaitable[_operator_pb2.ListPermitsResponse]]:
+        """The latest permit of each device of a wave, or of every wave that is not closed."""
+
+    @_abc_1.abstractmethod
+    def ListHolds(
+        self,
+        request: _operator_pb2.ListHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListHoldsResponse, _abc.Awaitable[_operator_pb2.ListHoldsResponse]]:
+        """The hold list in force here."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

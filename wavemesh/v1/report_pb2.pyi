@@ -281,21 +281,29 @@ class IntentReport(_message.Message):
 
     INTENT_FIELD_NUMBER: _builtins.int
     VIA_FIELD_NUMBER: _builtins.int
+    CANCELLATION_FIELD_NUMBER: _builtins.int
     via: _builtins.str
     """Path of the hub that took it."""
     @_builtins.property
     def intent(self) -> _envelope_pb2.Envelope:
         """The OperatorIntent, signed by the operator."""
 
+    @_builtins.property
+    def cancellation(self) -> _envelope_pb2.Envelope:
+        """An IntentCancellation signed by an operator, when the intent was taken back at the hub: who has not acted on the
+        intent drops it.
+        """
+
     def __init__(
         self,
         *,
         intent: _envelope_pb2.Envelope | None = ...,
         via: _builtins.str = ...,
+        cancellation: _envelope_pb2.Envelope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "intent", b"intent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "via", b"via"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "intent", b"intent", "via", b"via"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -611,6 +611,38 @@ class OperatorIntent(_message.Message):
 Global___OperatorIntent: _TypeAlias = OperatorIntent  # noqa: Y015
 
 @_typing.final
+class IntentCancellation(_message.Message):
+    """An operator takes an intent back that nobody has acted on. Payload of an Envelope signed by the operator's own key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTENT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    intent_id: _builtins.str
+    """The intent."""
+    reason: _builtins.str
+    """Why; may be empty."""
+    @_builtins.property
+    def issued_at(self) -> _timestamp_pb2.Timestamp:
+        """When the operator signed it."""
+
+    def __init__(
+        self,
+        *,
+        intent_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        issued_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issued_at", b"issued_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent_id", b"intent_id", "issued_at", b"issued_at", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IntentCancellation: _TypeAlias = IntentCancellation  # noqa: Y015
+
+@_typing.final
 class TrustMetadata(_message.Message):
     """A TUF metadata set. Resource type "tuf", name "metadata". Not an envelope: TUF metadata is signed itself."""
 

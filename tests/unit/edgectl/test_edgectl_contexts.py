@@ -15,6 +15,7 @@ from edgectl.contexts import (
     load_contexts,
     save_contexts,
 )
+from edgectl.main import run
 from wavemesh.identity.nodes import NodeId
 
 CONTROL = Context("control", "127.0.0.1:1", NodeId("lab", "control/c-1"), Path("/ids/alice"))
@@ -67,3 +68,42 @@ def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "lab-data" / "contexts.toml").touch()
     assert contexts_path(user) == Path("lab-data/contexts.toml")
     assert contexts_path({**user, "EDGECTL_CONFIG": "/given.toml"}) == Path("/given.toml")
+
+
+def typed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    code = run(["context", *words])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_contexts_are_set_renamed_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGECTL_CONFIG", str(tmp_path / "contexts.toml"))
+    monkeypatch.delenv("EDGECTL_CONTEXT", raising=False)
+    whole = ("--address", "h:1", "--node", "spiffe://f/control/c", "--identity", str(tmp_path / "alice"))
+    assert typed(capsys, "set", "cloud", "--address", "h:1")[0] == 2
+    assert typed(capsys, "set", "cloud", *whole)[0] == 0
+    assert typed(capsys, "current") == (0, "cloud\n")
+    assert typed(capsys, "set", "hub", *whole)[0] == 0
+    assert typed(capsys, "set", "hub", "--address", "h:2")[0] == 0
+    known = load_contexts(tmp_path / "contexts.toml").contexts
+    assert [(one.address, one.node.uri, one.identity.name) for one in known.values()] == [
+        ("h:1", "spiffe://f/control/c", "alice"),
+        ("h:2", "spiffe://f/control/c", "alice"),
+    ]
+    for address in ("h", ":1", "h:0", "h:x", "h:70000"):
+        assert typed(capsys, "set", "hub", "--address", address)[0] == 2
+    assert typed(capsys, "set", "hub", "--node", "nobody")[0] == 2
+    assert "h:2" in typed(capsys, "show", "hub")[1]
+    monkeypatch.setenv("EDGECTL_CONTEXT", "hub")
+    assert typed(capsys, "current") == (0, "hub\n")
+    assert typed(capsys, "current", "--context", "cloud") == (0, "cloud\n")
+    monkeypatch.delenv("EDGECTL_CONTEXT")
+    assert typed(capsys, "rename", "cloud", "hub")[0] == 4
+    assert typed(capsys, "rename", "cloud", "main")[0] == 0
+    assert typed(capsys, "current") == (0, "main\n")
+    assert typed(capsys, "delete", "main")[0] == 0
+    code, text = typed(capsys, "current")
+    assert (code, "known: hub" in text) == (3, True)
+    assert typed(capsys, "delete", "main")[0] == 3

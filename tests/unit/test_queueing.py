@@ -1,0 +1,40 @@
+"""Places in a queue, and what undoes what was done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from wavemesh.queueing import place_in_queue, refuse_applied
+from wavemesh.trust.statements import IntentKind
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    intent_id: str
+    received_at: datetime
+    waiting_for: tuple[str, ...]
+
+
+def one(name: str, after_s: int, *waiting_for: str) -> One:
+    return One(name, NOW + timedelta(seconds=after_s), waiting_for)
+
+
+def test_the_earlier_taken_comes_first_among_those_that_wait_for_the_same_node() -> None:
+    queue = [one("a", 0, "x"), one("b", 1, "y"), one("d", 2, "x", "y"), one("c", 2, "x"), one("e", 3, "y", "x")]
+    places = {each.intent_id: place_in_queue(each, queue) for each in queue}
+    assert places == {"a": 1, "b": 1, "c": 2, "d": 3, "e": 3}
+    assert place_in_queue(one("f", 9), queue) == 0
+    # One that is not among them yet stands behind those that are.
+    assert place_in_queue(one("f", 9, "x"), queue) == 5
+
+
+@pytest.mark.parametrize("kind", list(IntentKind))
+def test_every_refusal_names_what_to_do_instead(kind: IntentKind) -> None:
+    error = refuse_applied("i-1", kind, "142", "it is applied")
+    assert (error.reason, "i-1" in str(error), "it is applied; " in str(error)) == ("INTENT_APPLIED", True, True)
+    assert "{" not in str(error)
