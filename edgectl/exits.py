@@ -96,6 +96,7 @@ _HINTS: Mapping[str, str] = {
     "BAD_WINDOW": 'write a window like "00:30-03:30"',
     "BUSY": "it sheds load; try again",
     "CLOCK_DOUBT": "control's clock cannot be right: set it, its log says more",
+    "REVOCATIONS_FULL": "take back a whole store or region with --below: one entry instead of many",
     "REVOKED": "this certificate was taken back; enrol again",
     "CONFIG": "mend the file that is named",
     "CONFLICT": "see how it stands: `edgectl wave status`, `device show`, `intent show`",
