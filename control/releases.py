@@ -19,7 +19,7 @@ from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import ConflictError, GateError, LocalError, NotFoundError
 from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.holds import check_not_held, find_hold
-from wavemesh.trust.metadata import load_trusted, recall_trusted
+from wavemesh.trust.metadata import check_expiry, load_trusted, recall_trusted
 from wavemesh.trust.releases import BadManifestError
 from wavemesh.trust.repository import LIFETIMES, REFRESH_AFTER, publish_targets, refresh_online
 from wavemesh.trust.statements import Envelope, Hold, HoldList, TrustMetadata
@@ -124,8 +124,9 @@ class Releases:
         raise NotFoundError(msg, artifacts=names)
 
     def require_usable(self, name: str) -> None:
-        """Raise GateError: signature (unknown), revoked, hold."""
+        """Raise GateError: signature (unknown), revoked, hold, freshness (the file that vouches for it expired)."""
         check_not_held(self.trusted.require_release(name), self.holds)
+        check_expiry(self.trusted, self._clock.now(), name)
 
     def is_usable(self, name: str) -> bool:
         """Whether a wave may go on with a release."""

@@ -155,10 +155,11 @@ def manifest_from_json(value: object, signature: Digest) -> ReleaseManifest:
 
 
 def verify_signature_bundle(bundle: bytes, manifest: ReleaseManifest, trusted: TrustedMetadata) -> None:
-    """Raise SignatureGateError unless enough release keys signed exactly this manifest in the bundle."""
+    """Raise SignatureGateError unless enough keys of the role that vouches for it signed exactly this manifest."""
     envelope = bundle_from_json(bundle)
-    keys, threshold = trusted.role_keys(RELEASE_ROLE)
-    verify_keys(envelope, RELEASE_PAYLOAD_TYPE, keys, threshold, RELEASE_ROLE)
+    role = trusted.role_of(manifest.name)
+    keys, threshold = trusted.role_keys(role)
+    verify_keys(envelope, RELEASE_PAYLOAD_TYPE, keys, threshold, role)
     if envelope.payload != canonical_manifest(manifest):
         msg = f"signature bundle {manifest.signature.name} is about another manifest than release {manifest.name}"
         raise SignatureGateError(msg, release=manifest.name)

@@ -38,7 +38,7 @@ from tuf.api.serialization.json import JSONSerializer
 
 from wavemesh.errors import ConflictError, PeerError
 from wavemesh.trust.envelope import CONTROL_ROLE, SignatureGateError, sign_with_keys
-from wavemesh.trust.metadata import REVOKED_FIELD, RoleKeys, revocations_of
+from wavemesh.trust.metadata import RoleKeys
 from wavemesh.trust.releases import (
     CUSTOM_KEY,
     RELEASE_PAYLOAD_TYPE,
@@ -49,6 +49,7 @@ from wavemesh.trust.releases import (
     manifest_to_json,
 )
 from wavemesh.trust.statements import Digest, TrustMetadata
+from wavemesh.trust.vouching import REVOKED_FIELD, revocations_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

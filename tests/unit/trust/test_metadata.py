@@ -409,8 +409,7 @@ def test_a_manifest_stands_at_its_main_target(trust_keys: TrustKeys, published: 
 def test_finding_releases(trust_keys: TrustKeys, published: TrustMetadata) -> None:
     trusted = load(trust_keys, published)
     release = trusted.require_release("firmware-v3.8.2")
-    assert trusted.release_of("firmware-v3.8.2.img") == trusted.release_of("firmware-v3.8.2.sig") == release
-    assert trusted.release_of("pos-app-12.4.1.tar.gz") is None
+    assert trusted.role_of("firmware-v3.8.2") == "targets"
     assert release.config is not None
     assert trusted.releases_with(release.config.digest) == (release,)
 
