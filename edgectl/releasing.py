@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from edgectl.exits import UsageError
 from wavemesh.errors import ConflictError
 from wavemesh.runtime.durable import Disk
+from wavemesh.trust.files import sign_metadata
 from wavemesh.trust.releases import (
     UNKNOWN_DIGEST,
     Artifact,
@@ -30,7 +31,7 @@ from wavemesh.trust.releases import (
     canonical_manifest,
     manifest_from_json,
 )
-from wavemesh.trust.repository import add_release, merge_bundles, sign_bundle, sign_metadata
+from wavemesh.trust.repository import add_release, merge_bundles, sign_bundle
 from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:

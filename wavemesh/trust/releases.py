@@ -96,6 +96,11 @@ class ReleaseManifest:
         return tuple(artifact for artifact in (self.firmware, self.config, self.signature) if artifact is not None)
 
 
+def is_name(text: str) -> bool:
+    """Whether a text may name a release, an artifact or a device class."""
+    return _NAME.fullmatch(text) is not None
+
+
 def manifest_to_json(manifest: ReleaseManifest) -> dict[str, Any]:
     """The manifest as a JSON object; raises BadManifestError, so that nothing unreadable is ever signed."""
     value = {
@@ -240,7 +245,7 @@ class _Fields:
 
     def name(self, key: str) -> str:
         value = self.text(key)
-        if not _NAME.fullmatch(value):
+        if not is_name(value):
             raise self._bad(key, "1 to 128 of A-Z, a-z, 0-9, '.', '_', '+', '-', not starting with a sign", value)
         return value
 
