@@ -159,10 +159,18 @@ def renew(data: bytes, now: datetime) -> bytes:
     return next_version(read_metadata(data), now)
 
 
+def at_version(data: bytes, version: int) -> bytes:
+    """The draft as that version, without signatures: several changes make one version."""
+    metadata = read_metadata(data)
+    metadata.signed.version = version
+    metadata.signatures.clear()
+    return to_bytes(metadata)
+
+
 def says_the_same(one: bytes, two: bytes) -> bool:
-    """Whether two files differ in nothing but signatures and expiry."""
+    """Whether two files differ in nothing but version, expiry and signatures."""
     first, second = (read_metadata(data).signed.to_dict() for data in (one, two))
-    return {**first, "expires": ""} == {**second, "expires": ""}
+    return {**first, "version": 0, "expires": ""} == {**second, "version": 0, "expires": ""}
 
 
 def standings(data: bytes, role: str, delegators: Mapping[str, Root | Targets]) -> tuple[Standing, ...]:

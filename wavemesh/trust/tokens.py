@@ -3,7 +3,8 @@
 A key is named by a URI: ``hsm:2?label=TOKEN``, securesystemslib's form, or ``pkcs11:token=TOKEN;id=%02`` (RFC 7512; of
 its attributes these two). ``PYKCS11LIB`` names the PKCS#11 library. The PIN comes from the file that
 ``WAVEMESH_PIN_FILE`` names (a credential of systemd, say), from ``WAVEMESH_PIN``, or from who asks; never from a
-command line or a URI, which others can read. Needs the extra ``hsm`` (python-pkcs11), imported only when a key is in a token.
+command line or a URI, which others can read. Needs the extra ``hsm`` (python-pkcs11), imported when a key is in a
+token.
 
 Keys are ECDSA over P-256 or P-384, as HSMSigner has it. One call at a time: a token knows one login per process.
 """
