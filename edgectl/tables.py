@@ -154,11 +154,35 @@ def releases_table(releases: Sequence[Mapping[str, Any]]) -> Table:
             ", ".join(r["regions"]) or "all",
             short((r["firmware"] or {}).get("sha256", "")) or "-",
             when(r["signed_at"]),
-            r["hold_reason"] or "-",
+            r["role"] or "-",
+            _standing(r),
         )
         for r in releases
     ]
-    return Table("", ("release", "version", "class", "regions", "firmware", "signed", "on hold"), rows)
+    return Table("", ("release", "version", "class", "regions", "firmware", "signed", "by", "state"), rows)
+
+
+def release_parts(release: Mapping[str, Any]) -> tuple[Table | str, ...]:
+    """Everything about one release."""
+    digests = {name: release[name] for name in ("firmware", "config") if release[name]}
+    rows = [
+        ("version", release["version"]),
+        ("class", release["device_class"]),
+        ("hardware", ", ".join(release["hardware_revisions"]) or "any"),
+        ("regions", ", ".join(release["regions"]) or "all"),
+        *((name, f"{one['sha256']} ({one['size_bytes']} bytes)") for name, one in digests.items()),
+        ("signed", f"{when(release['signed_at'])} by {release['role'] or 'release keys'}"),
+        ("never below", release["minimum_version"] or "-"),
+        ("state", _standing(release)),
+    ]
+    return f"release {release['name']}", Table("", ("", ""), rows)
+
+
+def _standing(release: Mapping[str, Any]) -> str:
+    """Revoked beats held: no unhold brings a revoked release back."""
+    if release["revoked_reason"]:
+        return f"revoked: {release['revoked_reason']}"
+    return f"on hold: {release['hold_reason']}" if release["hold_reason"] else "usable"
 
 
 def cache_parts(cache: Mapping[str, Any]) -> tuple[Table | str, ...]:

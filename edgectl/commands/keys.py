@@ -36,12 +36,21 @@ def _public(what: str) -> Any:
 def create(
     session: Session,
     *,
-    key: Annotated[str, typer.Argument(help="File to make (alice.pem), or a token's key: hsm:2?label=TOKEN.")],
+    keys: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY...", help="Files to make (ann.pem), or one key in a token: hsm:2?label=TOKEN."),
+    ],
     reference: Annotated[
-        Path | None, typer.Option("--reference", help="For a token's key: the file that refers to it (alice.json).")
+        Path | None, typer.Option("--reference", help="For a token's key: the file that refers to it (ann.json).")
     ] = None,
 ) -> None:
-    """Make a key, and a .pub file beside it to give away. A key that is there is left as it is."""
+    """Make keys, and beside each a .pub file to give away. A key that is there is left as it is."""
+    made = [_create(key, reference) for key in keys]
+    told = (f"{one['key']}: {one['state']}; id {one['keyid'][:16]}; give away {one['public']}" for one in made)
+    session.show(made, *told)
+
+
+def _create(key: str, reference: Path | None) -> dict[str, str]:
     from edgectl.exits import UsageError
     from edgectl.signers import ask_pin
     from wavemesh.trust.keys import (
@@ -63,12 +72,11 @@ def create(
         public_key, path, state = in_token.public_key, reference, "refers to the key, which stays in its token"
     else:
         path = Path(key)
-        state = "exists already, unchanged" if path.exists() else "made; keep it offline, and a copy elsewhere"
+        state = "exists already, unchanged" if path.exists() else "made; keep it where it is, and a copy elsewhere"
         public_key = (load_signer(path) if path.exists() else create_signer(path)).public_key
     public = path.with_suffix(PUBLIC_SUFFIX)
     write_public(public_key, public)
-    data = {"key": str(path), "public": str(public), "keyid": public_key.keyid}
-    session.show(data, f"{path}: {state}; id {public_key.keyid}", f"give away: {public}")
+    return {"key": str(path), "public": str(public), "keyid": public_key.keyid, "state": state}
 
 
 @command(app, "show")

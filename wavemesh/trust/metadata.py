@@ -173,7 +173,7 @@ def check_expiry(trusted: TrustedMetadata, now: datetime, release: str = "") -> 
 def _load(
     pinned: bytes, metadata: TrustMetadata, previous: TrustedMetadata | None, now: datetime | None
 ) -> TrustedMetadata:
-    root, root_data = _load_root(pinned, metadata.roots, previous)
+    root, root_data = follow_roots(pinned, metadata.roots, previous)
     known = _Known.of(previous, root)
     timestamp = _verified(Timestamp, "timestamp", metadata.timestamp, root)
     _check_timestamp(timestamp, known)
@@ -200,8 +200,8 @@ def _load(
     return trusted
 
 
-def _load_root(pinned: bytes, roots: tuple[bytes, ...], previous: TrustedMetadata | None) -> tuple[Root, bytes]:
-    """The newest root that the pinned one leads to, and its bytes."""
+def follow_roots(pinned: bytes, roots: tuple[bytes, ...], previous: TrustedMetadata | None) -> tuple[Root, bytes]:
+    """The newest root that the pinned one leads to, and its bytes; raises SignatureGateError. Expiry is not judged."""
     data = pinned
     trusted = _verified(Root, "root", pinned, None)
     if previous is not None and previous.root.version >= trusted.version:
