@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, Targets
 
-from wavemesh.errors import ConflictError, NotFoundError, PeerError
+from wavemesh.errors import NotFoundError, PeerError
 from wavemesh.trust.envelope import CONTROL_ROLE
-from wavemesh.trust.files import NO_TARGETS, expiry, next_version, read_metadata, read_targets, to_bytes
+from wavemesh.trust.files import (
+    NO_TARGETS,
+    BadRepositoryFileError,
+    expiry,
+    next_version,
+    read_metadata,
+    read_targets,
+    to_bytes,
+)
 from wavemesh.trust.metadata import MAX_KEYS_PER_ROLE, RoleKeys
 from wavemesh.trust.releases import RELEASE_ROLE, is_name
 from wavemesh.trust.vouching import class_role, class_roles
@@ -198,7 +206,7 @@ def read_root(data: bytes) -> Root:
     signed = read_metadata(data).signed
     if not isinstance(signed, Root):
         msg = f"this is {signed.type} metadata, not root.json"
-        raise ConflictError(msg)
+        raise BadRepositoryFileError(msg)
     return signed
 
 
