@@ -82,6 +82,7 @@ _HINTS = {
     "FORBIDDEN": "use an operator's identity: `edgectl context list` shows which one is used",
     "NOT_FOUND": "list what there is: `edgectl wave list`, `device list`, `release list`",
     "GATE": "`edgectl explain GATE` says what to do",
+    "KEY_TOKEN": "PYKCS11LIB, WAVEMESH_PIN_FILE: docs/guide/key-ceremonies.md",
     "NO_CONTEXT": "`edgectl lab up` writes contexts; or set EDGECTL_CONFIG",
 }
 

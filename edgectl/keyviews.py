@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgectl.output import Table
 from edgectl.trustdir import TrustDirectory, roles_of
-from wavemesh.errors import PeerError
 from wavemesh.trust.ceremony import key_name, read_root, role_names
-from wavemesh.trust.files import read_metadata, read_targets
+from wavemesh.trust.files import BadRepositoryFileError, read_metadata, read_targets
 from wavemesh.trust.keys import load_public, load_signer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    from securesystemslib.signer import Key
 
     from edgectl.trustdir import TrustFile
 
@@ -24,13 +21,14 @@ def describe(path: Path, directory: Path | None) -> dict[str, Any]:
     """A key's file, public or private, or a metadata file; raises KeyFileError for what is neither."""
     from edgectl.files import read_file
 
+    data = read_file(path)
     try:
-        metadata = read_metadata(read_file(path))
-    except PeerError:
-        return _describe_key(path, directory)
+        metadata = read_metadata(data)
+    except BadRepositoryFileError:
+        return _describe_key(path, data, directory)
     roles = {
         name: {"threshold": role.threshold, "keys": [key_name(key) for key in role.keys.values()]}
-        for name, role in roles_of(read_file(path)).items()
+        for name, role in roles_of(data).items()
     }
     signed = metadata.signed
     return {
@@ -73,17 +71,12 @@ def reviews_table(reviews: Sequence[TrustFile]) -> Table:
     return Table("", ("file", "state", "signatures", "expires"), rows)
 
 
-def _describe_key(path: Path, directory: Path | None) -> dict[str, Any]:
-    key, kind = _key_of(path)
+def _describe_key(path: Path, data: bytes, directory: Path | None) -> dict[str, Any]:
+    is_private = b"PRIVATE KEY" in data
+    key, kind = (load_signer(path).public_key, "private key") if is_private else (load_public(path), "public key")
     roles: list[str] = []
     if directory is not None:
         trust = TrustDirectory(directory)
         root, targets = trust.newest("root"), trust.newest("targets")
         roles = role_names(key, read_root(root) if root else None, read_targets(targets).signed if targets else None)
     return {"file": str(path), "kind": f"{kind}, {key.scheme}", "keyid": key.keyid, "roles": roles}
-
-
-def _key_of(path: Path) -> tuple[Key, str]:
-    with path.open("rb") as file:
-        is_private = b"PRIVATE KEY" in file.read(64 * 1024)
-    return (load_signer(path).public_key, "private key") if is_private else (load_public(path), "public key")

@@ -155,6 +155,9 @@ def replace_key(data: bytes, old: Key, new: Key, now: datetime) -> bytes:
         msg = f"key {key_name(old)} has no role in this {signed.type}.json"
         raise NotFoundError(msg)
     for role in changed:
+        if new.keyid in role.keyids:
+            msg = f"key {key_name(new)} is one of the role's keys, which would have one less"
+            raise UnsafeCeremonyError(msg)
         role.keyids = [new.keyid if keyid == old.keyid else keyid for keyid in role.keyids]
     del holder.keys[old.keyid]
     holder.keys[new.keyid] = new

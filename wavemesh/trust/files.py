@@ -8,11 +8,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, Targets
 from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
-from wavemesh.errors import ConflictError, PeerError
+from wavemesh.errors import ConflictError, PeerError, WavemeshError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,8 @@ LIFETIMES: Mapping[str, timedelta] = {
     "timestamp": timedelta(days=45),
 }
 """Of each kind of file; files of class roles are targets too."""
+LONGEST_OFFLINE = timedelta(days=30)
+"""How long a node may hear nothing and still finish or undo what it has; every lifetime above outlives it."""
 
 
 NO_TARGETS = b""
@@ -80,10 +83,15 @@ def next_version(metadata: Metadata[Any], now: datetime) -> bytes:
 
 
 def sign_metadata(data: bytes, *signers: Signer) -> bytes:
-    """The file with signatures of those signers added."""
+    """The file with signatures of those signers added; raises what a signer raises (KeyTokenError)."""
     metadata = read_metadata(data)
     for signer in signers:
-        metadata.sign(signer, append=True)
+        try:
+            metadata.sign(signer, append=True)
+        except UnsignedMetadataError as error:
+            if isinstance(error.__cause__, WavemeshError):
+                raise error.__cause__ from error
+            raise
     return to_bytes(metadata)
 
 

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 from securesystemslib.signer import CryptoSigner
 
+from control.signing import Signing
+from edgectl.main import run
+from wavemesh.codec.statements import decode
 from wavemesh.trust.envelope import sign_statement, verify_role
 from wavemesh.trust.files import sign_metadata
 from wavemesh.trust.keys import KeyFileError, load_public, load_signer, write_public, write_reference
 from wavemesh.trust.metadata import load_trusted
 from wavemesh.trust.releases import verify_signature_bundle
 from wavemesh.trust.repository import add_release, create_repository, publish_targets, sign_bundle
-from wavemesh.trust.statements import WaveClosed, WaveState
+from wavemesh.trust.statements import Envelope, HoldList, WaveClosed, WaveState
 from wavemesh.trust.tokens import KeyTokenError, TokenSigner, create_token_key, parse_uri, pin_from_environment
 
 if TYPE_CHECKING:
@@ -73,6 +76,51 @@ def test_release_and_order_by_keys_in_a_token(
     by_uri = load_signer(f"pkcs11:token={LABEL.replace(' ', '%20')};id=%02")
     assert by_uri.public_key.keyid == control.public_key.keyid
     assert verify_role(sign_statement(closed, [by_uri]), WaveClosed, trusted) == closed
+
+
+async def test_control_signs_with_keys_in_a_token(token: Path, tmp_path: Path) -> None:
+    """``control.json`` in the place of ``control.pem``; a token that is away stops control, it takes no other key."""
+    control, online, root = make(8), make(9), CryptoSigner.generate_ed25519()
+    release = CryptoSigner.generate_ed25519()
+    for name, signer in (("control", control), ("online", online)):
+        write_reference(signer, tmp_path / f"{name}.json")
+    signing = Signing.load(tmp_path, "spiffe://test.example/control/cloud-1")
+    empty = create_repository(
+        root=[root],
+        releases=[release],
+        online=[online],
+        control=[control],
+        now=NOW,
+        release_threshold=1,
+    )
+    trusted = load_trusted(empty.roots[0], empty, NOW, None)
+    assert signing.choose(trusted).public_key == control.public_key
+    assert signing.online_for(empty.roots[0]).public_key == online.public_key
+    [sealed] = await signing.seal([HoldList(1, (), NOW)])
+    assert verify_role(decode(Envelope, sealed), HoldList, trusted).epoch == 1
+    (tmp_path / "control.json").unlink()
+    with pytest.raises(KeyFileError, match="has no key control"):
+        Signing.load(tmp_path, "spiffe://test.example/control/cloud-1")
+
+
+def test_edgectl_takes_keys_in_a_token(
+    token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["keys", "create", f"hsm:10?label={LABEL}"]) == 2
+    for _ in range(2):
+        assert run(["keys", "create", f"hsm:10?label={LABEL}", "--reference", "ann.json"]) == 0
+    assert run(["keys", "create", "online.pem", "dee.pem"]) == 0
+    assert (
+        run(["keys", "root", "--dir", "s", "--root", "ann.pub", "--release", "dee.pub", "--online", "online.pub"]) == 0
+    )
+    assert run(["keys", "sign", "--dir", "s", "--key", f"hsm:10?label={LABEL}", "--yes"]) == 0
+    assert run(["keys", "verify", "--dir", "s"]) == 0
+    monkeypatch.setenv("WAVEMESH_PIN_FILE", str(token / "softhsm2.conf"))
+    assert run(["keys", "renew", "--dir", "s", "root"]) == 0
+    capsys.readouterr()
+    assert run(["keys", "sign", "--dir", "s", "--key", "ann.json", "--yes"]) == 7
+    assert "the PIN is wrong" in capsys.readouterr().err
 
 
 def test_a_key_is_made_once(token: Path, tmp_path: Path) -> None:
