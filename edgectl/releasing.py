@@ -44,10 +44,11 @@ from wavemesh.trust.releases import (
     bundle_from_json,
     canonical_manifest,
     manifest_from_json,
+    manifest_to_json,
 )
 from wavemesh.trust.repository import add_release, merge_bundles, revoke_release, sign_bundle
 from wavemesh.trust.statements import Digest
-from wavemesh.trust.vouching import class_roles, objection, owner_of, read_releases, revocations_of
+from wavemesh.trust.vouching import class_roles, objection, owner_of, read_releases, revocations_of, vouch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -304,6 +305,26 @@ def copy_artifacts(directory: Path, origin: Path) -> list[Digest]:
             shutil.copyfile(source, partial)
             partial.replace(target)
     return [artifact.digest for artifact in artifacts]
+
+
+def details(answer: ListReleasesResponse, name: str) -> dict[str, object]:
+    """What only the signed files say of a release: its manifest, and who signed the file that has it.
+
+    A hub's answer has no files: both are empty.
+    """
+    if not answer.targets or not answer.roots:
+        return {"manifest": {}, "signed_by": []}
+    base = Base.of(answer)
+    top = read_targets(base.targets).signed
+    vouched = vouch(top, {role: read_targets(data).signed for role, data in base.delegated.items()})
+    role = vouched.roles[name]
+    manifest = vouched.releases.get(name) or vouched.revoked[name]
+    delegator = read_root(base.roots[-1]) if role == RELEASE_ROLE else top
+    [standing] = standings(base.file(role), role, {role: delegator})
+    return {
+        "manifest": manifest_to_json(manifest),
+        "signed_by": [key_name(key) for key in standing.signed.values()],
+    }
 
 
 def role_of(name: str, base: Base) -> str:

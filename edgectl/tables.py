@@ -172,10 +172,31 @@ def release_parts(release: Mapping[str, Any]) -> tuple[Table | str, ...]:
         ("regions", ", ".join(release["regions"]) or "all"),
         *((name, f"{one['sha256']} ({one['size_bytes']} bytes)") for name, one in digests.items()),
         ("signed", f"{when(release['signed_at'])} by {release['role'] or 'release keys'}"),
+        ("signatures", ", ".join(release["signed_by"]) or "only control can tell"),
         ("never below", release["minimum_version"] or "-"),
+        *((key.replace("_", " "), _words(value)) for key, value in release["manifest"].items() if key in _DETAILS),
         ("state", _standing(release)),
     ]
     return f"release {release['name']}", Table("", ("", ""), rows)
+
+
+_DETAILS = frozenset(
+    {
+        "config_version",
+        "requires_config",
+        "touches_bootloader",
+        "boot_probe",
+        "peripheral_checks",
+        "vendor_probes",
+    }
+)
+"""Keys of a manifest that a release's message does not have."""
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ("; ".join(value) if isinstance(value, list) else str(value)) or "-"
 
 
 def _standing(release: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from edgectl.tables import release_parts, releases_table
 
 if TYPE_CHECKING:
     from edgectl.releasing import Base
+    from wavemesh.v1.operator_pb2 import ListReleasesResponse
 
 app = typer.Typer(help="Signed releases.", no_args_is_help=True)
 
@@ -114,19 +115,25 @@ def publish(session: Session, *, directory: DraftOption, origin: OriginOption = 
 @command(app, "list")
 def list_releases(session: Session) -> None:
     """Show published releases and holds."""
-    data = _releases(session)
+    from edgectl.plain import plain
+
+    data = [plain(release) for release in _answer(session).releases]
     session.show(data, releases_table(data))
 
 
 @command(app, "show")
 def show(session: Session, *, name: NameArgument) -> None:
-    """Show one release."""
+    """Show one release: what it is, who vouches and signed, whether it is held or revoked."""
+    from edgectl import releasing
+    from edgectl.plain import plain
     from wavemesh.errors import NotFoundError
 
-    found = [release for release in _releases(session) if release["name"] == name]
+    answer = _answer(session)
+    found = [plain(release) for release in answer.releases if release.name == name]
     if not found:
         raise NotFoundError(f"no release {name!r} here")
-    session.show(found[0], *release_parts(found[0]))
+    data = {**found[0], **releasing.details(answer, name)}
+    session.show(data, *release_parts(data))
 
 
 @command(app, "revoke")
@@ -227,25 +234,22 @@ def _set_hold(session: Session, name: str, reason: str, *, held: bool) -> None:
     session.show(data, f"{change}; on hold (epoch {data['epoch']}): {', '.join(data['held']) or 'none'}")
 
 
-def _releases(session: Session) -> list[dict[str, object]]:
-    from edgectl.plain import plain
+def _answer(session: Session) -> ListReleasesResponse:
     from wavemesh.v1.operator_pb2 import ListReleasesRequest
 
-    answer = session.ask(lambda stub: stub.ListReleases(ListReleasesRequest(), timeout=CALL_TIMEOUT_S))
-    return [plain(release) for release in answer.releases]
+    return session.ask(lambda stub: stub.ListReleases(ListReleasesRequest(), timeout=CALL_TIMEOUT_S))
 
 
 def _base(session: Session, published: Path | None) -> Base:
     """What to draft against: a ceremony's directory, or what control published."""
     from edgectl.releasing import Base
     from edgectl.trustdir import TrustDirectory
-    from wavemesh.v1.operator_pb2 import ListReleasesRequest
 
     if published:
         trust = TrustDirectory(published)
         trust.require("root")
         return Base(trust.roots, trust.require("targets"), trust.class_files())
-    return Base.of(session.ask(lambda stub: stub.ListReleases(ListReleasesRequest(), timeout=CALL_TIMEOUT_S)))
+    return Base.of(_answer(session))
 
 
 def _show_progress(session: Session, directory: Path) -> None:

@@ -58,6 +58,7 @@ class Drill:
     address: str
     awake: TrustedMetadata | None = None
     seen: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def types(self, words: list[str]) -> tuple[int, str]:
         """One command, in this process: a new one costs more than the command."""
@@ -67,7 +68,9 @@ class Drill:
                 Path(words[1]).unlink()
                 return 0, ""
             assert words[0] == "edgectl", words
-            return run(words[1:]), told.getvalue()
+            code = run(words[1:])
+        self.told.append(told.getvalue())
+        return code, told.getvalue()
 
     @property
     def pinned(self) -> bytes:
@@ -156,6 +159,7 @@ async def test_the_guide_is_a_drill_that_works(drill: Drill) -> None:
     with pytest.raises(GateError, match="battery drains"):
         drill.awake.require_release("scanner-v1.0.0")
     assert drill.awake.role_of("scanner-v1.0.0") == "class-scanner"
+    assert any("signatures" in told and "scan-jon (" in told for told in drill.told)
 
 
 async def play(drill: Drill, todo: list[tuple[list[list[str]], str]]) -> None:

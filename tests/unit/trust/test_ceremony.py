@@ -106,15 +106,21 @@ def test_a_lost_release_key_is_replaced_by_the_others(trust_keys: TrustKeys) -> 
 
 
 def test_one_key_replaced_does_not_open_the_way_back(trust_keys: TrustKeys) -> None:
-    """Two of three keys stay: an old targets.json that those two signed is still a replay, though keys changed."""
+    """Two of three keys stay: an old targets.json that those two signed is still a replay, though keys changed.
+
+    The online keys change along with it, so that the snapshot's word on versions does not count any more.
+    """
     old = trust_keys.empty
     newer = sign_metadata(ceremony.renew(old.targets, NOW), *trust_keys.releases)
     published = publish(old, Update(targets=newer), trust_keys.online, NOW)
     trusted = load(trust_keys, published)
-    [new] = make(1)
+    new, online = make(2)
     root = ceremony.replace_key(old.roots[0], trust_keys.releases[2].public_key, new.public_key, NOW)
-    rotated = dataclasses.replace(published, roots=(*old.roots, sign_metadata(root, trust_keys.root)))
-    back = refresh_online(dataclasses.replace(rotated, targets=old.targets), trust_keys.online, NOW)
+    root = ceremony.replace_key(root, trust_keys.online.public_key, online.public_key, NOW)
+    root = sign_metadata(ceremony.at_version(root, 2), trust_keys.root)
+    rotated = dataclasses.replace(published, roots=(*old.roots, root))
+    assert load(trust_keys, refresh_online(rotated, online, NOW), trusted).root.version == 2
+    back = refresh_online(dataclasses.replace(rotated, targets=old.targets), online, NOW)
     with pytest.raises(GateError, match="version 1 is older than 2"):
         load(trust_keys, back, trusted)
 
