@@ -19,7 +19,7 @@ from wavemesh.trust import ceremony
 from wavemesh.trust.envelope import verify_role, verify_role_payload
 from wavemesh.trust.files import sign_metadata
 from wavemesh.trust.metadata import TrustedMetadata, load_trusted
-from wavemesh.trust.repository import add_release, revoke_release, role_keys, sign_bundle
+from wavemesh.trust.repository import Update, add_release, revoke_release, role_keys, sign_bundle
 from wavemesh.trust.statements import Envelope, HoldList, IntentKind, Permit, TrustMetadata, WaveOrder
 from wavemesh.v1 import operator_pb2
 
@@ -148,6 +148,32 @@ async def test_control_follows_its_own_keys(world: World) -> None:
     async with world.serving() as served, served.region() as region:
         await until(lambda: HOLDS_KEY in region.sink.resources and METADATA_KEY in region.sink.resources, region.sink)
         assert believed(world, region.sink.resources)[1] == []
+
+
+async def test_a_publication_that_is_rolled_back_never_was(world: World) -> None:
+    """What fails after it in the same transaction takes the metadata back, and the key that control speaks with."""
+    keys, control = world.trust_keys, new_key()
+    (world.directory / "keys" / "control-next.pem").write_bytes(control.private_bytes)
+    async with world.serving() as served:
+        core = served.control.core
+        before = core.releases.trusted
+        targets = ceremony.replace_key(
+            before.source.targets, keys.control.public_key, control.public_key, datetime.now(UTC)
+        )
+        update = Update(targets=sign_metadata(targets, *keys.releases[:2]))
+
+        async def publish_and_fail() -> None:
+            async with core.database.transaction() as tx:
+                assert await core.releases.publish(tx, update)
+                assert core.signing.control.public_key == control.public_key
+                raise RuntimeError("the disk broke")
+
+        with pytest.raises(RuntimeError, match="the disk broke"):
+            await publish_and_fail()
+        assert core.releases.trusted is before
+        assert core.signing.control.public_key == keys.control.public_key
+        [sealed] = await core.signing.seal([core.releases.holds])
+        assert verify_role(decode(Envelope, sealed), HoldList, before) == core.releases.holds
 
 
 async def test_a_refused_publication_leaves_control_as_it_was(world: World) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import chdir
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,20 +41,26 @@ def types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return type_line
 
 
+@pytest.fixture(scope="module")
+def first_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with keys and a complete first repository, 2 of 3 root and release keys, and an image."""
+    directory = tmp_path_factory.mktemp("first")
+    names = ("r1", "r2", "r3", "a", "b", "c", "online", "control", "x")
+    lines = ["keys create " + " ".join(f"k/{name}.pem" for name in names), FIRST_ROOT]
+    lines += [f"keys sign --dir s --key k/{key}.pem --yes" for key in ("r1", "r2")]
+    lines += ["keys targets --dir s --control k/control.pub"]
+    lines += [f"keys sign --dir s --key k/{key}.pem --yes" for key in ("a", "b")]
+    with chdir(directory):
+        for line in lines:
+            assert run(line.split()) == 0, line
+    (directory / "fw-2.img").write_bytes(b"image" * 100)
+    return directory
+
+
 @pytest.fixture
-def fleet(types: Type, tmp_path: Path) -> Type:
-    """A first repository of 2 of 3 root and release keys, complete, and an image."""
-    types(
-        "keys create "
-        + " ".join(f"k/{name}.pem" for name in ("r1", "r2", "r3", "a", "b", "c", "online", "control", "x"))
-    )
-    types(FIRST_ROOT)
-    for key in ("r1", "r2"):
-        types(f"keys sign --dir s --key k/{key}.pem --yes")
-    types("keys targets --dir s --control k/control.pub")
-    for key in ("a", "b"):
-        types(f"keys sign --dir s --key k/{key}.pem --yes")
-    (tmp_path / "fw-2.img").write_bytes(b"image" * 100)
+def fleet(types: Type, tmp_path: Path, first_repository: Path) -> Type:
+    """Type where a first repository is."""
+    shutil.copytree(first_repository, tmp_path, dirs_exist_ok=True)
     return types
 
 
@@ -107,6 +115,23 @@ def test_a_draft_is_not_overwritten(fleet: Type) -> None:
     _, out, _ = fleet("keys root --dir s --root-threshold 3 --dry-run")
     assert "role root: 3 of 3 keys; same keys" in out
     assert asked(fleet, "keys verify --dir s", expect=1)["files"] == ["1.root.json", "2.root.json", "1.targets.json"]
+
+
+def test_a_file_whose_signers_were_replaced_is_renewed_and_not_signed_on(fleet: Type, tmp_path: Path) -> None:
+    """More signatures would change what is published without a version of its own."""
+    fleet("keys root --dir s --replace k/b.pub=k/x.pub")
+    for key in ("r1", "r2"):
+        fleet(f"keys sign --dir s --key k/{key}.pem --yes")
+    published = (tmp_path / "s" / "1.targets.json").read_bytes()
+    assert asked(fleet, "keys sign --dir s --key k/c.pem --yes")["signed"] == []
+    assert (tmp_path / "s" / "1.targets.json").read_bytes() == published
+    told = asked(fleet, "keys verify --dir s", expect=1)
+    assert told["next"].startswith("edgectl keys renew --dir s targets")
+    for _ in range(2):
+        assert asked(fleet, "keys renew --dir s targets")["file"] == "2.targets.json"
+    for key in ("x", "c"):
+        assert asked(fleet, f"keys sign --dir s --key k/{key}.pem --yes")["signed"] == ["2.targets.json"]
+    assert asked(fleet, "keys verify --dir s")["problems"] == []
 
 
 def test_a_key_without_a_say_is_told(fleet: Type) -> None:
