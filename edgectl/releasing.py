@@ -24,6 +24,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuf.api.metadata import Root
@@ -53,7 +54,6 @@ from wavemesh.trust.vouching import class_roles, objection, owner_of, read_relea
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
-    from pathlib import Path
 
     from securesystemslib.signer import Signer
     from tuf.api.metadata import Targets
@@ -288,7 +288,10 @@ def signed_targets(directory: Path) -> bytes:
 
 
 def copy_artifacts(directory: Path, origin: Path) -> list[Digest]:
-    """Put the release's files where the origin serves them, each under its SHA-256; what is there already stays."""
+    """Put the release's files where the origin serves them, each under its SHA-256; what is there already stays.
+
+    Raises ConflictError for a file that is not what the draft says: somebody else may have made the draft.
+    """
     if load(directory).is_revocation:
         return []
     manifest = load_manifest(directory)
@@ -301,6 +304,8 @@ def copy_artifacts(directory: Path, origin: Path) -> list[Digest]:
         source = directory / artifact.name if artifact.name == manifest.signature.name else places[artifact.name]
         target = origin / artifact.digest.sha256
         if not target.exists():
+            if artifact_of(Path(source), artifact.name) != artifact:
+                raise ConflictError(f"{source} is not the {artifact.name} of the draft: make the draft anew")
             partial = target.with_suffix(".partial")
             shutil.copyfile(source, partial)
             partial.replace(target)

@@ -165,7 +165,7 @@ class TrustDirectory:
 
     def _write(self, role: str, data: bytes) -> str:
         self._check_one_role_a_key(role, data)
-        name = f"{int(read_metadata(data).signed.version)}.{role}.json"
+        name = file_name(role, int(read_metadata(data).signed.version))
         Disk().make_dir(self.path)
         Disk().write_atomic(self.path / name, data, 0o644)
         return name
@@ -249,6 +249,14 @@ class TrustDirectory:
             f"{one.type} {one.version}": one for one in delegators if role == RELEASE_ROLE or role in class_roles(one)
         }
         return any(not standing.missing for standing in standings(data, role, known))
+
+
+def file_name(role: str, version: int) -> str:
+    """The name of a file in such a directory; UsageError for a role that is none: servers name roles, too."""
+    name = f"{version}.{role}.json"
+    if not _FILE.fullmatch(name):
+        raise UsageError(f"{name!r} is no name of a file of root, targets or a class")
+    return name
 
 
 _ORIGIN = {

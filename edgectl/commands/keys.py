@@ -271,6 +271,7 @@ def verify(session: Session, *, directory: DirectoryOption) -> None:
 @command(app, "fetch")
 def fetch(session: Session, *, directory: DirectoryOption) -> None:
     """Write what control has published into the directory: where every ceremony after the first begins."""
+    from edgectl.trustdir import file_name
     from wavemesh.errors import ConflictError
     from wavemesh.runtime.durable import Disk
     from wavemesh.trust.files import read_metadata
@@ -283,7 +284,7 @@ def fetch(session: Session, *, directory: DirectoryOption) -> None:
     names: list[str] = []
     for role, datas in files.items():
         for data in datas:
-            names.append(f"{int(read_metadata(data).signed.version)}.{role}.json")
+            names.append(file_name(role, int(read_metadata(data).signed.version)))
             path = directory / names[-1]
             if path.exists() and path.read_bytes() != data:
                 raise ConflictError(f"{path} differs from what control published: move it away, then fetch again")

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from edgectl import releasing, trustdir
+from edgectl.exits import UsageError
 from edgectl.main import run
+from wavemesh.errors import ConflictError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,6 +217,25 @@ def test_release_verify_names_each_problem(fleet: Type, tmp_path: Path) -> None:
     checks = asked(fleet, "release verify d --root p/1.root.json", expect=1)["checks"]
     assert "root was signed by 0/1 keys" in checks[0]["problem"]
     assert "nobody vouches for it" in fleet("release verify fw-9 --published s", expect=1)[1]
+
+
+def test_nothing_but_the_draft_s_files_goes_to_the_origin(fleet: Type, tmp_path: Path) -> None:
+    """A draft that somebody else made may point anywhere."""
+    fleet(RELEASE)
+    for key in ("a", "c", "a"):
+        fleet(f"release sign --dir d --key k/{key}.pem")
+    places = tmp_path / "d" / "artifacts.json"
+    places.write_text(json.dumps({"fw-2.img": str(tmp_path / "k" / "r1.pem")}))
+    with pytest.raises(ConflictError, match=r"is not the fw-2\.img of the draft"):
+        releasing.copy_artifacts(tmp_path / "d", tmp_path / "origin")
+    places.write_text(json.dumps({"fw-2.img": str(tmp_path / "fw-2.img")}))
+    assert len(releasing.copy_artifacts(tmp_path / "d", tmp_path / "origin")) == 2
+
+
+@pytest.mark.parametrize("role", ["class-x/../../../a", "class-", "snapshot", "..", "class-" + "x" * 129])
+def test_a_server_does_not_choose_where_files_go(role: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a file"):
+        trustdir.file_name(role, 1)
 
 
 def test_a_class_draft_is_checked_before_anybody_signs(fleet: Type) -> None:
