@@ -39,6 +39,7 @@ from wavemesh.runtime.grpc import make_server, serve_health, set_serving
 from wavemesh.runtime.peers import Peers
 from wavemesh.session import downstream as session
 from wavemesh.session.parent import ParentOptions
+from wavemesh.trust.tokens import KeyTokenError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -251,7 +252,11 @@ def _credentials(directory: Path, clock: Clock) -> NodeCredentials:
 async def _tick_forever(control: Control, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
-        await control.tick()
+        try:
+            await control.tick()
+        except KeyTokenError as error:
+            # A token that is away for a while stops what has to be signed, not the sessions; the next tick tries again.
+            _LOG.error("nothing could be signed: %s", error)
 
 
 async def _epoch(database: Database) -> str:

@@ -27,12 +27,13 @@ from wavemesh.policy.document import policy_to_json
 from wavemesh.policy.reader import parse_policy
 from wavemesh.runtime.status import answers
 from wavemesh.trust.envelope import verify_node
+from wavemesh.trust.repository import Update
 from wavemesh.trust.statements import Envelope, IntentCancellation, IntentKind, OperatorIntent
 from wavemesh.v1 import operator_pb2
 from wavemesh.v1.operator_pb2_grpc import OperatorServiceServicer, add_OperatorServiceServicer_to_server
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     import grpc
 
@@ -268,16 +269,18 @@ class OperatorApi(OperatorServiceServicer):
     async def PublishRelease(  # noqa: N802  # gRPC names
         self, request: operator_pb2.PublishReleaseRequest, caller: NodeId
     ) -> operator_pb2.PublishReleaseResponse:
-        """Publish a signed targets.json; the signatures decide."""
-        if not request.targets:
-            raise BadRequestError("targets", "missing: targets.json as signed by the release keys")
+        """Publish signed TUF files; the signatures decide."""
+        update = Update(tuple(request.roots), request.targets, dict(request.delegated))
+        if update == Update():
+            raise BadRequestError("targets", "missing: targets.json as signed by the release keys, or another file")
         try:
             async with self._database.transaction() as tx:
-                published = await self._releases.publish(tx, request.targets, request.roots)
-                version = self._releases.trusted.versions["targets"]
+                published = await self._releases.publish(tx, update)
+                versions = self._releases.trusted.versions
                 if published:
                     names = ", ".join(sorted(self._releases.all()))
-                    await self._waves.audit(tx, caller.uri, "release.publish", f"targets.json {version}", names)
+                    files = ", ".join(f"{role}.json {version}" for role, version in _brought(update, versions))
+                    await self._waves.audit(tx, caller.uri, "release.publish", files, names[:MAX_AUDIT_DETAIL])
                     await self._waves.halt_revoked(tx)
         except GateError as refusal:
             async with self._database.transaction() as tx:
@@ -286,7 +289,7 @@ class OperatorApi(OperatorServiceServicer):
             raise
         self._changes.notify()
         return operator_pb2.PublishReleaseResponse(
-            targets_version=version, releases=sorted(self._releases.all()), duplicate=not published
+            targets_version=versions["targets"], releases=sorted(self._releases.all()), duplicate=not published
         )
 
     @for_operators
@@ -487,3 +490,9 @@ class OperatorApi(OperatorServiceServicer):
             return row
         async with self._database.reading() as tx:
             return await intent_rows.get(tx, row.intent_id) or row
+
+
+def _brought(update: Update, versions: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Which files an update brings, and their versions now."""
+    present = {"root": update.roots, "targets": update.targets, **update.delegated}
+    return ((role, versions[role]) for role in present if present[role])

@@ -166,13 +166,16 @@ class Queries:
         )
 
     def releases(self) -> operator_pb2.ListReleasesResponse:
-        """Releases by name, and targets.json, to which the next one is added."""
+        """Releases by name, revoked ones too, and the files to which the next one is added."""
+        trusted = self._releases.trusted
         return operator_pb2.ListReleasesResponse(
             releases=[
-                views.release_message(manifest, self._releases.hold_reason(manifest))
-                for _, manifest in sorted(self._releases.all().items())
+                views.release_message(manifest, trusted, self._releases.hold_reason(manifest))
+                for _, manifest in sorted({**trusted.releases(), **trusted.revoked_releases()}.items())
             ],
-            targets=self._releases.trusted.source.targets,
+            targets=trusted.source.targets,
+            delegated=trusted.source.delegated,
+            roots=trusted.source.roots,
         )
 
     async def audit(self, request: operator_pb2.ListAuditRequest) -> operator_pb2.ListAuditResponse:

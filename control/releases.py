@@ -2,8 +2,10 @@
 
 Rules:
 - What is published is one TUF set; it is kept as the resource ``tuf/metadata`` and verified against the pinned root
-  after each start. A new targets.json is believed for its signatures (threshold of release keys), never for who sends
-  it, and must be exactly one version on. Control adds snapshot and timestamp and signs them anew before they get old.
+  after each start. A new root, targets.json or class file is believed for its signatures, never for who sends it, and
+  must be exactly one version on. Control adds snapshot and timestamp and signs them anew before they get old.
+- Metadata that leaves control without a key to sign with is refused. When it gives the role control to another key
+  that control has, all that is in force is signed anew in the same transaction.
 - The hold list is the resource ``holds/fleet``: its epoch grows with each change; the same epoch is signed anew at
   intervals, so that a view of it that is young says that control was heard lately.
 """
@@ -18,14 +20,15 @@ from control.desired import EVERYBODY, Item
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import ConflictError, GateError, LocalError, NotFoundError
 from wavemesh.session.frames import ResourceKey
+from wavemesh.trust.files import LIFETIMES
 from wavemesh.trust.holds import check_not_held, find_hold
-from wavemesh.trust.metadata import load_trusted, recall_trusted
+from wavemesh.trust.metadata import check_expiry, load_trusted, recall_trusted
 from wavemesh.trust.releases import BadManifestError
-from wavemesh.trust.repository import LIFETIMES, REFRESH_AFTER, publish_targets, refresh_online
+from wavemesh.trust.repository import REFRESH_AFTER, Update, is_published, publish, refresh_online
 from wavemesh.trust.statements import Envelope, Hold, HoldList, TrustMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from control.config import Config
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 METADATA_KEY = ResourceKey("tuf", "metadata")
 HOLDS_KEY = ResourceKey("holds", "fleet")
+SEALED_TYPES = frozenset({"holds", "policy", "order", "permit", "closed"})
+"""Resources that are envelopes signed as control."""
 MAX_HOLDS = 10_000
 
 
@@ -71,6 +76,7 @@ class Releases:
         published = self._desired.get(EVERYBODY, METADATA_KEY)
         if published is not None:
             self._trusted = recall_trusted(self._pinned_root, decode(TrustMetadata, published.content))
+            self._signing.control = self._signing.choose(self._trusted)
         else:
             await self._publish(tx, self._first_set(bootstrap))
         held = self._desired.get(EVERYBODY, HOLDS_KEY)
@@ -124,8 +130,9 @@ class Releases:
         raise NotFoundError(msg, artifacts=names)
 
     def require_usable(self, name: str) -> None:
-        """Raise GateError: signature (unknown), revoked, hold."""
+        """Raise GateError: signature (unknown), revoked, hold, freshness (the file that vouches for it expired)."""
         check_not_held(self.trusted.require_release(name), self.holds)
+        check_expiry(self.trusted, self._clock.now(), name)
 
     def is_usable(self, name: str) -> bool:
         """Whether a wave may go on with a release."""
@@ -135,16 +142,16 @@ class Releases:
             return False
         return True
 
-    async def publish(self, tx: Transaction, targets: bytes, roots: Sequence[bytes]) -> bool:
-        """Publish a signed targets.json, after further roots if there are any; False if it was published before.
+    async def publish(self, tx: Transaction, update: Update) -> bool:
+        """Publish what holders of keys signed; False if all of it was published before.
 
-        Raises ConflictError (not signed by enough release keys, not the next version), GateError, BadManifestError.
+        Raises ConflictError (not the next version, keys that control does not have), GateError, BadManifestError.
         """
-        source = self.trusted.source
-        if targets == source.targets:
+        if is_published(self.trusted.source, update):
             return False
-        grown = dataclasses.replace(source, roots=(*source.roots, *(one for one in roots if one not in source.roots)))
-        await self._publish(tx, publish_targets(grown, targets, self._signing.online, self._clock.now()))
+        source = self.trusted.source
+        online = self._signing.online_for([*source.roots, *update.roots][-1])
+        await self._publish(tx, publish(source, update, online, self._clock.now()))
         return True
 
     async def set_hold(self, tx: Transaction, name: str, reason: str) -> bool:
@@ -171,7 +178,8 @@ class Releases:
             await self._say_holds(tx, dataclasses.replace(self.holds, issued_at=now))
         signed_at = self.trusted.timestamp.expires - LIFETIMES["timestamp"]
         if now - signed_at >= REFRESH_AFTER:
-            await self._publish(tx, refresh_online(self.trusted.source, self._signing.online, now))
+            source = self.trusted.source
+            await self._publish(tx, refresh_online(source, self._signing.online_for(source.roots[-1]), now))
 
     def _by_release(self) -> dict[str, Hold]:
         return {hold.release: hold for hold in self.holds.holds}
@@ -192,13 +200,29 @@ class Releases:
 
     async def _publish(self, tx: Transaction, metadata: TrustMetadata) -> None:
         trusted = load_trusted(self._pinned_root, metadata, self._clock.now(), self._trusted)
-        if trusted.malformed_releases:
-            problems = "; ".join(f"{name}: {why}" for name, why in sorted(trusted.malformed_releases.items()))
-            msg = f"targets.json defines releases that nobody could read: {problems}"
-            raise BadManifestError(msg)
+        _check_readable(trusted, self._trusted)
+        before, key_before = self._trusted, self._signing.control
+        key = self._signing.choose(trusted)
         await self._desired.publish(tx, Item(EVERYBODY, METADATA_KEY, encode(metadata)))
-        before, self._trusted = self._trusted, trusted
-        tx.after_rollback(lambda: setattr(self, "_trusted", before))
+
+        def take_back() -> None:
+            self._trusted, self._signing.control = before, key_before
+
+        self._trusted, self._signing.control = trusted, key
+        tx.after_rollback(take_back)
+        if before is not None and key is not key_before:
+            await self._say_all_anew(tx)
+
+    async def _say_all_anew(self, tx: Transaction) -> None:
+        """Control speaks with another key from now on, so all that is in force has to be said with it."""
+        held = {at: self._desired.get(*at) for at in self._desired.published()}
+        said = [(at, one) for at, one in held.items() if one is not None and one.key.type in SEALED_TYPES]
+        contents = await self._signing.reseal([one.content for _, one in said])
+        items = [
+            Item(scope, key, content, one.audience, one.urgent)
+            for ((scope, key), one), content in zip(said, contents, strict=True)
+        ]
+        await self._desired.publish(tx, *items)
 
     def _first_set(self, bootstrap: Path) -> TrustMetadata:
         try:
@@ -209,5 +233,16 @@ class Releases:
         further = sorted(bootstrap.glob("*.root.json"), key=lambda path: (len(path.name), path.name))
         roots = (self._pinned_root, *(path.read_bytes() for path in further))
         unique = tuple(dict.fromkeys(roots))
-        online = self._signing.online
-        return refresh_online(TrustMetadata(unique, b"", b"", targets), online, self._clock.now())
+        delegated = {path.stem: path.read_bytes() for path in sorted(bootstrap.glob("class-*.json"))}
+        online = self._signing.online_for(unique[-1])
+        return refresh_online(TrustMetadata(unique, b"", b"", targets, delegated), online, self._clock.now())
+
+
+def _check_readable(trusted: TrustedMetadata, before: TrustedMetadata | None) -> None:
+    """Raise BadManifestError for releases that nobody could use; what was so before does not stand in the way."""
+    known = before.malformed_releases if before is not None else {}
+    problems = {name: why for name, why in trusted.malformed_releases.items() if known.get(name) != why}
+    if problems:
+        told = "; ".join(f"{name}: {why}" for name, why in sorted(problems.items()))
+        msg = f"these files define releases that nobody could use: {told}"
+        raise BadManifestError(msg)

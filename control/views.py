@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from control.ledger import Outcome
     from control.store import WaveView
     from wavemesh.outcomes import Counts
+    from wavemesh.trust.metadata import TrustedMetadata
     from wavemesh.trust.releases import ReleaseManifest
     from wavemesh.trust.statements import RevocationList
 
@@ -186,8 +187,8 @@ def device_message(row: RowMapping, fleet: Fleet, outcomes: Iterable[RowMapping]
     return message
 
 
-def release_message(manifest: ReleaseManifest, hold_reason: str) -> operator_pb2.Release:
-    """A release as published, and its hold."""
+def release_message(manifest: ReleaseManifest, trusted: TrustedMetadata, hold_reason: str) -> operator_pb2.Release:
+    """A release as published, revoked or not, and its hold."""
     message = operator_pb2.Release(
         name=manifest.name,
         version=manifest.version,
@@ -195,6 +196,9 @@ def release_message(manifest: ReleaseManifest, hold_reason: str) -> operator_pb2
         hardware_revisions=manifest.hardware_revisions,
         regions=manifest.regions,
         hold_reason=hold_reason,
+        role=trusted.role_of(manifest.name),
+        revoked_reason=trusted.revocations().get(manifest.name, ""),
+        minimum_version=manifest.minimum_version,
     )
     message.signed_at.FromDatetime(manifest.signed_at)
     if manifest.firmware:

@@ -145,7 +145,7 @@ class Clearance:
         if sink.trusted is None:
             raise _Waiting(Gate.FRESHNESS.value, "trust metadata is not held")
         with _waits():
-            check_expiry(sink.trusted, now)
+            check_expiry(sink.trusted, now, self._target.release)
             check_hold_view(self._holds(), now, timedelta(seconds=self._target.rules.hold_max_age_s))
 
     def _holds(self) -> HoldList | None:

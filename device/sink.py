@@ -236,7 +236,7 @@ class DeviceSink:
             self._source = ClockSource.CONFIRMED
 
     def _floor(self) -> datetime:
-        return raise_floor(self._store.document.clock_floor, self._heard)
+        return max(self._store.document.clock_floor, self._heard)
 
     def _holds(self) -> list[HoldList]:
         return [one for one in self._believed.values() if isinstance(one, HoldList)]

@@ -111,6 +111,7 @@ _HINTS: Mapping[str, str] = {
     "IMAGE": "name other images: `edgectl lab up --old FILE --new FILE`",
     "INTENT_APPLIED": "`edgectl intent show ID` says how far it got",
     "KEY_FILE": "name a key file in PEM with --key",
+    "KEY_TOKEN": "PYKCS11LIB, WAVEMESH_PIN_FILE: docs/guide/key-ceremonies.md",
     "LAB_INJECTOR": "`edgectl lab status` shows what runs",
     "LAB_PROCESS": "`edgectl lab status` names the process and its log",
     "LAB_SPACE": "make room, or choose another place with --dir",

@@ -138,6 +138,20 @@ def note(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be taken back; raises UsageError for a no, or where nobody can be asked."""
+    from edgectl.exits import UsageError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} There is no terminal to ask at: add --yes")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise UsageError("not done")
+
+
 def _escaped(row: Iterable[str]) -> list[str]:
     from rich.markup import escape
 

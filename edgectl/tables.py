@@ -195,12 +195,57 @@ def releases_table(releases: Sequence[Mapping[str, Any]]) -> Table:
             ", ".join(r["regions"]) or "all",
             short((r["firmware"] or {}).get("sha256", "")) or "-",
             when(r["signed_at"]),
-            r["hold_reason"] or "-",
+            r["role"] or "-",
+            _standing(r),
         )
         for r in releases
     ]
-    columns = ("release", "version", "class", "regions", "firmware", "signed", "on hold")
-    return Table("", columns, rows, ("firmware", "regions", "signed"))
+    columns = ("release", "version", "class", "regions", "firmware", "signed", "by", "state")
+    return Table("", columns, rows, ("firmware", "regions", "signed", "by"))
+
+
+def release_parts(release: Mapping[str, Any]) -> tuple[Table | str, ...]:
+    """Everything about one release."""
+    digests = {name: release[name] for name in ("firmware", "config") if release[name]}
+    rows = [
+        ("version", release["version"]),
+        ("class", release["device_class"]),
+        ("hardware", ", ".join(release["hardware_revisions"]) or "any"),
+        ("regions", ", ".join(release["regions"]) or "all"),
+        *((name, f"{one['sha256']} ({one['size_bytes']} bytes)") for name, one in digests.items()),
+        ("signed", f"{when(release['signed_at'])} by {release['role'] or 'release keys'}"),
+        ("signatures", ", ".join(release["signed_by"]) or "only control can tell"),
+        ("never below", release["minimum_version"] or "-"),
+        *((key.replace("_", " "), _words(value)) for key, value in release["manifest"].items() if key in _DETAILS),
+        ("state", _standing(release)),
+    ]
+    return f"release {release['name']}", Table("", ("", ""), rows)
+
+
+_DETAILS = frozenset(
+    {
+        "config_version",
+        "requires_config",
+        "touches_bootloader",
+        "boot_probe",
+        "peripheral_checks",
+        "vendor_probes",
+    }
+)
+"""Keys of a manifest that a release's message does not have."""
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ("; ".join(value) if isinstance(value, list) else str(value)) or "-"
+
+
+def _standing(release: Mapping[str, Any]) -> str:
+    """Revoked beats held: no unhold brings a revoked release back."""
+    if release["revoked_reason"]:
+        return f"revoked: {release['revoked_reason']}"
+    return f"on hold: {release['hold_reason']}" if release["hold_reason"] else "usable"
 
 
 def cache_parts(cache: Mapping[str, Any]) -> tuple[Table | str, ...]:

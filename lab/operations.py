@@ -111,9 +111,8 @@ def make_release(lab: Lab, draft: Draft) -> Path:
         peripheral_checks=(PERIPHERAL_CHECK,),
     )
     files = {draft.names.firmware: draft.firmware, draft.names.config: bundle}
-    releasing.create(directory, manifest, files, published.targets)
-    signers = [load_signer(offline_key(lab, name)) for name in draft.keys]
-    releasing.sign(directory, signers, min(len(signers), releasing.DEFAULT_THRESHOLD), datetime.now(UTC))
+    releasing.create(directory, manifest, files, releasing.Base.of(published))
+    releasing.sign(directory, [load_signer(offline_key(lab, name)) for name in draft.keys], datetime.now(UTC))
     return directory
 
 

@@ -73,7 +73,7 @@ class Cache:
         self._rng = rng
         self._fetches = Fetches(blobs, self._fetch, group, PARALLEL_FETCHES)
         self.troubles: dict[Digest, Trouble] = {}
-        self._proven_bundles: set[Digest] = set()
+        self._proven_bundles: set[tuple[str, Digest]] = set()
 
     @property
     def origin(self) -> str:
@@ -260,7 +260,8 @@ class Cache:
         trusted = self._hub.belief.trusted
         for release in trusted.releases().values() if trusted is not None else ():
             digest = release.signature.digest
-            if trusted is None or digest in self._proven_bundles or not self._blobs.has(digest):
+            proof = (release.name, digest)  # who vouches for a release decides whose signatures its bundle needs
+            if trusted is None or proof in self._proven_bundles or not self._blobs.has(digest):
                 continue
             try:
                 verify_signature_bundle(await self._read_small(digest), release, trusted)
@@ -270,7 +271,7 @@ class Cache:
             except BlobMismatchError as error:
                 await self.mismatch(error)
                 continue
-            self._proven_bundles.add(digest)
+            self._proven_bundles.add(proof)
 
     async def _read_small(self, digest: Digest) -> bytes:
         if digest.size_bytes > MAX_BUNDLE_BYTES:
@@ -285,7 +286,7 @@ class Cache:
         """Bytes on disk are not what they should be: pause, tell, refetch (H2)."""
         _LOG.error("cache: %s", error)
         await self._pause_waves(error.digest, Gate.CHECKSUM.value, str(error))
-        self._proven_bundles.discard(error.digest)
+        self._proven_bundles = {proof for proof in self._proven_bundles if proof[1] != error.digest}
         self.troubles.pop(error.digest, None)
         self._hub.bell.ring()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from storehub.schema import from_stamp, to_stamp
 from wavemesh.errors import GateError
-from wavemesh.trust.freshness import CLOCK_SKEW, ClockSource, check_time_trusted, confirms
+from wavemesh.trust.freshness import ClockSource, check_time_trusted, confirms, raise_floor
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -45,8 +45,7 @@ class ClockGuard:
         """Control signed a time: it raises the floor, and confirms the clock if both agree."""
         if self._source is ClockSource.UNCONFIRMED and confirms(now, signed_at):
             self._source = ClockSource.CONFIRMED
-        # Clocks may be apart by CLOCK_SKEW; a floor at control's own time would distrust every clock behind it.
-        await self._raise(tx, signed_at - CLOCK_SKEW)
+        await self._raise(tx, raise_floor(self._floor, signed_at))
 
     async def tick(self, tx: Transaction, now: datetime) -> None:
         """Remember the time, at most once a FLOOR_STEP."""

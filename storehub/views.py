@@ -208,8 +208,11 @@ class Views:
 
     def releases(self) -> list[operator_pb2.Release]:
         """Releases by the metadata held here."""
-        belief, found = self._hub.belief, []
-        for manifest in belief.trusted.releases().values() if belief.trusted is not None else ():
+        belief = self._hub.belief
+        found: list[operator_pb2.Release] = []
+        if belief.trusted is None:
+            return found
+        for manifest in (*belief.trusted.releases().values(), *belief.trusted.revoked_releases().values()):
             hold = find_hold(manifest, belief.holds) if belief.holds is not None else None
             message = operator_pb2.Release(
                 name=manifest.name,
@@ -219,6 +222,9 @@ class Views:
                 regions=manifest.regions,
                 signed_at=stamp(manifest.signed_at),
                 hold_reason=(hold.reason or "on hold") if hold is not None else "",
+                role=belief.trusted.role_of(manifest.name),
+                revoked_reason=belief.trusted.revocations().get(manifest.name, ""),
+                minimum_version=manifest.minimum_version,
             )
             if manifest.firmware is not None:
                 message.firmware.CopyFrom(to_proto(manifest.firmware.digest))

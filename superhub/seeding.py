@@ -136,17 +136,19 @@ class Seeding:
             raise BusyError(msg, NOT_READY_RETRY_S)
         if trusted is not self._bundles_by:
             self._bundles, self._bundles_by = {}, trusted
-        view = RegionView(
-            region=self._region,
-            max_age=self._max_age,
-            trust_expires_at=trusted.expires_at(),
-            holds=self._acceptance.holds,
-            entered=self._store.entered,
-        )
         orders, now = list(orders), self._clock.now()
         return decide(
-            assess(release, self._bundles.get(release, Bundle.UNREAD), orders, view, now)
+            assess(release, self._bundles.get(release, Bundle.UNREAD), orders, self._view(trusted, release), now)
             for release in trusted.releases_with(digest)
+        )
+
+    def _view(self, trusted: TrustedMetadata, release: ReleaseManifest) -> RegionView:
+        return RegionView(
+            region=self._region,
+            max_age=self._max_age,
+            trust_expires_at=trusted.expires_at(release.name),
+            holds=self._acceptance.holds,
+            entered=self._store.entered,
         )
 
     async def _refuse_unknown(self, digest: Digest) -> None:

@@ -13,8 +13,9 @@ from securesystemslib.signer import CryptoSigner
 
 from wavemesh.identity.ca import REGION_LIFETIME, FleetCa, Issuer, RegionCa, write_node
 from wavemesh.identity.nodes import NodeId
+from wavemesh.trust.files import sign_metadata
 from wavemesh.trust.releases import UNKNOWN_DIGEST, Artifact, ReleaseManifest
-from wavemesh.trust.repository import add_release, create_repository, publish_targets, sign_bundle, sign_metadata
+from wavemesh.trust.repository import add_release, create_repository, publish_targets, sign_bundle
 from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:

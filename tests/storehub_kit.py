@@ -36,8 +36,9 @@ from wavemesh.runtime.peers import Peers
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.session.link import DownstreamOptions, SessionDownstream
 from wavemesh.trust.envelope import sign_as_node, sign_statement, sign_with_keys
+from wavemesh.trust.files import sign_metadata
 from wavemesh.trust.releases import UNKNOWN_DIGEST, Artifact, ReleaseManifest
-from wavemesh.trust.repository import add_release, create_repository, publish_targets, sign_bundle, sign_metadata
+from wavemesh.trust.repository import add_release, create_repository, publish_targets, sign_bundle
 from wavemesh.trust.statements import (
     DeviceOutcome,
     DeviceStatus,

@@ -27,8 +27,9 @@ from wavemesh.runtime.grpc import make_bulk_channel, make_server
 from wavemesh.runtime.peers import Peers
 from wavemesh.session.link import SessionDownstream, SessionUpstream
 from wavemesh.trust.envelope import sign_statement
+from wavemesh.trust.files import sign_metadata
 from wavemesh.trust.releases import Artifact, ReleaseManifest
-from wavemesh.trust.repository import add_release, publish_targets, sign_bundle, sign_metadata
+from wavemesh.trust.repository import add_release, publish_targets, sign_bundle
 from wavemesh.trust.statements import (
     Digest,
     Envelope,

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgectl.client import CALL_TIMEOUT_S
 from edgectl.framework import Session, command
-from edgectl.tables import releases_table
+from edgectl.tables import release_parts, releases_table
+
+if TYPE_CHECKING:
+    from edgectl.releasing import Base
+    from wavemesh.v1.operator_pb2 import ListReleasesResponse
 
 app = typer.Typer(help="Signed releases.", no_args_is_help=True)
 
 DraftOption = Annotated[Path, typer.Option("--dir", help="The draft's directory, passed from holder to holder.")]
 FileOption = Annotated[Path | None, typer.Option(help="The file; its name is the artifact's name.")]
 BaseOption = Annotated[
-    Path | None, typer.Option("--published", help="targets.json to add to.", show_default="what control published")
+    Path | None,
+    typer.Option("--published", help="A ceremony's directory to add to.", show_default="what control published"),
 ]
-KeyOption = Annotated[list[Path], typer.Option("--key", help="A release key in PEM; repeatable.")]
+KeyOption = Annotated[
+    list[str], typer.Option("--key", help="A release key: a file, or hsm:NUMBER?label=TOKEN; repeatable.")
+]
+RoleOption = Annotated[str, typer.Option("--role", help="Who vouches: targets (the release keys) or class-NAME.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 OriginOption = Annotated[
     Path | None, typer.Option("--origin", help="Also copy the artifacts there, where the origin serves them from.")
 ]
-ThresholdOption = Annotated[int, typer.Option("--threshold", min=1, max=16, help="Signatures that are needed.")]
 NameArgument = Annotated[str, typer.Argument(help="The release.")]
-_THRESHOLD = 2
 
 
 @command(app, "create")
@@ -46,11 +53,11 @@ def create(
     peripheral_check: Annotated[list[str] | None, typer.Option(help="Check a policy may select; repeatable.")] = None,
     vendor_probe: Annotated[list[str] | None, typer.Option(help="Probe a policy may select; repeatable.")] = None,
     touches_bootloader: Annotated[bool, typer.Option(help="The image changes the bootloader.")] = False,
+    role: RoleOption = "targets",
     published: BaseOption = None,
 ) -> None:
     """Make a draft of a release. Its signing time is now; nothing is published."""
     from edgectl import releasing
-    from edgectl.files import read_file
     from edgectl.intents import now
     from wavemesh.trust.releases import UNKNOWN_DIGEST, Artifact, ReleaseManifest
 
@@ -72,21 +79,21 @@ def create(
         peripheral_checks=tuple(peripheral_check or ()),
         vendor_probes=tuple(vendor_probe or ()),
     )
-    base = read_file(published) if published else _published(session)
     files = {path.name: path for path in (firmware, config) if path}
-    releasing.create(directory, manifest, files, base)
-    _show_progress(session, directory, _THRESHOLD)
+    releasing.create(directory, manifest, files, _base(session, published), role)
+    _show_progress(session, directory)
 
 
 @command(app, "sign")
-def sign(session: Session, *, directory: DraftOption, key: KeyOption, threshold: ThresholdOption = _THRESHOLD) -> None:
-    """Sign a draft with your release key. Twice a holder: first the bundle, then targets.json; asks nobody."""
+def sign(session: Session, *, directory: DraftOption, key: KeyOption) -> None:
+    """Sign a draft with your release key. Twice a holder: first the bundle, then targets.json; asks no server."""
     from edgectl import releasing
     from edgectl.intents import now
+    from edgectl.signers import ask_pin
     from wavemesh.trust.keys import load_signer
 
-    releasing.sign(directory, [load_signer(path) for path in key], threshold, now())
-    _show_progress(session, directory, threshold)
+    releasing.sign(directory, [load_signer(one, ask_pin) for one in key], now())
+    _show_progress(session, directory)
 
 
 @command(app, "publish")
@@ -96,7 +103,8 @@ def publish(session: Session, *, directory: DraftOption, origin: OriginOption = 
     from edgectl.plain import plain
     from wavemesh.v1.operator_pb2 import PublishReleaseRequest
 
-    request = PublishReleaseRequest(targets=releasing.signed_targets(directory))
+    signed, role = releasing.signed_targets(directory), releasing.load(directory).role
+    request = PublishReleaseRequest(**({"targets": signed} if role == "targets" else {"delegated": {role: signed}}))
     if origin:
         releasing.copy_artifacts(directory, origin)
     data = plain(session.ask(lambda stub: stub.PublishRelease(request, timeout=CALL_TIMEOUT_S)))
@@ -107,19 +115,97 @@ def publish(session: Session, *, directory: DraftOption, origin: OriginOption = 
 @command(app, "list")
 def list_releases(session: Session) -> None:
     """Show published releases and holds."""
-    data = _releases(session)
+    from edgectl.plain import plain
+
+    data = [plain(release) for release in _answer(session).releases]
     session.show(data, releases_table(data))
 
 
 @command(app, "show")
 def show(session: Session, *, name: NameArgument) -> None:
-    """Show one release."""
+    """Show one release: what it is, who vouches and signed, whether it is held or revoked."""
+    from edgectl import releasing
+    from edgectl.plain import plain
     from wavemesh.errors import NotFoundError
 
-    found = [release for release in _releases(session) if release["name"] == name]
+    answer = _answer(session)
+    found = [plain(release) for release in answer.releases if release.name == name]
     if not found:
         raise NotFoundError(f"no release {name!r} here")
-    session.show(found[0], releases_table(found))
+    data = {**found[0], **releasing.details(answer, name)}
+    session.show(data, *release_parts(data))
+
+
+@command(app, "revoke")
+def revoke(
+    session: Session,
+    *,
+    name: NameArgument,
+    directory: DraftOption,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is signed and shown to everybody.")],
+    role: Annotated[
+        str, typer.Option("--role", help="Who revokes: targets may revoke any.", show_default="who vouches for it")
+    ] = "",
+    published: BaseOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Draft a revocation, signed and published like a release: for ever. To stop within minutes, hold it first."""
+    from edgectl import releasing
+    from edgectl.intents import now
+
+    base = _base(session, published)
+    if dry_run:
+        by = role or releasing.role_of(name, base)
+        session.show({"release": name, "role": by}, f"would draft that {by} revokes {name} for ever: {reason}")
+        return
+    state = releasing.create_revocation(directory, name, reason, base, now(), role=role)
+    if state is None:
+        session.show({"release": name, "revoked": True}, f"{name} is revoked already; nothing to do")
+        return
+    _show_progress(session, directory)
+
+
+@command(app, "verify")
+def verify(
+    session: Session,
+    *,
+    release: Annotated[str, typer.Argument(metavar="DIR|NAME", help="A draft's directory, or a published release.")],
+    root: Annotated[
+        Path | None, typer.Option("--root", help="The root that nodes pin.", show_default="as it came")
+    ] = None,
+    published: BaseOption = None,
+    artifacts: Annotated[Path | None, typer.Option("--artifacts", help="Where local copies of its files are.")] = None,
+) -> None:
+    """Check a release from the pinned root to the bytes of its files. A draft asks no server; exit 1 on problems."""
+    import json
+
+    from edgectl import releasing, verifying
+    from edgectl.exits import Exit
+    from edgectl.files import read_file
+    from edgectl.intents import now
+
+    directory, name, places = Path(release), release, {}
+    if (directory / "draft.json").exists():
+        draft = releasing.load(directory)
+        name, artifacts = draft.release, artifacts or directory
+        base = draft.as_published()
+        if not draft.is_revocation:
+            places = json.loads((directory / "artifacts.json").read_bytes())
+    else:
+        base = _base(session, published)
+    pinned = read_file(root) if root else base.roots[0]
+    files = verifying.local_files(artifacts, places) if artifacts else {}
+    checks = verifying.verify(base, name, pinned, files, now())
+    problems = [check for check in checks if check.problem]
+    told = [f"{'PROBLEM' if check.problem else 'ok':8} {check.what} {check.problem}".rstrip() for check in checks]
+    data = {
+        "release": name,
+        "checks": [{"what": one.what, "problem": one.problem} for one in checks],
+        "good": not problems,
+    }
+    session.show(data, *told, *([] if root else ["the root was taken as it came: add --root with the pinned one"]))
+    if problems:
+        raise typer.Exit(Exit.CHECK_FAILED)
 
 
 @command(app, "hold")
@@ -148,25 +234,29 @@ def _set_hold(session: Session, name: str, reason: str, *, held: bool) -> None:
     session.show(data, f"{change}; on hold (epoch {data['epoch']}): {', '.join(data['held']) or 'none'}")
 
 
-def _releases(session: Session) -> list[dict[str, object]]:
-    from edgectl.plain import plain
+def _answer(session: Session) -> ListReleasesResponse:
     from wavemesh.v1.operator_pb2 import ListReleasesRequest
 
-    answer = session.ask(lambda stub: stub.ListReleases(ListReleasesRequest(), timeout=CALL_TIMEOUT_S))
-    return [plain(release) for release in answer.releases]
+    return session.ask(lambda stub: stub.ListReleases(ListReleasesRequest(), timeout=CALL_TIMEOUT_S))
 
 
-def _published(session: Session) -> bytes:
-    from wavemesh.v1.operator_pb2 import ListReleasesRequest
+def _base(session: Session, published: Path | None) -> Base:
+    """What to draft against: a ceremony's directory, or what control published."""
+    from edgectl.releasing import Base
+    from edgectl.trustdir import TrustDirectory
 
-    return bytes(session.ask(lambda stub: stub.ListReleases(ListReleasesRequest(), timeout=CALL_TIMEOUT_S)).targets)
+    if published:
+        trust = TrustDirectory(published)
+        trust.require("root")
+        return Base(trust.roots, trust.require("targets"), trust.class_files())
+    return Base.of(_answer(session))
 
 
-def _show_progress(session: Session, directory: Path, threshold: int) -> None:
+def _show_progress(session: Session, directory: Path) -> None:
     import dataclasses
 
     from edgectl import releasing
 
-    state = releasing.progress(directory, threshold)
+    state = releasing.progress(directory)
     data = {**dataclasses.asdict(state), "complete": state.complete, "directory": str(directory)}
     session.show(data, f"{state.release} in {directory}: {state.next_step}")

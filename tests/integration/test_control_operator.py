@@ -24,7 +24,8 @@ from tests.unit.control.control_kit import (
 )
 from wavemesh.codec.statements import to_proto
 from wavemesh.runtime.status import error_from_rpc
-from wavemesh.trust.repository import add_release, revoke_release, sign_bundle, sign_metadata
+from wavemesh.trust.files import sign_metadata
+from wavemesh.trust.repository import add_release, revoke_release, sign_bundle
 from wavemesh.trust.statements import IntentKind
 from wavemesh.v1 import operator_pb2, rollout_pb2
 
@@ -255,7 +256,11 @@ async def test_publishing_needs_the_release_keys(world: World, stub: Any, make_m
     wave = (await stub.GetWave(operator_pb2.GetWaveRequest(wave_id="142"))).wave
     assert (wave.state, wave.state_reason) == (rollout_pb2.WAVE_STATE_HALTED, "release firmware-v3.8.2 was revoked")
     listed = await stub.ListReleases(operator_pb2.ListReleasesRequest())
-    assert [one.name for one in listed.releases] == ["firmware-v3.9.0"]
+    assert {one.name: one.revoked_reason for one in listed.releases} == {
+        "firmware-v3.8.2": "bricks",
+        "firmware-v3.9.0": "",
+    }
+    assert {one.role for one in listed.releases} == {"targets"}
 
 
 async def test_holds(world: World, stub: Any) -> None:

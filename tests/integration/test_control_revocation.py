@@ -25,7 +25,7 @@ from tests.unit.control.control_kit import (
     Region,
     SetClock,
     World,
-    _identity_of,
+    identity_of,
     intent,
     inventory,
     make_world,
@@ -353,7 +353,7 @@ async def test_edgectl_asks_before_it_takes_back(
 ) -> None:
     """Whom it hits is said first; nobody to ask and no --yes means nothing is done."""
     world.credentials("operator/alice")
-    identity = _identity_of(world.credentials, "operator/alice", world.directory.parent / "alice")
+    identity = identity_of(world.credentials, "operator/alice", world.directory.parent / "alice")
     contexts = world.directory.parent / "contexts.toml"
     monkeypatch.setenv("EDGECTL_CONFIG", str(contexts))
 

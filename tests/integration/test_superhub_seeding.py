@@ -17,7 +17,8 @@ from wavemesh.codec.statements import encode
 from wavemesh.errors import GateError, NotFoundError
 from wavemesh.runtime.status import RemoteFaultError
 from wavemesh.session.frames import ResourceKey
-from wavemesh.trust.repository import publish_targets, revoke_release, sign_metadata
+from wavemesh.trust.files import sign_metadata
+from wavemesh.trust.repository import publish_targets, revoke_release
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -167,6 +167,14 @@ def verify_keys(
     _check_type(envelope, payload_type)
     if len(envelope.signatures) > MAX_SIGNATURES:
         raise _refusal(envelope, f"has {len(envelope.signatures)} signatures; at most {MAX_SIGNATURES} are accepted")
+    good = good_keys(envelope, keys)
+    if threshold < 1 or len(good) < threshold:
+        raise _refusal(envelope, f"{len(good)} of the {threshold} signatures needed by role {role!r} are good")
+    return good
+
+
+def good_keys(envelope: Envelope, keys: Mapping[str, Key]) -> frozenset[str]:
+    """The ids of those of the keys whose signature is good."""
     signed = pae(envelope.payload_type, envelope.payload)
     good: set[str] = set()
     for signature in envelope.signatures:
@@ -178,8 +186,6 @@ def verify_keys(
         except UnverifiedSignatureError:
             continue
         good.add(signature.keyid)
-    if threshold < 1 or len(good) < threshold:
-        raise _refusal(envelope, f"{len(good)} of the {threshold} signatures needed by role {role!r} are good")
     return frozenset(good)
 
 

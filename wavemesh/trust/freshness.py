@@ -74,5 +74,8 @@ def confirms(now: datetime, signed_at: datetime) -> bool:
 
 
 def raise_floor(floor: datetime, *signed_times: datetime) -> datetime:
-    """The floor after hearing those signed times."""
-    return max(floor, *signed_times) if signed_times else floor
+    """The floor after hearing times that control signed.
+
+    Clocks may be apart by CLOCK_SKEW; a floor at control's own time would distrust every clock behind it.
+    """
+    return max([floor, *(signed - CLOCK_SKEW for signed in signed_times)])

@@ -8,18 +8,19 @@ order:
     before and by its own. Only the last one must not have expired.
 2.  Timestamp, snapshot, targets: signed by the threshold of the role's keys in that root; version, length and hashes
     as the file above says; not expired.
-3.  Nothing goes back: no version is lower than in ``previous``, no file that its snapshot listed disappears, and two
-    different timestamps of one version are refused. When root changes the keys of a role, what that role said before
-    is not compared with: this is how a stolen online key's inflated versions are recovered from. Unlike in the
-    specification targets keep their own comparison then, because control holds the online keys and must not be able to
-    bring back an old targets.json by having them rotated.
-4.  Delegated targets: the same, by the keys that targets delegate to the role. Releases are taken from the top-level
-    targets alone; a delegation of paths adds keys (``role_keys``), not releases.
+3.  Nothing goes back: no version is lower than in ``previous``, no file disappears, and two different timestamps of one
+    version are refused. When so many keys of a role are replaced that the old ones that stay are below its threshold,
+    what the role said before is not compared with: this is how a stolen key's inflated versions are recovered from.
+    Unlike in the specification each role's files keep their own comparison, because control holds the online keys and
+    must not be able to bring back an old targets.json by having them rotated.
+4.  Files of class roles: the same, by the keys that targets.json delegates to the role; what each of them may vouch for
+    is vouching.py's. A file that the snapshot lists has to come along, so that nobody on the way can leave out a class
+    and its revocations. An expired one harms its class alone: ``check_expiry`` with the release's name.
 5.  A role's keys are distinct as keys, not just as ids, so no key counts twice to a threshold.
 
-Revocation: the signed field ``wavemesh-revoked`` of targets.json maps names of releases to reasons. It is explicit,
-not by absence, so that one set alone tells a revoked release from one never heard of; both are refused. Refusals are
-GateErrors: "signature" (not what was signed), "freshness" (expired), "replay" (older than what is known), "revoked".
+Revocation: the signed field ``wavemesh-revoked`` maps names of releases to reasons. It is explicit, not by absence, so
+that one set alone tells a revoked release from one never heard of; both are refused. Refusals are GateErrors:
+"signature" (not what was signed), "freshness" (expired), "replay" (older than what is known), "revoked".
 """
 
 from __future__ import annotations
@@ -28,23 +29,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from tuf.api.exceptions import LengthOrHashMismatchError, UnsignedMetadataError
-from tuf.api.metadata import Metadata, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Signed, Snapshot, Targets, Timestamp
 from tuf.api.serialization import DeserializationError, SerializationError
 
 from wavemesh.errors import GateError
 from wavemesh.policy.gates import Gate
 from wavemesh.trust.envelope import SignatureGateError
-from wavemesh.trust.releases import CUSTOM_KEY, BadManifestError, ReleaseManifest, manifest_from_json
-from wavemesh.trust.statements import Digest, TrustMetadata
+from wavemesh.trust.vouching import Vouched, class_roles, vouch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from securesystemslib.signer import Key, Signature
-    from tuf.api.metadata import Delegations, MetaFile
+    from tuf.api.metadata import Delegations, MetaFile, Role
 
-REVOKED_FIELD = "wavemesh-revoked"
+    from wavemesh.trust.releases import ReleaseManifest
+    from wavemesh.trust.statements import Digest, TrustMetadata
+
 MAX_ROOTS = 64
 MAX_FILE_BYTES = {"root": 256 * 1024, "timestamp": 64 * 1024, "snapshot": 256 * 1024}
 MAX_TARGETS_BYTES = 1024 * 1024
@@ -73,8 +75,7 @@ class TrustedMetadata:
     targets: Targets
     delegated: Mapping[str, Targets]
     source: TrustMetadata
-    malformed_releases: Mapping[str, str]
-    _releases: Mapping[str, ReleaseManifest]
+    _vouched: Vouched
 
     @property
     def versions(self) -> Mapping[str, int]:
@@ -87,58 +88,62 @@ class TrustedMetadata:
         }
         return {role: signed.version for role, signed in {**self.delegated, **top}.items()}
 
-    def expires_at(self) -> datetime:
-        """When the first of the files expires."""
-        return min(
-            file.expires for file in (self.root, self.timestamp, self.snapshot, self.targets, *self.delegated.values())
-        )
+    def expires_at(self, release: str = "") -> datetime:
+        """When the first file expires that all depends on; or that this release depends on."""
+        return min(signed.expires for _, signed in _files(self, release))
 
     def role_keys(self, role: str) -> RoleKeys:
         """Keys and threshold of a top-level or delegated role; SignatureGateError for one that nobody delegates to."""
         if role in self.root.roles:
-            return _role_keys(self.root.roles[role].keyids, self.root.roles[role].threshold, self.root.keys)
-        delegations = self.targets.delegations
-        found = (delegations.roles or {}).get(role) if delegations else None
-        if delegations is None or found is None:
+            return _role_keys(self.root.roles[role], self.root.keys)
+        found = delegated_keys(self.targets, role)
+        if found is None:
             msg = f"targets.json version {self.targets.version} delegates nothing to role {role!r}"
             raise SignatureGateError(msg)
-        return _role_keys(found.keyids, found.threshold, delegations.keys)
+        return found
 
     def releases(self) -> Mapping[str, ReleaseManifest]:
         """Releases by name, revoked and malformed ones left out."""
-        return self._releases
+        return self._vouched.releases
+
+    def revoked_releases(self) -> Mapping[str, ReleaseManifest]:
+        """Revoked releases whose manifest is still there."""
+        return self._vouched.revoked
+
+    @property
+    def malformed_releases(self) -> Mapping[str, str]:
+        """Why releases that a file defines count for nothing, by name, or ``role:name`` where that is not its own."""
+        return self._vouched.malformed
+
+    def role_of(self, release: str) -> str:
+        """The role that vouches for a release, revoked or not; SignatureGateError for one that nobody vouches for."""
+        if release not in self._vouched.roles:
+            why = self.malformed_releases.get(release, "it is not in the metadata")
+            msg = f"targets.json version {self.targets.version} vouches for no release {release}: {why}"
+            raise SignatureGateError(msg, release=release)
+        return self._vouched.roles[release]
 
     def require_release(self, name: str) -> ReleaseManifest:
         """The release; raises GateError "revoked", or "signature" where the release keys vouch for no such release."""
         if self.is_revoked(name):
             msg = f"release {name} is revoked: {self.revocations()[name]}"
             raise GateError(Gate.REVOKED.value, msg, release=name)
-        if name not in self._releases:
-            why = self.malformed_releases.get(name, "it is not in the metadata")
-            msg = f"targets.json version {self.targets.version} vouches for no release {name}: {why}"
-            raise SignatureGateError(msg, release=name)
-        return self._releases[name]
-
-    def release_of(self, target: str) -> ReleaseManifest | None:
-        """The release that has this target as firmware or signature bundle, or is about this config alone."""
-        for release in self._releases.values():
-            if target in {release.main.name, release.signature.name}:
-                return release
-        return None
+        self.role_of(name)
+        return self._vouched.releases[name]
 
     def releases_with(self, digest: Digest) -> tuple[ReleaseManifest, ...]:
         """The releases of which that blob is a part."""
         return tuple(
-            release for release in self._releases.values() if any(digest == one.digest for one in release.artifacts)
+            release for release in self.releases().values() if any(digest == one.digest for one in release.artifacts)
         )
 
     def is_revoked(self, name: str) -> bool:
-        """Whether the release keys took that release back."""
+        """Whether the keys that may do so took that release back."""
         return name in self.revocations()
 
     def revocations(self) -> Mapping[str, str]:
         """Reasons by the name of the revoked release."""
-        return revocations_of(self.targets)
+        return self._vouched.revocations
 
 
 def load_trusted(
@@ -159,37 +164,27 @@ def recall_trusted(root: bytes, metadata: TrustMetadata) -> TrustedMetadata:
     return _load(root, metadata, None, None)
 
 
-def check_expiry(trusted: TrustedMetadata, now: datetime) -> None:
-    """Raise GateError (freshness) if one of the files has expired."""
-    for role, signed in _files(trusted):
+def check_expiry(trusted: TrustedMetadata, now: datetime, release: str = "") -> None:
+    """Raise GateError (freshness) if a file has expired that all depends on, or that this release depends on."""
+    for role, signed in _files(trusted, release):
         _check_fresh(role, signed, now)
-
-
-def revocations_of(targets: Targets) -> Mapping[str, str]:
-    """The signed revocations; a form that cannot be read is refused while loading."""
-    found = targets.unrecognized_fields.get(REVOKED_FIELD, {})
-    if not isinstance(found, dict) or not all(isinstance(reason, str) for reason in found.values()):
-        msg = f"targets.json: {REVOKED_FIELD} must map names of releases to reasons"
-        raise SignatureGateError(msg)
-    return found
 
 
 def _load(
     pinned: bytes, metadata: TrustMetadata, previous: TrustedMetadata | None, now: datetime | None
 ) -> TrustedMetadata:
-    root, root_data = _load_root(pinned, metadata.roots, previous)
+    root, root_data = follow_roots(pinned, metadata.roots, previous)
     known = _Known.of(previous, root)
     timestamp = _verified(Timestamp, "timestamp", metadata.timestamp, root)
     _check_timestamp(timestamp, known)
     snapshot = _listed(Snapshot, "snapshot", metadata.snapshot, root, timestamp.snapshot_meta)
-    _check_snapshot(snapshot, known)
     meta = _meta(snapshot, "targets")
+    _check_not_lower("targets.json", meta.version, _listed_targets(known))
     targets = _listed(Targets, "targets", metadata.targets, root, meta)
     _check_not_lower("targets", targets.version, known.targets.version if known.targets else 0)
     _check_counts(targets)
-    delegated = {role: _load_delegated(role, data, targets, snapshot) for role, data in _bounded(metadata.delegated)}
-    releases, malformed = _read_releases(targets)
-    revoked = revocations_of(targets)
+    _check_listing(snapshot, targets, previous)
+    delegated = _load_delegated(metadata.delegated, targets, snapshot)
     trusted = TrustedMetadata(
         root=root,
         root_data=root_data,
@@ -198,16 +193,15 @@ def _load(
         targets=targets,
         delegated=delegated,
         source=_with_known_roots(metadata, root_data, pinned, previous),
-        malformed_releases=malformed,
-        _releases={name: release for name, release in releases.items() if name not in revoked},
+        _vouched=vouch(targets, delegated),
     )
     if now is not None:
         check_expiry(trusted, now)
     return trusted
 
 
-def _load_root(pinned: bytes, roots: tuple[bytes, ...], previous: TrustedMetadata | None) -> tuple[Root, bytes]:
-    """The newest root that the pinned one leads to, and its bytes."""
+def follow_roots(pinned: bytes, roots: tuple[bytes, ...], previous: TrustedMetadata | None) -> tuple[Root, bytes]:
+    """The newest root that the pinned one leads to, and its bytes; raises SignatureGateError. Expiry is not judged."""
     data = pinned
     trusted = _verified(Root, "root", pinned, None)
     if previous is not None and previous.root.version >= trusted.version:
@@ -249,15 +243,21 @@ class _Known:
         if previous is None:
             return cls()
 
-        def same(*roles: str) -> bool:
-            return all(set(root.roles[role].keyids) == set(previous.root.roles[role].keyids) for role in roles)
+        def bound(role: str) -> bool:
+            before, after = (_role_keys(one.roles[role], one.keys) for one in (previous.root, root))
+            return continues(before, after)
 
-        online = same("timestamp", "snapshot")
+        online = bound("timestamp") and bound("snapshot")
         return cls(
             previous.timestamp if online else None,
             previous.snapshot if online else None,
-            previous.targets if same("targets") else None,
+            previous.targets if bound("targets") else None,
         )
+
+
+def continues(before: RoleKeys, after: RoleKeys) -> bool:
+    """Whether a role with new keys is still bound by what it said: enough of the old ones stay to say it again."""
+    return len(before.keys.keys() & after.keys.keys()) >= after.threshold
 
 
 def _check_timestamp(timestamp: Timestamp, known: _Known) -> None:
@@ -271,23 +271,48 @@ def _check_timestamp(timestamp: Timestamp, known: _Known) -> None:
         raise GateError(Gate.REPLAY.value, msg)
 
 
-def _check_snapshot(snapshot: Snapshot, known: _Known) -> None:
-    if known.snapshot is None:
-        return
-    for name, before in known.snapshot.meta.items():
-        if name not in snapshot.meta:
-            msg = f"snapshot version {snapshot.version} no longer lists {name}"
+def _listed_targets(known: _Known) -> int:
+    before = known.snapshot.meta.get("targets.json") if known.snapshot else None
+    return before.version if before else 0
+
+
+def _check_listing(snapshot: Snapshot, targets: Targets, previous: TrustedMetadata | None) -> None:
+    """No class role's file goes back or disappears while its keys bind it."""
+    for role, before in previous.delegated.items() if previous is not None else ():
+        after = delegated_keys(targets, role)
+        was = delegated_keys(previous.targets, role) if previous is not None else None
+        if after is None or was is None or not continues(was, after):
+            continue
+        if f"{role}.json" not in snapshot.meta:
+            msg = f"snapshot version {snapshot.version} no longer lists {role}.json"
             raise GateError(Gate.REPLAY.value, msg)
-        _check_not_lower(name, snapshot.meta[name].version, before.version)
+        _check_not_lower(f"{role}.json", snapshot.meta[f"{role}.json"].version, before.version)
 
 
-def _load_delegated(role: str, data: bytes, targets: Targets, snapshot: Snapshot) -> Targets:
-    if targets.delegations is None or role not in (targets.delegations.roles or {}):
-        msg = f"{role}.json is not delegated to by targets.json version {targets.version}"
+def delegated_keys(targets: Targets, role: str) -> RoleKeys | None:
+    """Keys of a role that targets.json delegates to; None where it does not."""
+    delegations = targets.delegations
+    found = (delegations.roles or {}).get(role) if delegations else None
+    return _role_keys(found, delegations.keys) if delegations and found else None
+
+
+def _load_delegated(files: Mapping[str, bytes], targets: Targets, snapshot: Snapshot) -> dict[str, Targets]:
+    """The files of class roles: each delegated to, each listed, and none of those listed left out."""
+    if len(files) > MAX_DELEGATED:
+        msg = f"{len(files)} delegated files; at most {MAX_DELEGATED} are accepted"
         raise SignatureGateError(msg)
-    delegated = _listed(Targets, role, data, targets, _meta(snapshot, role))
-    _check_counts(delegated)
-    return delegated
+    roles = class_roles(targets)
+    for role in sorted(files.keys() - roles.keys()):
+        msg = f"{role}.json is not delegated to by targets.json version {targets.version}, or is no file of a class"
+        raise SignatureGateError(msg)
+    for role in sorted(roles.keys() - files.keys()):
+        if f"{role}.json" in snapshot.meta:
+            msg = f"snapshot version {snapshot.version} lists {role}.json, which did not come along"
+            raise SignatureGateError(msg)
+    loaded = {role: _listed(Targets, role, files[role], targets, _meta(snapshot, role)) for role in sorted(files)}
+    for one in loaded.values():
+        _check_counts(one)
+    return loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,16 +391,18 @@ def _check_fresh(role: str, signed: Signed, now: datetime) -> None:
         raise GateError(Gate.FRESHNESS.value, msg)
 
 
-def _files(trusted: TrustedMetadata) -> Iterator[tuple[str, Signed]]:
+def _files(trusted: TrustedMetadata, release: str) -> Iterator[tuple[str, Signed]]:
     yield "root", trusted.root
     yield "timestamp", trusted.timestamp
     yield "snapshot", trusted.snapshot
     yield "targets", trusted.targets
-    yield from trusted.delegated.items()
+    role = trusted.role_of(release) if release else ""
+    if role in trusted.delegated:
+        yield role, trusted.delegated[role]
 
 
-def _role_keys(keyids: Iterable[str], threshold: int, keys: Mapping[str, Key]) -> RoleKeys:
-    return RoleKeys({keyid: keys[keyid] for keyid in keyids if keyid in keys}, threshold)
+def _role_keys(role: Role, keys: Mapping[str, Key]) -> RoleKeys:
+    return RoleKeys({keyid: keys[keyid] for keyid in role.keyids if keyid in keys}, role.threshold)
 
 
 def _check_keys(delegator: Root | Targets) -> None:
@@ -387,7 +414,7 @@ def _check_keys(delegator: Root | Targets) -> None:
         source = delegator.delegations
         roles = dict(source.roles or {}) if source else {}
     for name, role in roles.items():
-        keys = _role_keys(role.keyids, role.threshold, source.keys if source else {}).keys
+        keys = _role_keys(role, source.keys if source else {}).keys
         distinct = {str(key.keyval.get("public", "")).strip() for key in keys.values()}
         if len(role.keyids) > MAX_KEYS_PER_ROLE or len(distinct) != len(role.keyids):
             msg = (
@@ -402,48 +429,3 @@ def _check_counts(targets: Targets) -> None:
         msg = f"{len(targets.targets)} targets, {len(roles)} roles; at most {MAX_TARGET_FILES} and {MAX_DELEGATED}"
         raise SignatureGateError(msg)
     _check_keys(targets)
-
-
-def _bounded(delegated: Mapping[str, bytes]) -> Iterable[tuple[str, bytes]]:
-    if len(delegated) > MAX_DELEGATED:
-        msg = f"{len(delegated)} delegated files; at most {MAX_DELEGATED} are accepted"
-        raise SignatureGateError(msg)
-    return sorted(delegated.items())
-
-
-def _read_releases(targets: Targets) -> tuple[dict[str, ReleaseManifest], dict[str, str]]:
-    """Releases by name; and why others cannot be read, by their name or that of the target that carries them."""
-    releases: dict[str, ReleaseManifest] = {}
-    malformed: dict[str, str] = {}
-    for path, file in sorted(targets.targets.items()):
-        custom = file.custom
-        if not isinstance(custom, dict) or CUSTOM_KEY not in custom:
-            continue
-        try:
-            release = _read_release(custom[CUSTOM_KEY], path, targets.targets)
-            if release.name in releases:
-                msg = f"release {release.name} is defined twice"
-                raise BadManifestError(msg)
-        except BadManifestError as error:
-            claimed = custom[CUSTOM_KEY].get("name") if isinstance(custom[CUSTOM_KEY], dict) else None
-            malformed[claimed if isinstance(claimed, str) else path] = str(error)
-            continue
-        releases[release.name] = release
-    return {name: one for name, one in releases.items() if name not in malformed}, malformed
-
-
-def _read_release(value: object, path: str, files: Mapping[str, TargetFile]) -> ReleaseManifest:
-    signature = files.get(str(value.get("signature"))) if isinstance(value, dict) else None
-    if signature is None:
-        msg = f"the signature bundle of {path} is no target"
-        raise BadManifestError(msg)
-    release = manifest_from_json(value, Digest(signature.hashes.get("sha256", ""), signature.length))
-    if release.main.name != path:
-        msg = f"the manifest of {release.main.name} stands at {path}"
-        raise BadManifestError(msg)
-    for artifact in release.artifacts:
-        file = files.get(artifact.name)
-        if file is None or artifact.digest != Digest(file.hashes.get("sha256", ""), file.length):
-            msg = f"artifact {artifact.name} is no target, or one of another digest"
-            raise BadManifestError(msg)
-    return release

@@ -96,6 +96,11 @@ class ReleaseManifest:
         return tuple(artifact for artifact in (self.firmware, self.config, self.signature) if artifact is not None)
 
 
+def is_name(text: str) -> bool:
+    """Whether a text may name a release, an artifact or a device class."""
+    return _NAME.fullmatch(text) is not None
+
+
 def manifest_to_json(manifest: ReleaseManifest) -> dict[str, Any]:
     """The manifest as a JSON object; raises BadManifestError, so that nothing unreadable is ever signed."""
     value = {
@@ -155,10 +160,11 @@ def manifest_from_json(value: object, signature: Digest) -> ReleaseManifest:
 
 
 def verify_signature_bundle(bundle: bytes, manifest: ReleaseManifest, trusted: TrustedMetadata) -> None:
-    """Raise SignatureGateError unless enough release keys signed exactly this manifest in the bundle."""
+    """Raise SignatureGateError unless enough keys of the role that vouches for it signed exactly this manifest."""
     envelope = bundle_from_json(bundle)
-    keys, threshold = trusted.role_keys(RELEASE_ROLE)
-    verify_keys(envelope, RELEASE_PAYLOAD_TYPE, keys, threshold, RELEASE_ROLE)
+    role = trusted.role_of(manifest.name)
+    keys, threshold = trusted.role_keys(role)
+    verify_keys(envelope, RELEASE_PAYLOAD_TYPE, keys, threshold, role)
     if envelope.payload != canonical_manifest(manifest):
         msg = f"signature bundle {manifest.signature.name} is about another manifest than release {manifest.name}"
         raise SignatureGateError(msg, release=manifest.name)
@@ -239,7 +245,7 @@ class _Fields:
 
     def name(self, key: str) -> str:
         value = self.text(key)
-        if not _NAME.fullmatch(value):
+        if not is_name(value):
             raise self._bad(key, "1 to 128 of A-Z, a-z, 0-9, '.', '_', '+', '-', not starting with a sign", value)
         return value
 

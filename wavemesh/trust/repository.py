@@ -10,7 +10,7 @@ these steps:
     targets = sign_metadata(targets, signer)         each release key holder; merge_signatures(...) joins theirs
     set     = publish_targets(set, targets, online signers, now)                                         on control
 
-Lifetimes are one table, explained in docs/adr/0003-trust.md.
+A class role's release goes the same way with the class's keys and its own file, ``publish``-ed in an Update.
 """
 
 from __future__ import annotations
@@ -21,27 +21,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from tuf.api.exceptions import UnsignedMetadataError
-from tuf.api.metadata import (
-    DelegatedRole,
-    Delegations,
-    Metadata,
-    MetaFile,
-    Role,
-    Root,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
-from tuf.api.serialization import DeserializationError
-from tuf.api.serialization.json import JSONSerializer
+from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
-from wavemesh.errors import ConflictError, PeerError
-from wavemesh.trust.envelope import CONTROL_ROLE, SignatureGateError, sign_with_keys
-from wavemesh.trust.metadata import REVOKED_FIELD, RoleKeys, revocations_of
+from wavemesh.errors import ConflictError
+from wavemesh.trust.ceremony import ONLINE_ROLES, draft_root, draft_targets, read_root
+from wavemesh.trust.envelope import SignatureGateError, sign_with_keys
+from wavemesh.trust.files import NO_TARGETS, expiry, next_version, read_metadata, read_targets, sign_metadata, to_bytes
+from wavemesh.trust.metadata import RoleKeys
 from wavemesh.trust.releases import (
     CUSTOM_KEY,
     RELEASE_PAYLOAD_TYPE,
+    RELEASE_ROLE,
     Artifact,
     bundle_from_json,
     bundle_to_json,
@@ -49,29 +39,19 @@ from wavemesh.trust.releases import (
     manifest_to_json,
 )
 from wavemesh.trust.statements import Digest, TrustMetadata
+from wavemesh.trust.vouching import REVOKED_FIELD, class_roles, revocations_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from securesystemslib.signer import Signer
+    from tuf.api.metadata import Root
 
     from wavemesh.trust.releases import ReleaseManifest
 
-LIFETIMES: Mapping[str, timedelta] = {
-    "root": timedelta(days=730),
-    "targets": timedelta(days=365),
-    "snapshot": timedelta(days=45),
-    "timestamp": timedelta(days=45),
-}
 REFRESH_AFTER = timedelta(days=1)
 """Control signs snapshot and timestamp anew at least this often while it is up."""
-
-
-class BadRepositoryFileError(PeerError):
-    """A metadata file given to the publishing side is not what it should be."""
-
-    reason = "BAD_REPOSITORY_FILE"
 
 
 def role_keys(signers: Sequence[Signer], threshold: int) -> RoleKeys:
@@ -96,30 +76,9 @@ def create_repository(
         "snapshot": role_keys(online, 1),
         "timestamp": role_keys(online, 1),
     }
-    root_data = sign_metadata(build_root(roles, version=1, now=now), *root)
-    targets = sign_metadata(build_targets(role_keys(control, 1), now), *releases)
+    root_data = sign_metadata(draft_root(None, roles, now), *root)
+    targets = sign_metadata(draft_targets(None, role_keys(control, 1), now), *releases)
     return refresh_online(TrustMetadata((root_data,), b"", b"", targets), online[0], now)
-
-
-def build_root(roles: Mapping[str, RoleKeys], *, version: int, now: datetime) -> bytes:
-    """An unsigned root.json; from version 2 on it needs the signatures of the version before, too."""
-    signed = Root(
-        version=version,
-        expires=_expiry("root", now),
-        keys={keyid: key for role in roles.values() for keyid, key in role.keys.items()},
-        roles={name: Role(list(role.keys), role.threshold) for name, role in roles.items()},
-    )
-    return _to_bytes(Metadata(signed))
-
-
-def build_targets(control: RoleKeys, now: datetime) -> bytes:
-    """An unsigned targets.json without releases that lets those keys speak as control.
-
-    The role gets no paths: it signs orders, never targets.
-    """
-    role = DelegatedRole(CONTROL_ROLE, list(control.keys), control.threshold, terminating=True, paths=[])
-    delegations = Delegations(dict(control.keys), {CONTROL_ROLE: role})
-    return _to_bytes(Metadata(Targets(expires=_expiry("targets", now), delegations=delegations)))
 
 
 def sign_bundle(manifest: ReleaseManifest, *signers: Signer) -> bytes:
@@ -140,65 +99,83 @@ def merge_bundles(first: bytes, second: bytes) -> bytes:
 def add_release(targets: bytes, manifest: ReleaseManifest, bundle: bytes, now: datetime) -> bytes:
     """The next targets.json, unsigned, with that release; raises ConflictError where it contradicts what is published.
 
-    ``bundle`` must be complete: its digest becomes part of what the release keys sign.
+    ``targets`` may be the file of a class role, or empty for the first one. ``bundle`` must be complete:
+    its digest becomes part of what the release keys sign.
     """
     if bundle_from_json(bundle).payload != canonical_manifest(manifest):
         msg = f"the signature bundle is not about release {manifest.name} as given"
         raise ConflictError(msg)
     digest = Digest(hashlib.sha256(bundle).hexdigest(), len(bundle))
     manifest = dataclasses.replace(manifest, signature=Artifact(manifest.signature.name, digest))
-    metadata = _targets(targets)
+    metadata = read_targets(targets or NO_TARGETS)
     if manifest.name in revocations_of(metadata.signed):
         msg = f"release {manifest.name} is revoked; its name cannot be used again"
         raise ConflictError(msg, release=manifest.name)
     for artifact in manifest.artifacts:
         custom = {CUSTOM_KEY: manifest_to_json(manifest)} if artifact == manifest.main else None
         _add_target(metadata.signed, artifact, custom, manifest.name)
-    return _next_version(metadata, now)
+    return next_version(metadata, now)
 
 
 def revoke_release(targets: bytes, name: str, reason: str, now: datetime) -> bytes:
     """The next targets.json, unsigned, in which that release is revoked for ever."""
-    metadata = _targets(targets)
+    metadata = read_targets(targets or NO_TARGETS)
     metadata.signed.unrecognized_fields[REVOKED_FIELD] = {**revocations_of(metadata.signed), name: reason}
-    return _next_version(metadata, now)
+    return next_version(metadata, now)
 
 
-def sign_metadata(data: bytes, *signers: Signer) -> bytes:
-    """The file with signatures of those signers added."""
-    metadata = _read(data)
-    for signer in signers:
-        metadata.sign(signer, append=True)
-    return _to_bytes(metadata)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Update:
+    """What holders of keys bring to be published: further roots in order, targets.json, files of class roles.
+
+    Each part may be absent. They are published together or not at all.
+    """
+
+    roots: tuple[bytes, ...] = ()
+    targets: bytes = b""
+    delegated: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
-def merge_signatures(first: bytes, second: bytes) -> bytes:
-    """One file with the signatures of both; ConflictError if what they sign differs."""
-    one, two = _read(first), _read(second)
-    if one.signed_bytes != two.signed_bytes:
-        msg = "the files differ in what is signed: all must sign the same one"
-        raise ConflictError(msg)
-    one.signatures.update(two.signatures)
-    return _to_bytes(one)
+def is_published(published: TrustMetadata, update: Update) -> bool:
+    """Whether there is nothing in the update that is not published as it is."""
+    return (
+        set(update.roots) <= set(published.roots)
+        and update.targets in {b"", published.targets}
+        and all(published.delegated.get(role) == data for role, data in update.delegated.items())
+    )
+
+
+def publish(published: TrustMetadata, update: Update, online: Signer, now: datetime) -> TrustMetadata:
+    """The set with the update, snapshot and timestamp signed by control's online key.
+
+    Raises ConflictError for a file that is not next in line, or for keys that leave a published file unsigned;
+    SignatureGateError for one that too few keys signed. A client's checks are still to be made (``load_trusted``).
+    """
+    roots = (*published.roots, *(root for root in update.roots if root not in published.roots))
+    root = read_root(roots[-1])
+    _check_online(root, online)
+    targets = update.targets or published.targets
+    top = read_targets(targets)
+    if targets != published.targets:
+        _check_next("targets.json", top, read_targets(published.targets))
+    _check_signed("targets", top, root, published, is_new=targets != published.targets)
+    delegated = {**published.delegated, **update.delegated}
+    roles = class_roles(top.signed)
+    for role, data in delegated.items():
+        if role not in roles:
+            msg = f"targets.json version {top.signed.version} delegates nothing to {role}; class roles: {sorted(roles)}"
+            raise ConflictError(msg)
+        before, file = published.delegated.get(role), read_targets(data)
+        if data != before and before is not None:
+            _check_next(f"{role}.json", file, read_targets(before))
+        _check_signed(role, file, top.signed, published, is_new=data != before)
+    grown = dataclasses.replace(published, roots=roots, targets=targets, delegated=delegated)
+    return refresh_online(grown, online, now)
 
 
 def publish_targets(published: TrustMetadata, targets: bytes, online: Signer, now: datetime) -> TrustMetadata:
-    """The set with those targets published.
-
-    Raises ConflictError unless they are next in line, SignatureGateError unless enough release keys signed them.
-    """
-    new, old = _targets(targets), _targets(published.targets)
-    if new.signed.version != old.signed.version + 1:
-        msg = f"targets.json has version {new.signed.version}; the next one is {old.signed.version + 1}"
-        raise ConflictError(msg)
-    root: Metadata[Root] = _read(published.roots[-1])
-    try:
-        root.signed.verify_delegate(Targets.type, new.signed_bytes, new.signatures)
-    except UnsignedMetadataError as error:
-        added = sorted(set(_claimed_releases(new)) - set(_claimed_releases(old)))
-        msg = f"{', '.join(added) or 'no new release'}: {error}; let the others sign targets.json too"
-        raise SignatureGateError(msg) from error
-    return refresh_online(dataclasses.replace(published, targets=targets), online, now)
+    """The set with those targets published, as ``publish`` does it."""
+    return publish(published, Update(targets=targets), online, now)
 
 
 def refresh_online(published: TrustMetadata, online: Signer, now: datetime) -> TrustMetadata:
@@ -206,23 +183,56 @@ def refresh_online(published: TrustMetadata, online: Signer, now: datetime) -> T
     before_snapshot, before_timestamp = _version(published.snapshot), _version(published.timestamp)
     files = {"targets": published.targets, **published.delegated}
     snapshot = sign_metadata(
-        _to_bytes(
+        to_bytes(
             Metadata(
                 Snapshot(
                     version=before_snapshot + 1,
-                    expires=_expiry("snapshot", now),
+                    expires=expiry("snapshot", now),
                     meta={f"{role}.json": _meta(data) for role, data in files.items()},
                 )
             )
         ),
         online,
     )
-    timestamp = Timestamp(
-        version=before_timestamp + 1, expires=_expiry("timestamp", now), snapshot_meta=_meta(snapshot)
-    )
+    timestamp = Timestamp(version=before_timestamp + 1, expires=expiry("timestamp", now), snapshot_meta=_meta(snapshot))
     return dataclasses.replace(
-        published, snapshot=snapshot, timestamp=sign_metadata(_to_bytes(Metadata(timestamp)), online)
+        published, snapshot=snapshot, timestamp=sign_metadata(to_bytes(Metadata(timestamp)), online)
     )
+
+
+def _check_online(root: Root, online: Signer) -> None:
+    keyid = online.public_key.keyid
+    if any(keyid not in root.roles[role].keyids or root.roles[role].threshold != 1 for role in ONLINE_ROLES):
+        msg = (
+            f"root version {root.version} does not let control's online key {keyid[:16]} sign snapshot and timestamp "
+            "alone: give control the new key first (keys/online-next.pem) and start it again"
+        )
+        raise ConflictError(msg)
+
+
+def _check_next(name: str, new: Metadata[Targets], old: Metadata[Targets]) -> None:
+    if new.signed.version != old.signed.version + 1:
+        msg = f"{name} has version {new.signed.version}; the next one is {old.signed.version + 1}"
+        raise ConflictError(msg)
+
+
+def _check_signed(
+    role: str, file: Metadata[Targets], delegator: Root | Targets, published: TrustMetadata, *, is_new: bool
+) -> None:
+    try:
+        delegator.verify_delegate(role, file.signed_bytes, file.signatures)
+    except UnsignedMetadataError as error:
+        if not is_new:
+            msg = (
+                f"{role}.json version {file.signed.version} as published is not signed by enough of the new keys: let "
+                "them sign its next version (`edgectl keys renew`) and publish both together"
+            )
+            raise ConflictError(msg) from error
+        old = published.targets if role == RELEASE_ROLE else published.delegated.get(role)
+        before = _claimed_releases(read_targets(old)) if old else []
+        added = sorted(set(_claimed_releases(file)) - set(before))
+        msg = f"{', '.join(added) or 'no new release'}: {error}; let the others sign {role}.json too"
+        raise SignatureGateError(msg) from error
 
 
 def _claimed_releases(targets: Metadata[Targets]) -> list[str]:
@@ -230,10 +240,6 @@ def _claimed_releases(targets: Metadata[Targets]) -> list[str]:
     customs = (file.custom or {} for file in targets.signed.targets.values())
     claims = (custom.get(CUSTOM_KEY) for custom in customs)
     return [str(claim.get("name"))[:128] for claim in claims if isinstance(claim, dict)]
-
-
-def _expiry(role: str, now: datetime) -> datetime:
-    return (now + LIFETIMES[role]).replace(microsecond=0)
 
 
 def _add_target(targets: Targets, artifact: Artifact, custom: dict[str, Any] | None, release: str) -> None:
@@ -255,36 +261,9 @@ def _add_target(targets: Targets, artifact: Artifact, custom: dict[str, Any] | N
         old.unrecognized_fields["custom"] = custom
 
 
-def _next_version(metadata: Metadata[Targets], now: datetime) -> bytes:
-    metadata.signed.version += 1
-    metadata.signed.expires = _expiry("targets", now)
-    metadata.signatures.clear()
-    return _to_bytes(metadata)
-
-
 def _meta(data: bytes) -> MetaFile:
     return MetaFile.from_data(_version(data), data, ["sha256"])
 
 
 def _version(data: bytes) -> int:
-    return int(_read(data).signed.version) if data else 0
-
-
-def _targets(data: bytes) -> Metadata[Targets]:
-    metadata = _read(data)
-    if not isinstance(metadata.signed, Targets):
-        msg = f"this is {metadata.signed.type} metadata, not targets.json"
-        raise BadRepositoryFileError(msg)
-    return metadata
-
-
-def _read(data: bytes) -> Metadata[Any]:
-    try:
-        return Metadata.from_bytes(data)
-    except DeserializationError as error:
-        msg = f"not a TUF metadata file: {error.__cause__ or error}"
-        raise BadRepositoryFileError(msg) from error
-
-
-def _to_bytes(metadata: Metadata[Any]) -> bytes:
-    return metadata.to_bytes(JSONSerializer(validate=True))
+    return int(read_metadata(data).signed.version) if data else 0

@@ -1319,23 +1319,53 @@ class PublishReleaseRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class DelegatedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TARGETS_FIELD_NUMBER: _builtins.int
     ROOTS_FIELD_NUMBER: _builtins.int
+    DELEGATED_FIELD_NUMBER: _builtins.int
     targets: _builtins.bytes
-    """targets.json, signed by the threshold of release keys. Its version MUST be one above the published one."""
+    """targets.json, signed by the threshold of release keys. Its version MUST be one above the published one. Empty
+    leaves it as it is.
+    """
     @_builtins.property
     def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Further root versions, if keys were rotated."""
+
+    @_builtins.property
+    def delegated(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """Files of class roles by role ("class-pos-tablet"), each signed by the threshold of that role's keys and one version
+        above the published one. All that comes in one request is published together or not at all.
+        """
 
     def __init__(
         self,
         *,
         targets: _builtins.bytes = ...,
         roots: _abc.Iterable[_builtins.bytes] | None = ...,
+        delegated: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["roots", b"roots", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegated", b"delegated", "roots", b"roots", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1396,23 +1426,55 @@ class ListReleasesResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class DelegatedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RELEASES_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    DELEGATED_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
     targets: _builtins.bytes
     """targets.json as published; what the next release is added to."""
     @_builtins.property
     def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Release]:
         """By name."""
 
+    @_builtins.property
+    def delegated(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """Files of class roles as published, by role. Control only."""
+
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """All root versions, in order. Control only."""
+
     def __init__(
         self,
         *,
         releases: _abc.Iterable[Global___Release] | None = ...,
         targets: _builtins.bytes = ...,
+        delegated: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+        roots: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["releases", b"releases", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegated", b"delegated", "releases", b"releases", "roots", b"roots", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1433,6 +1495,9 @@ class Release(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     SIGNED_AT_FIELD_NUMBER: _builtins.int
     HOLD_REASON_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REVOKED_REASON_FIELD_NUMBER: _builtins.int
+    MINIMUM_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, for example "firmware-v3.8.2"."""
     version: _builtins.str
@@ -1441,6 +1506,12 @@ class Release(_message.Message):
     """Device class."""
     hold_reason: _builtins.str
     """Reason of the hold in force; empty if none."""
+    role: _builtins.str
+    """The role that vouches for it: "targets" or "class-NAME"."""
+    revoked_reason: _builtins.str
+    """Why the release keys took it back for ever; empty if they did not."""
+    minimum_version: _builtins.str
+    """Floor below which a device never goes again once it runs this release; empty for none."""
     @_builtins.property
     def hardware_revisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Hardware revisions."""
@@ -1473,10 +1544,13 @@ class Release(_message.Message):
         config: _artifact_pb2.Digest | None = ...,
         signed_at: _timestamp_pb2.Timestamp | None = ...,
         hold_reason: _builtins.str = ...,
+        role: _builtins.str = ...,
+        revoked_reason: _builtins.str = ...,
+        minimum_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "firmware", b"firmware", "signed_at", b"signed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "device_class", b"device_class", "firmware", b"firmware", "hardware_revisions", b"hardware_revisions", "hold_reason", b"hold_reason", "name", b"name", "regions", b"regions", "signed_at", b"signed_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "device_class", b"device_class", "firmware", b"firmware", "hardware_revisions", b"hardware_revisions", "hold_reason", b"hold_reason", "minimum_version", b"minimum_version", "name", b"name", "regions", b"regions", "revoked_reason", b"revoked_reason", "role", b"role", "signed_at", b"signed_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

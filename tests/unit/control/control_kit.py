@@ -194,7 +194,7 @@ def make_world(
     """Write a control's directory, those releases published from the start."""
     credentials(CONTROL.path)
     world = World(directory, credentials, trust_keys)
-    shutil.copytree(_identity_of(credentials, CONTROL.path, directory), directory / "identity", dirs_exist_ok=True)
+    shutil.copytree(identity_of(credentials, CONTROL.path, directory), directory / "identity", dirs_exist_ok=True)
     for name, signer in (("control", trust_keys.control), ("online", trust_keys.online)):
         (directory / "keys").mkdir(exist_ok=True)
         (directory / "keys" / f"{name}.pem").write_bytes(signer.private_bytes)
@@ -207,7 +207,7 @@ def make_world(
     return world
 
 
-def _identity_of(credentials: CredentialsFactory, path: str, directory: Path) -> Path:
+def identity_of(credentials: CredentialsFactory, path: str, directory: Path) -> Path:
     made = credentials(path)
     target = directory.parent / f"{directory.name}-identity"
     target.mkdir(exist_ok=True)

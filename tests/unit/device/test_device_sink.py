@@ -23,13 +23,14 @@ from device.store import MAX_REPORTS, DeviceStore
 from tests.device_directory import DEVICE, HUB, digest_of, image_of
 from tests.device_kit import WAVE, HubStandIn
 from wavemesh.codec.statements import decode, encode
+from wavemesh.errors import GateError
 from wavemesh.identity.authorities import Authorities
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.durable import Disk
 from wavemesh.session.frames import Resource, ResourceKey
 from wavemesh.session.seams import SentMark
 from wavemesh.trust.envelope import sign_as_node, sign_statement
-from wavemesh.trust.freshness import ClockSource
+from wavemesh.trust.freshness import ClockSource, check_time_trusted
 from wavemesh.trust.statements import (
     DeviceOutcome,
     Envelope,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import CredentialsFactory, TrustKeys
+    from wavemesh.runtime.clock import Clock
 
 FACTS = Facts(
     store=HUB.path,
@@ -79,6 +81,7 @@ class Kit:
         self.hub = HubStandIn(keys, credentials, **policy)
         self.me = credentials(DEVICE.path)
         self._log: DeviceLog | None = None
+        self.clock: Clock = SystemClock()
         self.open()
 
     def close(self) -> None:
@@ -86,7 +89,7 @@ class Kit:
             self._log.close()
 
     def open(self) -> None:
-        clock = SystemClock()
+        clock = self.clock
         self.close()
         log = self._log = DeviceLog(self.path / "log", clock, timedelta(hours=24), 1 << 20)
         file = StateFile(self.path, Disk(), secrets.token_hex(16))
@@ -266,11 +269,44 @@ async def test_control_signed_time_confirms_the_clock(kit: Kit) -> None:
     sources.append(kit.sink.clock_source)
     await kit.deliver("holds")
     sources.append(kit.sink.clock_source)
-    assert datetime.now(UTC) - kit.sink.clock_floor < timedelta(minutes=5)
+    assert datetime.now(UTC) - kit.sink.clock_floor < timedelta(minutes=6)
     kit.open()
     sources.append(kit.sink.clock_source)
     unconfirmed = ClockSource.UNCONFIRMED
     assert sources == [unconfirmed, unconfirmed, ClockSource.CONFIRMED, unconfirmed]
+
+
+class OffsetClock(SystemClock):
+    """A clock that is wrong."""
+
+    def __init__(self, offset: timedelta) -> None:
+        self._offset = offset
+
+    def now(self) -> datetime:
+        return super().now() + self._offset
+
+
+async def test_a_clock_set_back_is_known_after_a_restart(kit: Kit) -> None:
+    """The floor is durable: a board without a battery does not make old permits good again."""
+    await kit.deliver()
+    floor = kit.sink.clock_floor
+    kit.clock = OffsetClock(-timedelta(days=400))
+    kit.open()
+    assert kit.sink.clock_floor == floor
+    with pytest.raises(GateError, match="which is known to have passed") as refusal:
+        check_time_trusted(kit.clock.now(), kit.sink.clock_floor, kit.sink.clock_source)
+    assert refusal.value.gate == "clock"
+    kit.sink.hear_time(datetime.now(UTC))
+    assert kit.sink.clock_source is ClockSource.UNCONFIRMED
+
+
+async def test_a_clock_a_little_behind_control_s_is_trusted(kit: Kit) -> None:
+    """Clocks may be apart by CLOCK_SKEW: control's own time as floor would distrust every clock behind it."""
+    kit.clock = OffsetClock(-timedelta(minutes=1))
+    kit.open()
+    await kit.deliver()
+    kit.sink.hear_time(datetime.now(UTC))
+    check_time_trusted(kit.clock.now(), kit.sink.clock_floor, kit.sink.clock_source)
 
 
 # --- the report log ------------------------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ def test_whose_clock_is_trusted(now: datetime, source: ClockSource, trusted: boo
 
 def test_the_floor_only_rises() -> None:
     assert raise_floor(NOW) == NOW
-    assert raise_floor(NOW, NOW - SECOND, NOW + SECOND) == NOW + SECOND
+    assert raise_floor(NOW, NOW + CLOCK_SKEW - SECOND) == NOW
+    assert raise_floor(NOW, NOW - SECOND, NOW + CLOCK_SKEW + SECOND) == NOW + SECOND
     assert confirms(NOW, NOW + CLOCK_SKEW)
     assert not confirms(NOW, NOW + CLOCK_SKEW + SECOND)

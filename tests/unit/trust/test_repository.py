@@ -13,20 +13,18 @@ from tuf.api.metadata import Metadata
 
 from wavemesh.errors import ConflictError
 from wavemesh.trust.envelope import SignatureGateError
+from wavemesh.trust.files import BadRepositoryFileError, merge_signatures, sign_metadata
 from wavemesh.trust.keys import KeyFileError, create_signer, load_signer
 from wavemesh.trust.metadata import load_trusted
 from wavemesh.trust.releases import BadManifestError, verify_signature_bundle
 from wavemesh.trust.repository import (
-    BadRepositoryFileError,
     add_release,
     create_repository,
     merge_bundles,
-    merge_signatures,
     publish_targets,
     refresh_online,
     revoke_release,
     sign_bundle,
-    sign_metadata,
 )
 
 if TYPE_CHECKING:
