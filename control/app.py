@@ -150,7 +150,7 @@ async def _load(
     revocations = Revocations(credentials, desired=desired, signing=signing, clock=clock, config=config)
     async with database.transaction() as tx:
         await releases.load(tx, directory / "trust" / "bootstrap")
-        await revocations.load(tx)
+    revocations.load()
     changes, fleet = Changes(), Fleet()
     waves = Waves(
         desired=desired, releases=releases, revocations=revocations, signing=signing, clock=clock, config=config

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY = ResourceKey("tuf", "metadata")
 HOLDS_KEY = ResourceKey("holds", "fleet")
-SEALED_TYPES = frozenset({"holds", "policy", "order", "permit", "closed"})
+SEALED_TYPES = frozenset({"holds", "revocations", "policy", "order", "permit", "closed"})
 """Resources that are envelopes signed as control."""
 MAX_HOLDS = 10_000
 

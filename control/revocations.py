@@ -2,7 +2,7 @@
 
 Rules:
 - The list is the resource ``revocations/fleet``: published from the first revocation on, urgent, for everybody. Its
-  epoch grows with each change; the same epoch is signed anew at intervals, and at once when control's key is another.
+  epoch grows with each change; the same epoch is signed anew at intervals.
 - It is durable before anything goes by it: control's own sessions and calls of revoked callers end after the commit.
 - A revocation lowers risk and needs no permit of anybody. Nothing takes one back: the node is enrolled again.
 - Times are signed only by a clock that can be right: not behind the list in force, and one by which control's own
@@ -74,17 +74,14 @@ class Revocations:
         self._seen: dict[str, datetime] = {}
         self._is_in_doubt = False
 
-    async def load(self, tx: Transaction) -> None:
+    def load(self) -> None:
         """Take up what was published."""
         held = self._desired.get(EVERYBODY, REVOCATIONS_KEY)
         if held is None:
             return
-        envelope = decode(Envelope, held.content)
-        listed = decode(RevocationList, envelope.payload)
+        listed = decode(RevocationList, decode(Envelope, held.content).payload)
         self._index = RevocationIndex(listed)
         self._credentials.authorities.take(listed)
-        if envelope.signatures[0].keyid != self._signing.control.public_key.keyid:
-            await self._say(tx, listed)
 
     @property
     def listed(self) -> RevocationList | None:

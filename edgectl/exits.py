@@ -126,6 +126,7 @@ _HINTS: Mapping[str, str] = {
     "NO_WORD": "`edgectl explain` lists them all",
     "QUOTA_EXCEEDED": "`edgectl hub cache list` shows what is pinned and why",
     "REMOTE_FAULT": "look at the log of the node asked",
+    "UNSAFE_CEREMONY": "`edgectl keys show` says whose the keys are; docs/guide/key-ceremonies.md",
     "WAN": "`edgectl lab status` shows the lab's stores",
 }
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from securesystemslib.signer import CryptoSigner
 
 from control.revocations import ClockDoubtError
 from edgectl.exits import Exit
@@ -312,20 +311,6 @@ async def test_a_clock_that_cannot_be_right_signs_nothing(world: World, step: ti
         clock.at -= step
         async with database.transaction() as tx:
             assert await revocations.add(tx, revocations.draft(DEVICES[1], RevocationReach.NODE, "stolen", None))
-
-
-async def test_a_control_with_another_key_signs_the_list_at_once(world: World) -> None:
-    """What the old key signed is believed only until TUF metadata says otherwise."""
-    async with world.serving() as served, served.calling() as stub:
-        await stub.RevokeNode(revoke(DEVICES[0]))
-        before = served.control.core.revocations.listed
-    key = CryptoSigner.generate_ed25519()
-    (world.directory / "keys" / "control.pem").write_bytes(key.private_bytes)
-    async with world.serving() as served:
-        published = served.control.core.desired.get("", KEY)
-        assert published is not None
-        assert [one.keyid for one in decode(Envelope, published.content).signatures] == [key.public_key.keyid]
-        assert served.control.core.revocations.listed == before == served.control.authorities.revocations
 
 
 async def test_a_failed_transaction_takes_nothing_back(world: World) -> None:

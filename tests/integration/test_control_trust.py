@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from securesystemslib.signer import CryptoSigner
 
-from control.releases import HOLDS_KEY, METADATA_KEY
+from control.releases import HOLDS_KEY, METADATA_KEY, SEALED_TYPES
 from tests.integration.test_control_operator import CODE, refused
 from tests.session_kit import until
 from tests.unit.control.control_kit import STORES, World, intent, inventory, make_world, plan
@@ -20,7 +20,7 @@ from wavemesh.trust.envelope import verify_role, verify_role_payload
 from wavemesh.trust.files import sign_metadata
 from wavemesh.trust.metadata import TrustedMetadata, load_trusted
 from wavemesh.trust.repository import Update, add_release, revoke_release, role_keys, sign_bundle
-from wavemesh.trust.statements import Envelope, HoldList, IntentKind, Permit, TrustMetadata, WaveOrder
+from wavemesh.trust.statements import Envelope, HoldList, IntentKind, Permit, RevocationList, TrustMetadata, WaveOrder
 from wavemesh.v1 import operator_pb2
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def believed(world: World, resources: Mapping[ResourceKey, Resource]) -> tuple[T
     """What a node makes of all that control says; names of what it refuses."""
     published = decode(TrustMetadata, resources[METADATA_KEY].content)
     trusted = load_trusted(world.trust_keys.pinned_root, published, datetime.now(UTC), None)
-    kinds: dict[str, type] = {"holds": HoldList, "order": WaveOrder, "permit": Permit}
+    kinds: dict[str, type] = {"holds": HoldList, "revocations": RevocationList, "order": WaveOrder, "permit": Permit}
     doubted = []
     for key, resource in resources.items():
         try:
@@ -124,9 +124,8 @@ async def test_control_follows_its_own_keys(world: World) -> None:
             region.hub(store)
         await stub.PlanWave(plan())
         await stub.SubmitIntent(intent(world, IntentKind.START_WAVE))
-        await until(
-            lambda: {key.type for key in region.sink.resources} >= {"order", "policy", "permit", "holds"}, region.sink
-        )
+        await stub.RevokeNode(operator_pb2.RevokeNodeRequest(path="operator/mallory", reason="left the company"))
+        await until(lambda: {key.type for key in region.sink.resources} >= SEALED_TYPES - {"closed"}, region.sink)
         trusted, doubted = believed(world, region.sink.resources)
         assert (list(trusted.role_keys("control").keys), doubted) == ([keys.control.public_key.keyid], [])
         before = dict(region.sink.resources)
@@ -135,7 +134,7 @@ async def test_control_follows_its_own_keys(world: World) -> None:
             lambda: all(
                 resource.content != before[key].content
                 for key, resource in region.sink.resources.items()
-                if key.type in {"order", "policy", "permit", "holds", "tuf"}
+                if key.type in SEALED_TYPES | {"tuf"}
             ),
             region.sink,
         )
