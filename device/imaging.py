@@ -1,0 +1,136 @@
+"""An image on its way from the hub into the slot that does not run, until it reads back as signed.
+
+The image streams straight into the slot. Every ``fsync_step_bytes`` what was written is flushed, read back from the
+medium and hashed, while the next step is received and written; in the end the hash of all that was read back is
+compared with the signed digest. Progress is announced before the step it belongs to is flushed. Wrong bytes are
+fetched once more from the start, then refused as ``checksum``. A link that breaks leaves the slot's mark, from which
+the next attempt goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wavemesh.errors import GateError, WavemeshError
+from wavemesh.policy.gates import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from device.bootenv import SlotName
+    from device.platform import Slots, SlotWriter
+    from wavemesh.artifacts.download import BlobReader
+    from wavemesh.trust.statements import Digest
+
+FRAMES_IN_FLIGHT = 8
+TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Imaging:
+    """Puts images on one slot. ``staged`` hears how many bytes are written, after each frame; ``alert`` what is odd."""
+
+    artifacts: BlobReader
+    slots: Slots
+    slot: SlotName
+    fsync_step_bytes: int
+    staged: Callable[[int], Awaitable[None]]
+    alert: Callable[[str], None]
+
+    async def put(self, image: Digest) -> None:
+        """Write and read back; raises GateError (checksum) when the bytes are wrong twice, PeerError, LocalError."""
+        found = ""
+        for _ in range(TRIES):
+            writer = await self.slots.begin(self.slot, image)
+            try:
+                await self._fill(writer, image)
+                await writer.sync()
+                found = writer.read_back
+            finally:
+                await writer.close()
+            if found == image.sha256:
+                return
+            self.alert(f"slot {self.slot.value} reads back {found}, signed is {image.sha256}")
+            await self.slots.discard(self.slot)
+        msg = f"slot {self.slot.value} reads back SHA-256 {found}, signed is {image.sha256}"
+        raise GateError(Gate.CHECKSUM.value, msg)
+
+    async def _fill(self, writer: SlotWriter, image: Digest) -> None:
+        """Stream from the writer's offset to the end; frames are read ahead, so no side waits for the other."""
+        await self.staged(writer.offset)
+        frames = _Frames()
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(self._read_ahead(image, writer.offset, frames))
+            error = await self._drain(frames, writer, group)
+            reading.cancel()
+        if error is not None:
+            raise error
+
+    async def _read_ahead(self, image: Digest, offset: int, frames: _Frames) -> None:
+        try:
+            async with aclosing(self.artifacts.read(image, offset)) as pieces:
+                async for piece in pieces:
+                    await frames.put(piece)
+        except WavemeshError as error:
+            frames.end(error)
+        else:
+            frames.end(None)
+
+    async def _drain(self, frames: _Frames, writer: SlotWriter, group: asyncio.TaskGroup) -> WavemeshError | None:
+        """Write what comes, with a step being synced beside it; returns what ended it too early."""
+        synced = writer.offset
+        syncing: asyncio.Task[WavemeshError | None] | None = None
+        error: WavemeshError | None = None
+        while error is None and (pieces := await frames.take()):
+            error = await _caught(writer.write(*pieces))
+            await self.staged(writer.offset)
+            if error is None and writer.offset - synced >= self.fsync_step_bytes:
+                error = None if syncing is None else await syncing
+                syncing = None if error is not None else group.create_task(_caught(writer.sync()))
+                synced = writer.offset
+        last = None if syncing is None else await syncing
+        return error or last or frames.error
+
+
+class _Frames:
+    """What has arrived and is not written yet, at most FRAMES_IN_FLIGHT; all of it is written in one step."""
+
+    def __init__(self) -> None:
+        self.error: WavemeshError | None = None
+        self._pieces: list[memoryview] = []
+        self._is_over = False
+        self._filled, self._emptied = asyncio.Event(), asyncio.Event()
+
+    async def put(self, piece: memoryview) -> None:
+        """Add a frame, once there is room."""
+        while len(self._pieces) >= FRAMES_IN_FLIGHT:
+            self._emptied.clear()
+            await self._emptied.wait()
+        self._pieces.append(piece)
+        self._filled.set()
+
+    def end(self, error: WavemeshError | None) -> None:
+        """Nothing more comes."""
+        self._is_over, self.error = True, error
+        self._filled.set()
+
+    async def take(self) -> list[memoryview]:
+        """All that is there, at least one; none at the end."""
+        await self._filled.wait()
+        pieces, self._pieces = self._pieces, []
+        if not self._is_over:
+            self._filled.clear()
+        self._emptied.set()
+        return pieces
+
+
+async def _caught(work: Awaitable[None]) -> WavemeshError | None:
+    """What went wrong, as a value: an error raised in a task would reach the caller in a group of errors."""
+    try:
+        await work
+    except WavemeshError as error:
+        return error
+    return None
