@@ -3,18 +3,19 @@
 The image streams straight into the slot. Every ``fsync_step_bytes`` what was written is flushed, read back from the
 medium and hashed, while the next step is received and written; in the end the hash of all that was read back is
 compared with the signed digest. Progress is announced before the step it belongs to is flushed. Wrong bytes are
-fetched once more from the start, then refused as ``checksum``. A link that breaks leaves the slot's mark, from which
-the next attempt goes on.
+fetched once more from the start, then refused as ``checksum``. When the link breaks, what came is synced, and the next
+attempt goes on there.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wavemesh.errors import GateError, WavemeshError
+from wavemesh.errors import GateError, PeerError, WavemeshError
 from wavemesh.policy.gates import Gate
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Imaging:
             reading = group.create_task(self._read_ahead(image, writer.offset, frames))
             error = await self._drain(frames, writer, group)
             reading.cancel()
+        if isinstance(error, PeerError):
+            await writer.sync()  # what came before the link broke is not fetched again
         if error is not None:
             raise error
 
@@ -81,26 +84,26 @@ class Imaging:
 
     async def _drain(self, frames: _Frames, writer: SlotWriter, group: asyncio.TaskGroup) -> WavemeshError | None:
         """Write what comes, with a step being synced beside it; returns what ended it too early."""
-        synced = writer.offset
+        next_sync = writer.offset + self.fsync_step_bytes
         syncing: asyncio.Task[WavemeshError | None] | None = None
         error: WavemeshError | None = None
-        while error is None and (pieces := await frames.take()):
+        while error is None and (pieces := await frames.take(next_sync - writer.offset)):
             error = await _caught(writer.write(*pieces))
             await self.staged(writer.offset)
-            if error is None and writer.offset - synced >= self.fsync_step_bytes:
+            if error is None and writer.offset >= next_sync:
                 error = None if syncing is None else await syncing
                 syncing = None if error is not None else group.create_task(_caught(writer.sync()))
-                synced = writer.offset
+                next_sync = writer.offset + self.fsync_step_bytes
         last = None if syncing is None else await syncing
         return error or last or frames.error
 
 
 class _Frames:
-    """What has arrived and is not written yet, at most FRAMES_IN_FLIGHT; all of it is written in one step."""
+    """What has arrived and is not written yet, at most FRAMES_IN_FLIGHT; several are written in one step."""
 
     def __init__(self) -> None:
         self.error: WavemeshError | None = None
-        self._pieces: list[memoryview] = []
+        self._pieces: deque[memoryview] = deque(maxlen=FRAMES_IN_FLIGHT)
         self._is_over = False
         self._filled, self._emptied = asyncio.Event(), asyncio.Event()
 
@@ -117,14 +120,17 @@ class _Frames:
         self._is_over, self.error = True, error
         self._filled.set()
 
-    async def take(self) -> list[memoryview]:
-        """All that is there, at least one; none at the end."""
+    async def take(self, wanted_bytes: int) -> list[memoryview]:
+        """What is there, until it is as much as is wanted; at least one frame, none at the end."""
         await self._filled.wait()
-        pieces, self._pieces = self._pieces, []
-        if not self._is_over:
+        taken: list[memoryview] = []
+        while self._pieces and wanted_bytes > 0:
+            taken.append(self._pieces.popleft())
+            wanted_bytes -= len(taken[-1])
+        if not self._pieces and not self._is_over:
             self._filled.clear()
         self._emptied.set()
-        return pieces
+        return taken
 
 
 async def _caught(work: Awaitable[None]) -> WavemeshError | None:
