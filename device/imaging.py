@@ -1,7 +1,7 @@
 """An image on its way from the hub into the slot that does not run, until it reads back as signed.
 
 The image streams straight into the slot. Every ``fsync_step_bytes`` what was written is flushed, read back from the
-medium and hashed, while the next step is received and written; in the end the hash of all that was read back is
+medium and hashed, while the next steps are received and written; in the end the hash of all that was read back is
 compared with the signed digest. Progress is announced before the step it belongs to is flushed. Wrong bytes are
 fetched once more from the start, then refused as ``checksum``. When the link breaks, what came is synced, and the next
 attempt goes on there.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wavemesh.trust.statements import Digest
 
 FRAMES_IN_FLIGHT = 8
+SYNCS_IN_FLIGHT = 2
 TRIES = 2
 
 
@@ -83,19 +84,20 @@ class Imaging:
             frames.end(None)
 
     async def _drain(self, frames: _Frames, writer: SlotWriter, group: asyncio.TaskGroup) -> WavemeshError | None:
-        """Write what comes, with a step being synced beside it; returns what ended it too early."""
+        """Write what comes, with steps being synced beside it; returns what ended it too early."""
         next_sync = writer.offset + self.fsync_step_bytes
-        syncing: asyncio.Task[WavemeshError | None] | None = None
+        syncs: deque[asyncio.Task[WavemeshError | None]] = deque(maxlen=SYNCS_IN_FLIGHT)
         error: WavemeshError | None = None
         while error is None and (pieces := await frames.take(next_sync - writer.offset)):
             error = await _caught(writer.write(*pieces))
             await self.staged(writer.offset)
             if error is None and writer.offset >= next_sync:
-                error = None if syncing is None else await syncing
-                syncing = None if error is not None else group.create_task(_caught(writer.sync()))
+                error = await syncs.popleft() if len(syncs) == SYNCS_IN_FLIGHT else None
+                syncs.append(group.create_task(_caught(writer.sync())))
                 next_sync = writer.offset + self.fsync_step_bytes
-        last = None if syncing is None else await syncing
-        return error or last or frames.error
+        for sync in syncs:
+            error = error or await sync
+        return error or frames.error
 
 
 class _Frames:

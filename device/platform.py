@@ -93,7 +93,7 @@ class SlotWriter(Protocol):
     async def sync(self) -> None:
         """Make what is written by now durable, read it back and move the mark that a resume starts from.
 
-        ``write`` may be called meanwhile, ``sync`` may not.
+        ``write`` and ``sync`` may be called meanwhile; syncs are done in their order.
         """
         ...
 

@@ -50,7 +50,7 @@ RESTART_DELAY_S = 0.2
 STOP_GRACE_S = 10.0
 MAX_TRIGGERS = 16
 MAX_COMMAND_BYTES = 200
-# What staging may have written and not flushed: a step being flushed, one being written, and what arrived meanwhile.
+# What staging may have written and not marked: steps being read back, flushed and written, and what arrived meanwhile.
 UNFLUSHED_STEPS, UNFLUSHED_BYTES = 3, 8 * 1024 * 1024
 # Names that the agent's environment takes over; nothing else of ours is any of its business.
 _INHERITED = ("PYTHONPATH", "PYTHONHOME", "LANG", "TZ", "TMPDIR", "COVERAGE_PROCESS_START")

@@ -7,7 +7,7 @@ Rules. Only the slot that the boot environment does not call active is opened fo
 Writes pass a cache: whatever lies past the last mark may be lost or garbled at a power cut (the supervisor does just
 that), so a mark is written only after the data before it was flushed and read back from the medium. A mark carries the
 digest of what was read back; a resume reads it again and starts over where it differs. The label goes before the first
-byte is written. Writing and settling (flush, read back, mark) have a thread each, so that neither waits for the other.
+byte is written. Writing, flushing and settling (read back, mark) have a thread each: three steps may be under way.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class SimulatedWriter:
         self._mark_path = mark_path
         self._disk = disk
         self._image = image
-        self._writing, self._settling = Worker(), Worker()
+        self._writing, self._flushing, self._settling = self._workers = Worker(), Worker(), Worker()
         self._hash = hashlib.sha256()
         self._offset = self._settled = 0
         self._descriptor = -1
@@ -199,8 +199,8 @@ class SimulatedWriter:
 
     async def open(self) -> None:
         """Find the mark, hash what it vouches for, and open for writing after it."""
-        await self._writing.__aenter__()
-        await self._settling.__aenter__()
+        for worker in self._workers:
+            await worker.__aenter__()
         try:
             await self._settling.run(self._open)
         except BaseException:
@@ -217,13 +217,15 @@ class SimulatedWriter:
         self._offset = end
 
     async def sync(self) -> None:
-        """Flush what is written by now, read it back, then move the mark; more may be written meanwhile."""
-        await self._settling.run(self._settle, self._offset)
+        """Flush what is written by now, read it back, then move the mark; more may be written and synced meanwhile."""
+        through = self._offset
+        await self._flushing.run(self._disk.fsync, self._descriptor, self._path)
+        await self._settling.run(self._settle, through)
 
     async def close(self) -> None:
         """End the threads and close the files."""
-        await self._writing.__aexit__(None, None, None)
-        await self._settling.__aexit__(None, None, None)
+        for worker in self._workers:
+            await worker.__aexit__(None, None, None)
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -246,6 +248,7 @@ class SimulatedWriter:
             os.lseek(self._descriptor, self._offset, os.SEEK_SET)
         self._settled = self._offset
         # Flushed before the first write: from here on the mark says what may be believed.
+        self._disk.fsync(self._descriptor, self._path)
         self._settle(self._offset)
 
     def _write(self, pieces: Sequence[bytes | memoryview]) -> None:
@@ -256,7 +259,6 @@ class SimulatedWriter:
         if self._medium is None:
             msg = f"{self._path} is synced before it is open"
             raise RuntimeError(msg)
-        self._disk.fsync(self._descriptor, self._path)
         self._medium.hash_into(self._hash, self._settled, through)
         self._settled = through
         mark = Mark(self._image.sha256, self._image.size_bytes, through, self._hash.hexdigest())
