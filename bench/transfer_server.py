@@ -24,6 +24,7 @@ from wavemesh.artifacts.vouching import READ_STEP_BYTES
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_server, run
+from wavemesh.runtime.peers import Peers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -72,7 +73,8 @@ async def serve(kind: str, identity: Path, blob: Path) -> None:
     credentials = NodeCredentials.load(identity)
     server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=MAX_RPCS)
     if kind == "ours":
-        ArtifactServer(credentials.node_id, HeldBlobs(await _filled_store(blob))).add_to(server)
+        peers = Peers(credentials.authorities, SystemClock())
+        ArtifactServer(credentials.node_id, HeldBlobs(await _filled_store(blob)), peers).add_to(server)
     else:
         _, service, method = FLOOR_METHOD.split("/")
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(BareStream(blob).read)
