@@ -43,8 +43,9 @@ test: $(STAMP)  ## all tests; ARGS="tests/unit/policy -k windows"; with CI=true 
 demo: $(STAMP)  ## the whole fleet on this machine; ARGS="--seed 7 --fault pos-03:battery"
 	$(BIN)/edgectl lab demo $(ARGS)
 
-bench: $(STAMP)  ## 300 sessions beside their floor, as JSON
+bench: $(STAMP)  ## the short set, beside floors and peers, as JSON: 300 sessions, transfers of 64 MiB
 	$(BIN)/python -m bench sessions --devices 300 --json -
+	$(BIN)/python -m bench transfer --size-mib 64 --rounds 3 --json -
 
 kills: $(STAMP)  ## kill -9 of each tier at ten moments of the demo's wave; ARGS="--moments 1"
 	$(BIN)/python -m tests.kills $(ARGS)

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 # Each is a module bench.NAME with main(arguments) -> exit status.
-BENCHES = ("corpus", "sessions")
+BENCHES = ("corpus", "sessions", "transfer")
 
 
 def main(arguments: list[str]) -> int:

@@ -81,12 +81,20 @@ class SlotWriter(Protocol):
         """Bytes written so far, where the download goes on."""
         ...
 
-    async def write(self, data: bytes | memoryview) -> None:
-        """Append and hash; not durable until ``sync``."""
+    @property
+    def read_back(self) -> str:
+        """SHA-256, lower-case hex, of everything synced, as it was read back from the medium after it was flushed."""
+        ...
+
+    async def write(self, *pieces: bytes | memoryview) -> None:
+        """Append all; not durable until ``sync``."""
         ...
 
     async def sync(self) -> None:
-        """Make everything written durable and move the mark that a resume starts from."""
+        """Make what is written by now durable, read it back and move the mark that a resume starts from.
+
+        ``write`` and ``sync`` may be called meanwhile; syncs are done in their order.
+        """
         ...
 
     async def close(self) -> None:

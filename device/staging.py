@@ -1,25 +1,26 @@
 """STAGING: from order to a verified slot.
 
-Order of work: the release's signature bundle is fetched and verified; the image streams straight into the slot that
-does not run, network, hash and disk overlapping; the config bundle goes to its generation; what is on the slot is read
-back from the medium and compared with the signed digest; the slot is labelled; the boot probe looks at it. A slot that
-already holds the image is only read back. Meanwhile heat and power are watched, and trouble pauses the write.
+Order of work: the release's signature bundle is fetched and verified; the image goes onto the slot that does not run
+and is read back from the medium (imaging.py); the slot is labelled; the config bundle goes to its generation; the boot
+probe looks at the slot. A slot that already holds the image is only read back. Meanwhile heat and power are watched,
+and trouble pauses the write.
 
 A link that fails is waited for, however long: the mark on the slot says where to go on. A hub that refuses by gate
-refuses for this device. Wrong bytes are fetched once more from the start, then refused as ``checksum``.
+refuses for this device.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from device.gates import check_flashing
+from device.imaging import Imaging
 from device.offload import Worker
 from device.platform import SlotLabel
 from device.progress import Event, GateRefused, Obstructed, Staged
-from wavemesh.errors import GateError, PeerError, WavemeshError
+from wavemesh.errors import GateError, PeerError
 from wavemesh.policy.gates import Gate
 from wavemesh.runtime.durable import DiskFaultError
 from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
@@ -28,14 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from device.equipment import Equipment
-    from device.platform import SlotWriter
     from device.progress import Target
     from wavemesh.trust.statements import Digest
-
-FRAMES_IN_FLIGHT = 8
-
-Frames: TypeAlias = "asyncio.Queue[memoryview | WavemeshError | None]"
-TRIES = 2
 
 
 class Staging:
@@ -81,7 +76,7 @@ class Staging:
         target, slots = self._target, self._equipment.slots
         await self._verify_bundle()
         if target.firmware is not None and not await self._already_there(target.firmware):
-            await self._put_image(target.firmware)
+            await self._imaging(target.firmware).put(target.firmware)
             await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
         if target.config is not None:
             await self._put_config(target.config)
@@ -121,62 +116,16 @@ class Staging:
         self._staged(image.size_bytes)
         return await slots.digest(slot, image.size_bytes) == image.sha256
 
-    async def _put_image(self, image: Digest) -> None:
-        """Write and read back; raises GateError (checksum) when the bytes are wrong twice."""
-        slots, slot = self._equipment.slots, self._target.boot.slot
-        found = ""
-        for _ in range(TRIES):
-            writer = await slots.begin(slot, image)
-            try:
-                await self._fill(writer, image)
-                await writer.sync()
-            finally:
-                await writer.close()
-            found = await slots.digest(slot, image.size_bytes)
-            if found == image.sha256:
-                return
-            self._equipment.log.alert(f"slot {slot.value} reads back {found}, signed is {image.sha256}")
-            await slots.discard(slot)
-        msg = f"slot {slot.value} reads back SHA-256 {found}, signed is {image.sha256}"
-        raise GateError(Gate.CHECKSUM.value, msg)
-
-    async def _fill(self, writer: SlotWriter, image: Digest) -> None:
-        """Stream from the writer's offset to the end; frames are read ahead, so no side waits for the other."""
-        await self._note(writer.offset, image)
-        queue: Frames = asyncio.Queue(FRAMES_IN_FLIGHT)
-        async with asyncio.TaskGroup() as group:
-            reading = group.create_task(self._read_ahead(image, writer.offset, queue))
-            error = await self._drain(queue, writer, image)
-            reading.cancel()
-        if error is not None:
-            raise error
-
-    async def _read_ahead(self, image: Digest, offset: int, queue: Frames) -> None:
-        end: WavemeshError | None = None
-        try:
-            async with aclosing(self._equipment.artifacts.read(image, offset)) as pieces:
-                async for piece in pieces:
-                    await queue.put(piece)
-        except WavemeshError as error:
-            end = error
-        await queue.put(end)
-
-    async def _drain(self, queue: Frames, writer: SlotWriter, image: Digest) -> WavemeshError | None:
-        """Write what comes and flush every step; returns what ended it too early."""
-        step_bytes = self._equipment.config.staging.fsync_step_bytes
-        synced = writer.offset
-        try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, WavemeshError):
-                    return item
-                await writer.write(item)
-                if writer.offset - synced >= step_bytes:
-                    await writer.sync()
-                    synced = writer.offset
-                await self._note(writer.offset, image)
-        except WavemeshError as error:
-            return error
-        return None
+    def _imaging(self, image: Digest) -> Imaging:
+        equipment = self._equipment
+        return Imaging(
+            equipment.artifacts,
+            equipment.slots,
+            self._target.boot.slot,
+            equipment.config.staging.fsync_step_bytes,
+            staged=lambda offset: self._note(offset, image),
+            alert=equipment.log.alert,
+        )
 
     async def _note(self, offset: int, image: Digest) -> None:
         """Tell progress, and announce each whole percent to the board."""

@@ -50,6 +50,8 @@ RESTART_DELAY_S = 0.2
 STOP_GRACE_S = 10.0
 MAX_TRIGGERS = 16
 MAX_COMMAND_BYTES = 200
+# What staging may have written and not marked: steps being read back, flushed and written, and what arrived meanwhile.
+UNFLUSHED_STEPS, UNFLUSHED_BYTES = 3, 8 * 1024 * 1024
 # Names that the agent's environment takes over; nothing else of ours is any of its business.
 _INHERITED = ("PYTHONPATH", "PYTHONHOME", "LANG", "TZ", "TMPDIR", "COVERAGE_PROCESS_START")
 
@@ -75,7 +77,8 @@ class Supervisor:
         except BlockingIOError as error:
             msg = f"{self._directory}: a supervisor plays this device already"
             raise AlreadyRunningError(msg) from error
-        self._firmware = Firmware(self._directory, 2 * self._config.staging.fsync_step_bytes)
+        lossy_bytes = UNFLUSHED_STEPS * self._config.staging.fsync_step_bytes + UNFLUSHED_BYTES
+        self._firmware = Firmware(self._directory, lossy_bytes)
         self._selector = selectors.DefaultSelector()
         self._agent: subprocess.Popen[bytes] | None = None
         self._agent_descriptor = -1

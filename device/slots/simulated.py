@@ -5,8 +5,9 @@ verified there, ``slots/B.mark`` tells how far a write to B is durable, ``slots/
 
 Rules. Only the slot that the boot environment does not call active is opened for writing, checked on every ``begin``.
 Writes pass a cache: whatever lies past the last mark may be lost or garbled at a power cut (the supervisor does just
-that), so a mark is written only after the data before it was flushed. A mark carries the digest of the bytes before it;
-a resume hashes them again and starts over where they differ. The label goes before the first byte is written.
+that), so a mark is written only after the data before it was flushed and read back from the medium. A mark carries the
+digest of what was read back; a resume reads it again and starts over where it differs. The label goes before the first
+byte is written. Writing, flushing and settling (read back, mark) have a thread each: three steps may be under way.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from typing import TYPE_CHECKING, TypeVar
 from device.bootenv import MAX_BYTES, Boot, BootEnvironment, ResetReason, SlotName, decode, encode
 from device.offload import Worker
 from device.platform import SlotLabel
+from device.slots.medium import MediumReader, reading_medium
 from device.values import from_plain, to_plain
 from wavemesh.errors import LocalError
 from wavemesh.runtime.durable import Disk, disk_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from wavemesh.trust.statements import Digest
 
 T = TypeVar("T")
 
-STEP_BYTES = 1024 * 1024
 _MAX_LABEL_BYTES = 16 * 1024
 
 
@@ -153,7 +154,7 @@ class SimulatedSlots:
     async def digest(self, slot: SlotName, size_bytes: int) -> str:
         """SHA-256 of the first bytes, read from the medium and not from the cache."""
         async with Worker() as worker:
-            return (await worker.run(_hash_file, self.path(slot), size_bytes)).hexdigest()
+            return await worker.run(_hash_medium, self.path(slot), size_bytes)
 
     async def discard(self, slot: SlotName) -> None:
         """Forget the mark."""
@@ -180,47 +181,64 @@ class SimulatedWriter:
         self._mark_path = mark_path
         self._disk = disk
         self._image = image
-        self._worker = Worker()
+        self._writing, self._flushing, self._settling = self._workers = Worker(), Worker(), Worker()
         self._hash = hashlib.sha256()
-        self._offset = 0
+        self._offset = self._settled = 0
         self._descriptor = -1
+        self._medium: MediumReader | None = None
 
     @property
     def offset(self) -> int:
         """Bytes of the image written so far."""
         return self._offset
 
+    @property
+    def read_back(self) -> str:
+        """SHA-256 of what was synced, as it was read from the medium."""
+        return self._hash.hexdigest()
+
     async def open(self) -> None:
         """Find the mark, hash what it vouches for, and open for writing after it."""
-        await self._worker.__aenter__()
+        for worker in self._workers:
+            await worker.__aenter__()
         try:
-            await self._worker.run(self._open)
+            await self._settling.run(self._open)
         except BaseException:
             await self.close()
             raise
 
-    async def write(self, data: bytes | memoryview) -> None:
-        """Append; raises SlotError past the image's size, DiskFaultError."""
-        if self._offset + len(data) > self._image.size_bytes:
+    async def write(self, *pieces: bytes | memoryview) -> None:
+        """Append all; raises SlotError past the image's size, DiskFaultError."""
+        end = self._offset + sum(map(len, pieces))
+        if end > self._image.size_bytes:
             msg = f"{self._path}: more bytes came than the {self._image.size_bytes} of the image"
             raise SlotError(msg)
-        await self._worker.run(self._write, data)
+        await self._writing.run(self._write, pieces)
+        self._offset = end
 
     async def sync(self) -> None:
-        """Flush, then move the mark."""
-        await self._worker.run(self._sync)
+        """Flush what is written by now, read it back, then move the mark; more may be written and synced meanwhile."""
+        through = self._offset
+        await self._flushing.run(self._disk.fsync, self._descriptor, self._path)
+        await self._settling.run(self._settle, through)
 
     async def close(self) -> None:
-        """Close the file and end the thread."""
+        """End the threads and close the files."""
+        for worker in self._workers:
+            await worker.__aexit__(None, None, None)
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-        await self._worker.__aexit__(None, None, None)
+        medium, self._medium = self._medium, None
+        if medium is not None:
+            medium.close()
 
     def _open(self) -> None:
+        medium = self._medium = MediumReader(self._path)
         mark = read_json(self._mark_path, Mark)
         if mark is not None and (mark.sha256, mark.size_bytes) == (self._image.sha256, self._image.size_bytes):
-            prefix = _hash_file(self._path, mark.offset)
+            prefix = hashlib.sha256()
+            medium.hash_into(prefix, 0, mark.offset)
             if prefix.hexdigest() == mark.prefix_sha256:
                 self._hash, self._offset = prefix, mark.offset
         with disk_errors(self._path):
@@ -228,30 +246,31 @@ class SimulatedWriter:
             # The file is the medium: exactly as long as the image, so that its digest is the slot's digest.
             os.ftruncate(self._descriptor, self._image.size_bytes)
             os.lseek(self._descriptor, self._offset, os.SEEK_SET)
+        self._settled = self._offset
         # Flushed before the first write: from here on the mark says what may be believed.
-        self._sync()
-
-    def _write(self, data: bytes | memoryview) -> None:
-        self._disk.write(self._descriptor, data, self._path)
-        self._hash.update(data)
-        self._offset += len(data)
-
-    def _sync(self) -> None:
         self._disk.fsync(self._descriptor, self._path)
-        mark = Mark(self._image.sha256, self._image.size_bytes, self._offset, self._hash.hexdigest())
+        self._settle(self._offset)
+
+    def _write(self, pieces: Sequence[bytes | memoryview]) -> None:
+        for piece in pieces:
+            self._disk.write(self._descriptor, piece, self._path)
+
+    def _settle(self, through: int) -> None:
+        if self._medium is None:
+            msg = f"{self._path} is synced before it is open"
+            raise RuntimeError(msg)
+        self._medium.hash_into(self._hash, self._settled, through)
+        self._settled = through
+        mark = Mark(self._image.sha256, self._image.size_bytes, through, self._hash.hexdigest())
         self._disk.write_atomic(self._mark_path, json.dumps(to_plain(mark)).encode(), 0o644)
 
 
-def _hash_file(path: Path, size_bytes: int) -> hashlib._Hash:
-    """Hash the first bytes of a file, dropping them from the page cache first; a shorter file hashes shorter."""
+def _hash_medium(path: Path, size_bytes: int) -> str:
+    """SHA-256 of the first bytes of a file as the medium has them; a shorter file hashes shorter."""
     hasher = hashlib.sha256()
-    with disk_errors(path), path.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        rest = size_bytes
-        while rest and (piece := file.read(min(rest, STEP_BYTES))):
-            hasher.update(piece)
-            rest -= len(piece)
-    return hasher
+    with reading_medium(path) as medium:
+        medium.hash_into(hasher, 0, size_bytes)
+    return hasher.hexdigest()
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:

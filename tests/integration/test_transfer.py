@@ -104,6 +104,12 @@ async def read(client: ArtifactClient, digest: Digest = DIGEST, offset: int = 0)
         return b"".join([bytes(piece) async for piece in pieces])
 
 
+async def first_step_only(digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    """A source that goes on for as long as it is not left."""
+    yield CONTENT[offset : offset + 1024]
+    await asyncio.Event().wait()
+
+
 async def test_blobs_travel_whole_and_from_any_offset(credentials: Any, tmp_path: Path) -> None:
     async with serving(credentials, tmp_path) as rig:
         client = rig.client()
@@ -216,6 +222,7 @@ async def test_a_server_that_restarts_does_not_end_a_download(credentials: Any, 
 async def test_too_many_reads_are_shed_with_a_time_to_return(credentials: Any, tmp_path: Path) -> None:
     """M6: in all and per peer."""
     async with serving(credentials, tmp_path, maximum_reads=2, maximum_reads_per_peer=1) as rig:
+        rig.source.read = first_step_only
         first, second, third = (rig.client(f"{HUB}/device/pos-0{number}") for number in (1, 2, 3))
         async with aclosing(first.read(DIGEST)) as one:
             await anext(one)

@@ -6,7 +6,8 @@
 Rules: a blob becomes visible under its name only after its digest was verified and its bytes are on disk. Room is
 reserved in full before the first byte is written, quota and free disk both, so a fetch never dies half way for want of
 space that was never there. Reads verify as they go: the last step of a read from disk is given out only if the whole
-file still has its digest, and a file that has not is removed. Any number of readers may follow the one writer of a blob
+file still has its digest, and where this process has verified the blob before, each step only if it is what it was then
+(vouching.py); a file that went bad is removed. Any number of readers may follow the one writer of a blob
 that is still arriving; they get its last step only once it is verified. So nobody ever receives all bytes of a blob
 that is not what its name says. What to evict is decided elsewhere; ``delete`` evicts.
 
@@ -18,18 +19,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
-from wavemesh.artifacts.digests import STEP_BYTES, blob_name, check_digest, in_thread, parse_blob_name
+from wavemesh.artifacts.digests import blob_name, check_digest, in_thread, parse_blob_name
 from wavemesh.artifacts.partial import BlobMismatchError, PartialFile, boot_id, mark_path
+from wavemesh.artifacts.vouching import READ_STEP_BYTES, Tagger, tag_of
 from wavemesh.errors import ConflictError, LocalError, NotFoundError, PeerError, WavemeshError
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
 
     from wavemesh.runtime.clock import Clock
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BlobEntry", "BlobMismatchError", "BlobStore", "BlobWriter", "OutOfRangeError", "QuotaExceededError"]
 
-READ_STEP_BYTES = STEP_BYTES // 2
-"""Half a step: one frame on the wire."""
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 FREE_DISK_RESERVE_BYTES = 16 * 1024 * 1024
 """Never filled by blobs, so that databases and marks can still be written."""
 
@@ -163,6 +166,7 @@ class BlobStore:
         self._complete: dict[Digest, datetime] = {}
         self._partial: dict[Digest, datetime] = {}
         self._arrivals: dict[Digest, _Arrival] = {}
+        self._tags: dict[Digest, tuple[bytes, ...]] = {}
 
     @classmethod
     async def open(cls, directory: Path, quota_bytes: int, clock: Clock, disk: Disk | None = None) -> BlobStore:
@@ -295,7 +299,8 @@ class BlobStore:
         finally:
             if file is not None:
                 await in_thread(file.close)
-            if is_finished:
+            if file is not None and is_finished:
+                self._tags[digest] = file.tags
                 await self._touch(digest, self._clock.now())
             if is_finished or not (self._partials / blob_name(digest)).exists():
                 self._partial.pop(digest, None)
@@ -315,6 +320,7 @@ class BlobStore:
         arrival = self._arrivals[digest] = _Arrival(path)
         self._complete.pop(digest, None)
         self._partial.pop(digest, None)
+        self._tags.pop(digest, None)
         try:
             await in_thread(self._remove, (mark_path(path), path, self._path(digest)))
         finally:
@@ -368,6 +374,46 @@ class BlobStore:
         be read: then the blob is gone from here and can be fetched again.
         """
         self._check_offset(digest, offset)
+        tags = self._tags.get(digest)
+        steps = self._hashed_steps(digest) if tags is None else self._tagged_steps(digest, tags)
+        position = 0
+        async with aclosing(steps):
+            async for piece in steps:
+                position += len(piece)
+                if position > offset:
+                    yield piece[max(0, offset - (position - len(piece))) :]
+
+    async def _tagged_steps(self, digest: Digest, tags: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+        """All steps, each checked by its tag before it is given out."""
+        buffer = bytearray(READ_STEP_BYTES)
+        async with self._open(digest) as descriptor:
+            for index, tag in enumerate(tags):
+                position = index * READ_STEP_BYTES
+                piece = _read_cached(descriptor, position, buffer, digest.size_bytes)
+                if piece is None:
+                    piece = await self._step(digest, os.pread, descriptor, READ_STEP_BYTES, position)
+                if tag_of(piece) != tag:
+                    await self._drop(digest, None)
+                yield piece
+
+    async def _hashed_steps(self, digest: Digest) -> AsyncGenerator[bytes, None]:
+        """All steps, the last one only if the whole file has its digest; then its tags are known for the next read."""
+        hasher, tagger = hashlib.sha256(), Tagger()
+        position = 0
+        async with self._open(digest) as descriptor:
+            while position < digest.size_bytes:
+                piece = await self._step(digest, _read_and_hash, descriptor, position, hasher, tagger)
+                position += len(piece)
+                if position >= digest.size_bytes or not piece:
+                    if position != digest.size_bytes or hasher.hexdigest() != digest.sha256:
+                        await self._drop(digest, None)
+                    if digest in self._complete:
+                        self._tags[digest] = tagger.tags()
+                yield piece
+
+    @asynccontextmanager
+    async def _open(self, digest: Digest) -> AsyncIterator[int]:
+        """A descriptor of a complete blob, which counts as used now."""
         if digest not in self._complete:
             msg = f"blob {digest.sha256} of {digest.size_bytes} bytes is not held here"
             raise NotFoundError(msg, sha256=digest.sha256)
@@ -378,23 +424,18 @@ class BlobStore:
         except DiskFaultError as error:
             await self._drop(digest, error)
         try:
-            hasher = hashlib.sha256()
             await self._touch(digest, self._clock.now())
-            position = 0
-            while position < digest.size_bytes:
-                try:
-                    with disk_errors(path):
-                        piece = await in_thread(_read_and_hash, descriptor, position, hasher)
-                except DiskFaultError as error:
-                    await self._drop(digest, error)
-                position += len(piece)
-                is_last = position >= digest.size_bytes or not piece
-                if is_last and (position != digest.size_bytes or hasher.hexdigest() != digest.sha256):
-                    await self._drop(digest, None)
-                if position > offset:
-                    yield piece[max(0, offset - (position - len(piece))) :]
+            yield descriptor
         finally:
             os.close(descriptor)
+
+    async def _step(self, digest: Digest, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Read one step in a thread; what cannot be read is dropped like what is wrong."""
+        try:
+            with disk_errors(self._path(digest)):
+                return await in_thread(function, *args, **kwargs)
+        except DiskFaultError as error:
+            await self._drop(digest, error)
 
     async def _drop(self, digest: Digest, fault: DiskFaultError | None) -> NoReturn:
         """Forget a blob whose bytes went bad, cannot be read or are gone, so that it is fetched again."""
@@ -403,9 +444,9 @@ class BlobStore:
         raise BlobMismatchError(digest, str(fault or "the disk holds other bytes")) from fault
 
     async def scrub(self, digest: Digest) -> None:
-        """Read and verify one complete blob; raises NotFoundError, BlobMismatchError (and it is gone)."""
+        """Read and hash one complete blob in full; raises NotFoundError, BlobMismatchError (and it is gone)."""
         used = self._complete.get(digest)
-        async for _ in self.read(digest, 0):
+        async for _ in self._hashed_steps(digest):
             pass
         if used is not None and digest in self._complete:
             await self._touch(digest, used)
@@ -423,8 +464,19 @@ class BlobStore:
             raise OutOfRangeError(msg)
 
 
-def _read_and_hash(descriptor: int, position: int, hasher: hashlib._Hash) -> bytes:
-    """One step of a verified read."""
-    piece = os.pread(descriptor, READ_STEP_BYTES, position)
-    hasher.update(piece)
-    return piece
+def _read_cached(descriptor: int, position: int, buffer: bytearray, size: int) -> bytes | None:
+    """One step, if it can be had without waiting for the disk: handing it to a thread would cost more than the copy."""
+    wanted = min(len(buffer), size - position)
+    try:
+        count = os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT)
+    except OSError:  # not in the page cache, or the file system cannot tell: the thread that waits meets real errors
+        return None
+    return bytes(memoryview(buffer)[:count]) if count == wanted else None
+
+
+def _read_and_hash(descriptor: int, position: int, hasher: hashlib._Hash, tagger: Tagger) -> bytes:
+    """One step of a read that verifies for the first time."""
+    data = os.pread(descriptor, READ_STEP_BYTES, position)
+    hasher.update(data)
+    tagger.update(data)
+    return data

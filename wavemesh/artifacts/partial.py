@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wavemesh.artifacts.digests import STEP_BYTES
+from wavemesh.artifacts.vouching import Tagger
 from wavemesh.errors import LocalError
 from wavemesh.runtime.durable import disk_errors
 
@@ -65,8 +66,10 @@ class PartialFile:
         self._disk = disk
         self._boot = boot
         self._hasher = hashlib.sha256()
+        self._tagger = Tagger()
         self._hashed = 0
         self.is_finished = False
+        self.tags: tuple[bytes, ...] = ()
         with disk_errors(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self.offset = min(self._believed(), digest.size_bytes)
@@ -90,6 +93,7 @@ class PartialFile:
         with disk_errors(self.path):
             piece = os.pread(self._descriptor, min(STEP_BYTES, self.offset - self._hashed), self._hashed)
         self._hasher.update(piece)
+        self._tagger.update(piece)
         self._hashed += len(piece)
         return bool(piece) and self._hashed < self.offset
 
@@ -108,6 +112,7 @@ class PartialFile:
                 os.lseek(self._descriptor, self.offset, os.SEEK_SET)
             raise
         self._hasher.update(data)
+        self._tagger.update(data)
         self.offset += len(data)
         self._hashed = self.offset
         if self.offset - self._marked >= MARK_EVERY_BYTES:
@@ -131,6 +136,7 @@ class PartialFile:
         self._disk.make_dir(target.parent)
         self._disk.rename(self.path, target)
         self._disk.fsync_dir(target.parent)
+        self.tags = self._tagger.tags()
         # Said here, in the thread: whoever waits for it may be cancelled meanwhile, and must know all the same.
         self.is_finished = True
         self._disk.unlink(mark_path(self.path))

@@ -9,13 +9,12 @@ import random
 import threading
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from wavemesh.artifacts import blobstore
 from wavemesh.artifacts.blobstore import (
-    READ_STEP_BYTES,
     BlobMismatchError,
     BlobStore,
     FetchStoppedError,
@@ -24,6 +23,7 @@ from wavemesh.artifacts.blobstore import (
 )
 from wavemesh.artifacts.digests import STEP_BYTES, blob_name, digest_of
 from wavemesh.artifacts.partial import PartialFile, mark_path
+from wavemesh.artifacts.vouching import READ_STEP_BYTES
 from wavemesh.errors import ConflictError, NotFoundError
 from wavemesh.runtime.durable import Disk, DiskFullError
 from wavemesh.trust.statements import Digest
@@ -179,6 +179,48 @@ async def test_a_blob_that_went_bad_on_disk_is_found_on_read(tmp_path: Path) -> 
     assert not path.exists()
 
 
+@pytest.mark.parametrize("known_by", ["its writer", "an earlier read"])
+@pytest.mark.parametrize("cache", ["in the page cache", "on disk alone"])
+async def test_what_was_verified_before_is_checked_before_any_of_it_is_given_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_by: str, cache: str
+) -> None:
+    store = await opened(tmp_path)
+    await put(store)
+    if known_by == "an earlier read":
+        store = await opened(tmp_path)
+        assert await everything(store) == CONTENT
+    if cache == "on disk alone":
+        monkeypatch.setattr("wavemesh.artifacts.blobstore._read_cached", lambda *_: None)
+    monkeypatch.setattr("wavemesh.artifacts.blobstore._read_and_hash", None)  # nothing is hashed in full again
+    for offset in (0, 1, READ_STEP_BYTES, len(CONTENT) - 1, len(CONTENT)):
+        assert await everything(store, offset=offset) == CONTENT[offset:]
+    with (tmp_path / "blobs" / DIGEST.sha256[:2] / blob_name(DIGEST)).open("r+b") as file:
+        file.seek(READ_STEP_BYTES)
+        file.write(bytes([CONTENT[READ_STEP_BYTES] ^ 1]))
+    pieces: list[bytes] = []
+    with pytest.raises(BlobMismatchError):
+        await collect(store, 0, pieces)
+    assert b"".join(pieces) == CONTENT[:READ_STEP_BYTES]
+    assert not store.has(DIGEST)
+
+
+async def test_the_scrub_hashes_in_full_whatever_was_verified_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await put(store)
+    hashed: list[int] = []
+    whole = blobstore._read_and_hash
+
+    def counting(descriptor: int, position: int, *rest: Any) -> bytes:
+        hashed.append(position)
+        return whole(descriptor, position, *rest)
+
+    monkeypatch.setattr(blobstore, "_read_and_hash", counting)
+    await store.scrub(DIGEST)
+    assert hashed == list(range(0, len(CONTENT), READ_STEP_BYTES))
+
+
 @pytest.mark.parametrize("fault", [FileNotFoundError(errno.ENOENT, "gone"), OSError(errno.EIO, "bad sector")])
 async def test_a_blob_that_cannot_be_read_is_dropped_to_be_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError
@@ -192,7 +234,8 @@ async def test_a_blob_that_cannot_be_read_is_dropped_to_be_fetched_again(
     if fault.errno == errno.ENOENT:
         (tmp_path / "blobs" / DIGEST.sha256[:2] / blob_name(DIGEST)).unlink()
     else:
-        monkeypatch.setattr("wavemesh.artifacts.blobstore.os.pread", failing)
+        for call in ("pread", "preadv"):
+            monkeypatch.setattr(f"wavemesh.artifacts.blobstore.os.{call}", failing)
     words = "No such file" if fault.errno == errno.ENOENT else "bad sector"
     with pytest.raises(BlobMismatchError, match=words):
         await everything(store)
