@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from bench.fakes import BenchRegistry
+from bench.floor import bare_server
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_server, run
@@ -50,11 +51,11 @@ class Echo:
 async def serve(kind: str, directory: Path) -> None:
     """Serve until standard input ends."""
     credentials = NodeCredentials.load(directory)
-    peers = Peers(credentials.authorities, SystemClock())
-    server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=MAX_STREAMS, peers=peers)
     count: Callable[[], dict[str, int]]
     if kind == "ours":
         registry, clock = BenchRegistry(), SystemClock()
+        peers = Peers(credentials.authorities, clock)
+        server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=MAX_STREAMS, peers=peers)
         options = DownstreamOptions(max_sessions=MAX_STREAMS, max_handshakes=MAX_STREAMS)
         terms = replace(options.terms, heartbeat_interval_s=5.0)
         downstream = SessionDownstream(credentials.node_id, registry, clock, peers, replace(options, terms=terms))
@@ -64,6 +65,7 @@ async def serve(kind: str, directory: Path) -> None:
             applied = registry.applied
             return {"open": len(downstream.connected()), "applied": len(applied), "twice": registry.twice}
     else:
+        server, port = bare_server(credentials, MAX_STREAMS)
         echo = Echo()
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(echo.serve)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", {"Connect": method}),))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from bench.floor import bare_server
 from wavemesh.artifacts.blobstore import BlobStore
 from wavemesh.artifacts.digests import digest_of_file
 from wavemesh.artifacts.transfer import ArtifactServer
@@ -71,11 +72,12 @@ class BareStream:
 async def serve(kind: str, identity: Path, blob: Path) -> None:
     """Serve until standard input ends."""
     credentials = NodeCredentials.load(identity)
-    server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=MAX_RPCS)
     if kind == "ours":
         peers = Peers(credentials.authorities, SystemClock())
+        server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=MAX_RPCS, peers=peers)
         ArtifactServer(credentials.node_id, HeldBlobs(await _filled_store(blob)), peers).add_to(server)
     else:
+        server, port = bare_server(credentials, MAX_RPCS)
         _, service, method = FLOOR_METHOD.split("/")
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(BareStream(blob).read)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
