@@ -132,7 +132,8 @@ class Staging:
                 await writer.sync()
             finally:
                 await writer.close()
-            found = await slots.digest(slot, image.size_bytes)
+            with self._equipment.tracing.check("verify"):
+                found = await slots.digest(slot, image.size_bytes)
             if found == image.sha256:
                 return
             self._equipment.log.alert(f"slot {slot.value} reads back {found}, signed is {image.sha256}")

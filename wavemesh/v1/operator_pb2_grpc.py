@@ -120,6 +120,11 @@ class OperatorServiceStub:
                 request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/GetTrace',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -246,6 +251,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """The trace of one device in one wave, as far as its spans have reached the node asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -333,6 +345,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditRequest.FromString,
                     response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -795,6 +812,33 @@ class OperatorService:
             '/wavemesh.v1.OperatorService/ListAudit',
             wavemesh_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
             wavemesh_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/GetTrace',
+            wavemesh_dot_v1_dot_operator__pb2.GetTraceRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,8 @@ class OperatorServiceStub:
     """Registers stores and devices. Control only."""
     ListAudit: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]
     """Who did what, newest first. Control only."""
+    GetTrace: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetTraceRequest, _operator_pb2.GetTraceResponse]
+    """The trace of one device in one wave, as far as its spans have reached the node asked."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -113,6 +115,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Registers stores and devices. Control only."""
     ListAudit: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]  # type: ignore[assignment]
     """Who did what, newest first. Control only."""
+    GetTrace: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetTraceRequest, _operator_pb2.GetTraceResponse]  # type: ignore[assignment]
+    """The trace of one device in one wave, as far as its spans have reached the node asked."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
@@ -254,5 +258,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListAuditResponse, _abc.Awaitable[_operator_pb2.ListAuditResponse]]:
         """Who did what, newest first. Control only."""
+
+    @_abc_1.abstractmethod
+    def GetTrace(
+        self,
+        request: _operator_pb2.GetTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetTraceResponse, _abc.Awaitable[_operator_pb2.GetTraceResponse]]:
+        """The trace of one device in one wave, as far as its spans have reached the node asked."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
