@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from control.releases import Releases
     from control.signing import Signing
     from control.store import WaveRow, WaveView
+    from control.tracing import Tracing
     from wavemesh.runtime.clock import Clock
 
 _ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
@@ -62,9 +63,17 @@ class Waves:
     """The life of waves after they were planned."""
 
     def __init__(
-        self, *, desired: DesiredState, releases: Releases, signing: Signing, clock: Clock, config: Config
+        self,
+        *,
+        desired: DesiredState,
+        releases: Releases,
+        signing: Signing,
+        clock: Clock,
+        config: Config,
+        tracing: Tracing,
     ) -> None:
         """Take what every step needs."""
+        self._tracing = tracing
         self._desired = desired
         self._releases = releases
         self._signing = signing
@@ -88,6 +97,7 @@ class Waves:
         await tx.put(schema.policies, {"digest": row.policy_digest, "payload": policy_payload})
         await self._publish_policy(tx, row.policy_digest)
         await self._publish_orders(tx, view)
+        await self._tracing.planned(tx, view)
         detail = f"{len(view.devices)} devices of {row.cohort} in {len(view.targets)} stores to {row.release}"
         await self.audit(tx, actor, "wave.plan", row.wave_id, detail)
 
@@ -352,6 +362,7 @@ class Waves:
             for (store_path, permit), content in zip(issued, contents, strict=True)
         ]
         await self._desired.publish(tx, *items)
+        await self._tracing.permitted(tx, (permit for _, permit in issued))
 
     async def _withdraw_permits(self, tx: Transaction, view: WaveView) -> None:
         for store_path, devices in view.targets.items():

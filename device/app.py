@@ -14,6 +14,7 @@ import secrets
 import signal
 import socket
 from datetime import timedelta
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 from wavemesh.runtime.grpc import make_bulk_channel
 from wavemesh.session.upstream import SessionUpstream
 from wavemesh.telemetry.shipping import Shipping, ToParent
+from wavemesh.telemetry.spans import trace_id_of
 from wavemesh.trust.freshness import ClockSource
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ async def _run(
 ) -> None:
     disk = Disk()
     credentials = NodeCredentials.load(directory / "identity")
+    log.trace_id_of = partial(trace_id_of, credentials.node_id.fleet, device=credentials.node_id.path)
     tracing = Tracing(credentials.node_id, clock, config.telemetry)
     store = DeviceStore(_load_state(directory / "state", disk, clock, log), credentials, clock, log, tracing)
     verifier = Verifier(_read_root(directory / "trust" / "root.json"), credentials)

@@ -13,11 +13,12 @@ wave.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime  # noqa: TC003  # device/values.py resolves the hints at run time
 from typing import TYPE_CHECKING
 
 from wavemesh.telemetry.spans import Span, Trace
-from wavemesh.trust.statements import OutcomeKind, UpdateState
+from wavemesh.telemetry.units import error_of, stamp
+from wavemesh.trust.statements import UpdateState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,8 +43,6 @@ NAMES: Mapping[UpdateState, str] = {
 
 _IN_LEASE = frozenset({S.ARMED, S.TRIAL, S.COMMITTING, S.ROLLING_BACK, S.AWAITING_SIGNOFF})
 _FAILING = frozenset({S.ROLLING_BACK, S.REFUSED})
-_FAILED = frozenset({OutcomeKind.REFUSED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.INCONCLUSIVE})
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,7 @@ def spans_of(
 def _closed(step: OpenStep, after: Progress, said: Said | None, here: Here) -> Span:
     trace = Trace(here.node.fleet, step.wave_id, here.node.path)
     gate, error = _why(after, said) if step.wave_id == after.wave_id else ("", "")
-    began = (step.began_at - _EPOCH) // timedelta(microseconds=1)
+    began = stamp(step.began_at)
     attributes: dict[str, str | int] = {"wavemesh.attempt": step.attempt, **_about(step.release, said, here)}
     if step.boot_id != here.boot_id:
         attributes["wavemesh.boot_before"] = step.boot_id
@@ -167,7 +166,7 @@ def _word(after: Progress, said: Said, here: Here) -> Span:
 
 
 def _checked(step: OpenStep, parent: Span, number: int, check: Check, here: Here) -> Span:
-    began = (step.began_at - _EPOCH) // timedelta(microseconds=1)
+    began = stamp(step.began_at)
     return Span(
         trace=parent.trace,
         span_id=parent.trace.unit("device.check", here.node.path, began, number, check.name),
@@ -182,9 +181,9 @@ def _checked(step: OpenStep, parent: Span, number: int, check: Check, here: Here
 
 def _why(after: Progress, said: Said | None) -> tuple[str, str]:
     """The gate that decided, and the words for it if something failed."""
-    if said is not None and said.outcome.kind in _FAILED:
+    if said is not None:
         outcome = said.outcome
-        return outcome.gate, f"{outcome.kind.name.lower()}: {outcome.gate}: {outcome.evidence}"
+        return outcome.gate, error_of(outcome.kind, outcome.gate, outcome.evidence)
     if after.state in _FAILING:
         return after.gate, f"{after.gate}: {after.evidence}"
     return after.gate, ""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgectl.commands import contexts, devices, explain, fleet, hub, lab, policy, releases, waves
+from edgectl.commands import contexts, devices, explain, fleet, hub, lab, policy, releases, traces, waves
 from edgectl.exits import Exit, exit_of_error, hint_for
 from edgectl.framework import OutputOption, RootContextOption, Session
 from edgectl.output import Output, note
@@ -32,6 +32,7 @@ for _name, _noun in {
     "ledger": fleet.ledger,
     "intent": fleet.intent,
     "audit": fleet.audit,
+    "trace": traces.app,
     "context": contexts.app,
     "lab": lab.app,
 }.items():

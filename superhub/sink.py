@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from superhub.acceptance import Acceptance
     from superhub.shelf import Shelf
     from superhub.store import RegionStore
+    from superhub.tracing import Tracing
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import HeldResource, Resource, ResourceKey
     from wavemesh.session.sqlite import SqliteResources
@@ -41,6 +42,7 @@ class RegionSink:
         acceptance: Acceptance,
         shelf: Shelf,
         clock: Clock,
+        tracing: Tracing,
         changed: Callable[[], None],
     ) -> None:
         """``changed`` is called when desired state is durable here and on the shelf."""
@@ -49,6 +51,7 @@ class RegionSink:
         self._acceptance = acceptance
         self._shelf = shelf
         self._clock = clock
+        self._tracing = tracing
         self._changed = changed
 
     async def restore(self) -> None:
@@ -59,6 +62,7 @@ class RegionSink:
                 await self._resources.store(tx, (), doubtful)
         for resource in self._resources.all().values():
             self._shelf.put(resource)
+            self._tracing.held(resource)
 
     def held(self) -> Sequence[HeldResource]:
         """Everything durable here from control."""
@@ -83,10 +87,12 @@ class RegionSink:
         for key in removed:
             self._acceptance.forget(key)
             self._shelf.remove(key)
+            self._tracing.forget(key)
         for resource in accepted:
             served = self._resources.get(resource.key)
             if served is not None:
                 self._shelf.put(served)
+                self._tracing.held(served)
         if accepted or removed:
             self._changed()
 

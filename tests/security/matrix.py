@@ -117,6 +117,7 @@ ROWS: Mapping[str, tuple[Who, Who, Who]] = {
     "wavemesh.v1.OperatorService/SetHold": _CONTROL_ONLY,
     "wavemesh.v1.OperatorService/ApplyInventory": _CONTROL_ONLY,
     "wavemesh.v1.OperatorService/ListAudit": _CONTROL_ONLY,
+    "wavemesh.v1.OperatorService/GetTrace": _BOTH,
     "grpc.health.v1.Health/Check": _PROBES,
     # grpcio's own servicer does not have it.
     "grpc.health.v1.Health/List": (Who.NOBODY, Who.NOBODY, Who.NOBODY),

@@ -21,6 +21,7 @@ from wavemesh.errors import PeerError
 from wavemesh.identity.nodes import NodeId, Role, is_within
 from wavemesh.telemetry.batches import MAX_BATCH_BYTES
 from wavemesh.telemetry.spans import SPAN_ID_BYTES, TRACE_ID_BYTES, Span, Trace
+from wavemesh.telemetry.units import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -144,7 +145,7 @@ def _put(out: KeyValue, key: str, value: str | int) -> None:
 
 
 def _nanoseconds(at: datetime) -> int:
-    return (at - _EPOCH) // timedelta(microseconds=1) * 1000
+    return stamp(at) * 1000
 
 
 # -- in ----------------------------------------------------------------------------------------------------------------

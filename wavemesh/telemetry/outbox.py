@@ -18,7 +18,7 @@ import logging
 import secrets
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wavemesh.errors import BusyError, LocalError, NotFoundError, PeerError
@@ -32,6 +32,8 @@ from wavemesh.telemetry.batches import (
     TelemetryUploadAnswer,
     one_upload,
 )
+from wavemesh.telemetry.loglines import about
+from wavemesh.telemetry.units import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -222,6 +224,7 @@ class Outbox:
             self._number += 1
             batches.append(_Judged(TelemetryBatch(own, self._incarnation, self._number, body), trace_id))
         await self._store(tx, batches)
+        tx.on_commit(lambda: _say(spans))
 
     def _encode(self, by_trace: Mapping[bytes, Sequence[Span]]) -> list[tuple[bytes, bytes]]:
         most = otlp.MAX_SPANS_PER_BATCH
@@ -271,13 +274,13 @@ class Outbox:
         rows = await tx.fetch_all(_CURSOR, names)
         if rows and batch.number <= rows[0]["through"]:
             return False
-        await tx.execute(_ADVANCE, {**names, "through": batch.number, "now": _stamp(self._clock.now())})
+        await tx.execute(_ADVANCE, {**names, "through": batch.number, "now": stamp(self._clock.now())})
         return True
 
     async def _store(self, tx: Sql, batches: Sequence[_Judged]) -> None:
         if not batches:
             return
-        now = _stamp(self._clock.now())
+        now = stamp(self._clock.now())
         rows = [
             {
                 "source": one.batch.source,
@@ -346,12 +349,12 @@ class Outbox:
         surplus = {
             "bytes": int(config.max_bytes * _KEPT_SHARE),
             "batches": int(config.max_batches * _KEPT_SHARE),
-            "oldest": _stamp(now - timedelta(seconds=config.keep_s)),
+            "oldest": stamp(now - timedelta(seconds=config.keep_s)),
         }
         [count] = await tx.fetch_all(_COUNT_SURPLUS, surplus)
         await tx.execute(_DELETE_SURPLUS, surplus)
         # A child keeps as long as we do: twice that is past any resend.
-        oldest = _stamp(now - timedelta(seconds=2 * config.keep_s))
+        oldest = stamp(now - timedelta(seconds=2 * config.keep_s))
         await tx.execute(_TRIM_CURSORS, {"oldest": oldest, "most": MAX_CURSORS})
         if count["dropped"]:
             own = self._node.path
@@ -375,9 +378,15 @@ class Outbox:
         self._batches, self._bytes = totals["batches"], totals["bytes"]
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _stamp(at: datetime) -> int:
-    """Microseconds since 1970, as all tiers store times."""
-    return (at - _EPOCH) // timedelta(microseconds=1)
+def _say(spans: Sequence[Span]) -> None:
+    """Own work in the log, a line a unit; a unit that was the same for many devices is one line."""
+    alike: dict[tuple[str, str], list[Span]] = defaultdict(list)
+    for span in spans:
+        alike[span.trace.wave_id, span.name].append(span)
+    for (wave_id, name), same in alike.items():
+        first = same[0]
+        device = first.trace.device if len(same) == 1 else ""
+        with about(first.trace.fleet, wave_id, device):
+            _LOG.info(
+                "%s%s", name, f" {first.error}" if device and first.error else "" if device else f" of {len(same)}"
+            )

@@ -81,5 +81,10 @@ class Span:
     links: tuple[bytes, ...] = ()
 
 
+def trace_id_of(fleet: str, wave_id: str, device: str) -> str:
+    """A trace id as people read it, 32 hex digits; empty without a wave."""
+    return Trace(fleet, wave_id, device).trace_id.hex() if wave_id else ""
+
+
 def _digest(*names: str | int) -> bytes:
     return hashlib.sha256(json.dumps(names, separators=(",", ":")).encode()).digest()

@@ -70,7 +70,7 @@ class Opened:
         return [found.name for body in bodies for found in _all(body)]
 
     async def until(self, names: list[str]) -> None:
-        while await self.held() != names:
+        while await self.held() != names:  # noqa: ASYNC110  # a database has no event
             await asyncio.sleep(0.01)
 
     async def held(self) -> list[str]:
