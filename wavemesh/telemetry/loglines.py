@@ -25,11 +25,10 @@ _ABOUT: ContextVar[str] = ContextVar("wavemesh_about", default="")
 @contextmanager
 def about(fleet: str, wave_id: str, device: str = "") -> Iterator[None]:
     """What is logged in the block is about that wave and, by its path, that device."""
-    words = [
-        f"wave={wave_id}",
-        *([f"device={device}", f"trace={trace_id_of(fleet, wave_id, device)}"] if device else []),
-    ]
-    token = _ABOUT.set("".join(f" {word}" for word in words) if wave_id else "")
+    words = f" wave={wave_id}" if wave_id else ""
+    if device:
+        words += f" device={device} trace={trace_id_of(fleet, wave_id, device)}"
+    token = _ABOUT.set(words)
     try:
         yield
     finally:

@@ -52,6 +52,7 @@ MAX_UPLOADS_WAITING = 64
 BUSY_RETRY_S = 2.0
 SPANS_ENCODED_INLINE = 200
 """About 10 ms of the event loop; more are encoded in a thread."""
+MAX_LOGGED_CHARACTERS = 300
 _KEPT_SHARE = 0.9
 """Of each bound after a trim, so that a full outbox is not trimmed at every batch."""
 
@@ -384,9 +385,8 @@ def _say(spans: Sequence[Span]) -> None:
     for span in spans:
         alike[span.trace.wave_id, span.name].append(span)
     for (wave_id, name), same in alike.items():
-        first = same[0]
-        device = first.trace.device if len(same) == 1 else ""
-        with about(first.trace.fleet, wave_id, device):
-            _LOG.info(
-                "%s%s", name, f" {first.error}" if device and first.error else "" if device else f" of {len(same)}"
-            )
+        trace, is_one = same[0].trace, len(same) == 1
+        # What went wrong may be a device's own words: one line of them, and not all.
+        more = " ".join(same[0].error.split())[:MAX_LOGGED_CHARACTERS] if is_one else f"for {len(same)} devices"
+        with about(trace.fleet, wave_id, trace.device if is_one else ""):
+            _LOG.info("%s %s", name, more or "done")
