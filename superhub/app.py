@@ -102,6 +102,7 @@ class SuperHub:
         self._stopping = asyncio.Event()
         self.port = 0
         self.started = asyncio.Event()
+        self.outbox: Outbox
 
     def stop(self) -> None:
         """Begin to drain; ``run`` returns when that is done."""
@@ -130,7 +131,7 @@ class SuperHub:
         """Run the parts, and take them down in order."""
         log = await SqliteReportLog.open(store.database, partial(store.snapshot, self.node_id.path))
         resources = await SqliteResources.open(store.database)
-        outbox = Outbox(self.node_id, store.database, self._clock, self.config.telemetry)
+        outbox = self.outbox = Outbox(self.node_id, store.database, self._clock, self.config.telemetry)
         await outbox.load()
         tracing = Tracing(self.node_id, outbox, store.database, self._clock)
         parts = self._wire(store, blobs, fetches, log, resources=resources, tracing=tracing)

@@ -35,6 +35,7 @@ class TelemetryConfig:
         if not self.otlp_endpoint:
             return
         url = urlsplit(self.otlp_endpoint)
+        _port(url)  # raises ValueError for one that is no number
         if url.scheme not in {"http", "https"} or not url.hostname or url.path.strip("/"):
             msg = f"otlp_endpoint must be like https://collector.example:4317, got {self.otlp_endpoint!r}"
             raise ValueError(msg)
