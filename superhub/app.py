@@ -164,8 +164,7 @@ class SuperHub:
         """Make the parts and let them know each other."""
         clock, authorities, path = self._clock, self.credentials.authorities, self.node_id.path
         acceptance = Acceptance(path, self._root, authorities)
-        shelf = Shelf(path)
-        cursors = SqliteCursors(store.database)
+        shelf, cursors = Shelf(path), SqliteCursors(store.database)
 
         def appended() -> None:
             upstream.wake()

@@ -143,6 +143,7 @@ class RegionRegistry:
 
     async def child_connected(self, child: NodeId, hello: Hello) -> None:
         """A store's session is open."""
+        await self._tracing.connected(child, hello.held)
         known = self._hubs.get(child.path) or HubStatus(hub=child.path, at=self._clock.now())
         software = hello.software_version
         self._note_hub(child, replace(known, incarnation=hello.incarnation, software_version=software, connected=True))

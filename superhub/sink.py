@@ -62,7 +62,7 @@ class RegionSink:
                 await self._resources.store(tx, (), doubtful)
         for resource in self._resources.all().values():
             self._shelf.put(resource)
-            self._tracing.held(resource)
+            self._tracing.restored(resource)
 
     def held(self) -> Sequence[HeldResource]:
         """Everything durable here from control."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.sqlite import Database
-    from wavemesh.session.frames import Rejection, Resource, ResourceKey
+    from wavemesh.session.frames import HeldResource, Rejection, Resource, ResourceKey
     from wavemesh.telemetry.outbox import Outbox, Sql
     from wavemesh.telemetry.units import BlobMoved
 
@@ -40,17 +40,32 @@ class Tracing:
         self.outbox = outbox
         self._durable: dict[ResourceKey, Resource] = {}
         self._since: dict[ResourceKey, datetime] = {}
+        self._restored: set[ResourceKey] = set()
 
     def held(self, resource: Resource) -> None:
         """A resource is durable here from now on."""
         if resource.key.type in _TRACED and self.outbox.is_on:
             self._durable[resource.key] = resource
             self._since[resource.key] = self._clock.now()
+            self._restored.discard(resource.key)
+
+    def restored(self, resource: Resource) -> None:
+        """A resource was durable here before this start; whether its store has answered is not known."""
+        self.held(resource)
+        self._restored.add(resource.key)
 
     def forget(self, key: ResourceKey) -> None:
-        """A resource is gone."""
+        """A resource is gone, or its store has answered: its span is told once."""
         self._durable.pop(key, None)
         self._since.pop(key, None)
+        self._restored.discard(key)
+
+    async def connected(self, child: NodeId, held: Sequence[HeldResource]) -> None:
+        """A store is back and says what it holds: verdicts that the end of its last session swallowed are in there."""
+        known = [self._durable[one.key] for one in held if one.key in self._durable]
+        digests = {one.key: one.digest for one in held}
+        swallowed = [one for one in known if one.digest == digests[one.key] and one.key not in self._restored]
+        await self.relayed(child, swallowed, ())
 
     async def relayed(self, child: NodeId, accepted: Sequence[Resource], rejected: Sequence[Rejection]) -> None:
         """A store gave its verdict."""
@@ -66,6 +81,8 @@ class Tracing:
         if spans:
             async with self._database.transaction() as tx:
                 await self.outbox.record(tx, spans)
+        for key in (*(resource.key for resource in accepted), *refusals):
+            self.forget(key)
 
     def _relay(self, child: NodeId, resource: Resource, refusal: Rejection | None) -> Iterator[Span]:
         now = self._clock.now()

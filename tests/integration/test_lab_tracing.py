@@ -141,8 +141,14 @@ def _assert_logs_name_it(lab: Lab, trace_id: str, capsys: pytest.CaptureFixture[
     lines = [json.loads(line) for path in _log_files(lab) for line in path.read_text().splitlines()]
     assert {(line["wave"], line["trace"]) for line in lines} == {("", ""), (topology.WAVE, trace_id)}
     words = ["device", "logs", "--id", DARK, "--wave", topology.WAVE, "--context", "store-209", "--output", "json"]
-    assert run(words) == 0
-    kept = json.loads(capsys.readouterr().out)
+    kept: list[dict[str, str]] = []
+
+    def has_lines() -> bool:
+        assert run(words) == 0
+        kept[:] = json.loads(capsys.readouterr().out)
+        return bool(kept)
+
+    processes.wait_until(has_lines, PATIENCE_S, "the hub to get the device's log")
     assert {line["trace_id"] for line in kept} == {trace_id}
 
 
