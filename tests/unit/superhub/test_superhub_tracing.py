@@ -71,6 +71,9 @@ async def test_a_relay_is_told_once(tmp_path: Path, trust_keys: TrustKeys) -> No
     assert await told() == []
     await tracing.connected(STORE, [held(second)])  # its verdict was lost with the session
     await tracing.relayed(STORE, [second], ())
+    pending = await outbox.pending(64)
+    assert pending is not None
+    assert len(pending.batches) == 1
     [span] = await told()
     assert (span.name, span.attributes, span.error) == ("superhub.order", {"wavemesh.generation": "2"}, "")
     tracing.held(third)
