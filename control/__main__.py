@@ -13,6 +13,7 @@ from control.app import run as run_control
 from wavemesh.errors import WavemeshError
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import run
+from wavemesh.telemetry.loglines import log_to_stderr
 
 
 def main() -> int:
@@ -20,7 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m control", description="wavemesh control plane")
     parser.add_argument("--dir", type=Path, required=True, help="directory with config.toml, identity/, keys/, trust/")
     directory: Path = parser.parse_args().dir
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     for chatty in ("alembic", "tuf"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:

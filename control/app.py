@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from control.reports import Reports
 from control.revocations import Revocations
 from control.service import ControlRegistry
 from control.signing import Signing
+from control.tracing import ControlTables, Tracing
 from control.waves import Waves
 from wavemesh import __version__
 from wavemesh.errors import LocalError
@@ -39,6 +41,8 @@ from wavemesh.runtime.grpc import make_server, serve_health, set_serving
 from wavemesh.runtime.peers import Peers
 from wavemesh.session import downstream as session
 from wavemesh.session.parent import ParentOptions
+from wavemesh.telemetry.export import ship, way_for
+from wavemesh.telemetry.outbox import Outbox
 from wavemesh.trust.tokens import KeyTokenError
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wavemesh.identity.authorities import Authorities
+    from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
 
 _LOG = logging.getLogger(__name__)
@@ -75,6 +80,7 @@ class Core:
     changes: Changes
     clock: Clock
     config: Config
+    tracing: Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +109,12 @@ async def run(directory: Path, clock: Clock, stop: asyncio.Event) -> None:
     config = load_config(directory / "config.toml", Config)
     async with serving(directory, config, clock) as control, asyncio.TaskGroup() as group:
         ticking = group.create_task(_tick_forever(control, config.tick_s))
+        shipping = group.create_task(
+            ship(control.core.tracing.outbox, way_for(config.telemetry, None, None), random.SystemRandom())
+        )
         await stop.wait()
         ticking.cancel()
+        shipping.cancel()
 
 
 @asynccontextmanager
@@ -152,8 +162,15 @@ async def _load(
         await releases.load(tx, directory / "trust" / "bootstrap")
     revocations.load()
     changes, fleet = Changes(), Fleet()
+    tracing = await _tracing(credentials.node_id, database, config, clock)
     waves = Waves(
-        desired=desired, releases=releases, revocations=revocations, signing=signing, clock=clock, config=config
+        desired=desired,
+        releases=releases,
+        revocations=revocations,
+        signing=signing,
+        clock=clock,
+        config=config,
+        tracing=tracing,
     )
     intents = Intents(
         database=database,
@@ -178,7 +195,14 @@ async def _load(
         changes=changes,
         clock=clock,
         config=config,
+        tracing=tracing,
     )
+
+
+async def _tracing(node: NodeId, database: Database, config: Config, clock: Clock) -> Tracing:
+    outbox = Outbox(node, ControlTables(database), clock, config.telemetry)
+    await outbox.load()
+    return Tracing(node, outbox, clock)
 
 
 def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
@@ -190,6 +214,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         fleet=core.fleet,
         authorities=credentials.authorities,
         clock=core.clock,
+        tracing=core.tracing,
     )
     return ControlRegistry(
         fleet_name=credentials.node_id.fleet,
@@ -203,6 +228,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         changes=core.changes,
         authorities=credentials.authorities,
         clock=core.clock,
+        outbox=core.tracing.outbox,
     )
 
 
@@ -214,6 +240,7 @@ def _api(core: Core, credentials: NodeCredentials, peers: Peers) -> operator_api
         fleet=core.fleet,
         intents=core.intents,
         releases=core.releases,
+        outbox=core.tracing.outbox,
     )
     listings = Listings(
         database=core.database,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from wavemesh.runtime.config import bounded
+from wavemesh.telemetry.config import TelemetryConfig
 
 _DAY_S = 86_400.0
 
@@ -31,3 +32,4 @@ class Config:
     tick_s: float = field(default=5.0, metadata=bounded(0.05, 300))
     heartbeat_s: float = field(default=15.0, metadata=bounded(0.1, 300))
     drain_s: float = field(default=5.0, metadata=bounded(0, 60))
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

@@ -476,6 +476,14 @@ class OperatorApi(OperatorServiceServicer):
         del request, caller
         return await self._listings.holds()
 
+    @for_operators
+    async def GetTrace(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.GetTraceRequest, caller: NodeId
+    ) -> operator_pb2.GetTraceResponse:
+        """One trace."""
+        del caller
+        return await self._queries.trace(request)
+
     async def _delivered(self, row: IntentRow) -> IntentRow:
         """The intent's fate after those who are connected had a moment to take it."""
         with self._changes.listening() as changed:

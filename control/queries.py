@@ -12,6 +12,7 @@ from control.rollout import region_of
 from wavemesh.codec.statements import to_proto
 from wavemesh.errors import NotFoundError
 from wavemesh.listing import is_wanted_device
+from wavemesh.telemetry.shown import trace_response
 from wavemesh.v1 import operator_pb2, report_pb2
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from control.intents import Intents
     from control.releases import Releases
     from control.store import WaveView
+    from wavemesh.telemetry.outbox import Outbox
 
 #: What a filtered list looks at: rows at a time, and how often for one page.
 SCAN_ROWS = 1000
@@ -44,6 +46,7 @@ class Queries:
         fleet: Fleet,
         intents: Intents,
         releases: Releases,
+        outbox: Outbox,
     ) -> None:
         """``source`` is this node's path, by which ledgers say whose view they are."""
         self._source = source
@@ -52,6 +55,7 @@ class Queries:
         self._fleet = fleet
         self._intents = intents
         self._releases = releases
+        self._outbox = outbox
 
     def wave_message(self, view: WaveView) -> operator_pb2.Wave:
         """A wave as known here."""
@@ -74,6 +78,11 @@ class Queries:
             shown = [self.wave_message(await _require(tx, wave_id)) for _, wave_id in found[:size]]
         token = str(found[size - 1][0]) if len(found) > size else ""
         return operator_pb2.ListWavesResponse(waves=shown, next_page_token=token)
+
+    async def trace(self, request: operator_pb2.GetTraceRequest) -> operator_pb2.GetTraceResponse:
+        """The trace of a device in a wave; raises NotFoundError."""
+        device = self._intents.find_device(request.device)
+        return await trace_response(self._outbox, self._source, requests.wave_id(request.wave_id), device)
 
     async def intents(self, request: operator_pb2.ListIntentsRequest) -> operator_pb2.ListIntentsResponse:
         """A page of intents, newest first."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from control.fleet import Fleet
     from control.intents import Intents
     from control.revocations import Revocations
+    from control.tracing import Tracing
     from control.waves import Waves
     from wavemesh.identity.authorities import Authorities
     from wavemesh.runtime.clock import Clock
@@ -112,6 +113,7 @@ class Reports:
         fleet: Fleet,
         authorities: Authorities,
         clock: Clock,
+        tracing: Tracing,
     ) -> None:
         """Take what verifying and applying need."""
         self._database = database
@@ -121,6 +123,7 @@ class Reports:
         self._fleet = fleet
         self._authorities = authorities
         self._clock = clock
+        self._tracing = tracing
 
     async def cursor(self, child: NodeId, incarnation: str) -> int:
         """The highest report number of that incarnation whose effect is durable; 0 if it is unknown."""
@@ -220,6 +223,7 @@ class Reports:
         if not beats(incoming, await store.outcome(tx, outcome.wave_id, outcome.device)):
             return
         await tx.put(schema.outcomes, _outcome_row(found, incoming))
+        await self._tracing.merged(tx, outcome, found.signer)
         touched.add(outcome.wave_id)
         if incoming.by_device and outcome.firmware_sha256:
             devices = schema.devices

@@ -227,3 +227,37 @@ resources = Table(
     Column("audience", JSON, nullable=False),
     Column("urgent", Boolean, nullable=False),
 )
+
+#: The outbox of telemetry: the statements of wavemesh/telemetry/outbox.py work on these.
+telemetry = Table(
+    "telemetry",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("source", String(300), nullable=False),
+    Column("incarnation", String(512), nullable=False),
+    Column("source_number", BigInteger, nullable=False),
+    Column("trace_id", String(32), nullable=False, index=True),
+    Column("body", LargeBinary, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("stored_at", BigInteger, nullable=False),
+    Column("sent", Integer, nullable=False),
+    sqlite_autoincrement=True,
+)
+_UNSENT = telemetry.c.sent == 0
+Index("ix_telemetry_unsent", telemetry.c.number, sqlite_where=_UNSENT, postgresql_where=_UNSENT)
+
+telemetry_cursors = Table(
+    "telemetry_cursors",
+    metadata,
+    Column("source", String(300), primary_key=True),
+    Column("incarnation", String(512), primary_key=True),
+    Column("through", BigInteger, nullable=False),
+    Column("moved_at", BigInteger, nullable=False),
+)
+
+telemetry_drops = Table(
+    "telemetry_drops",
+    metadata,
+    Column("node", String(300), primary_key=True),
+    Column("dropped", BigInteger, nullable=False),
+)

@@ -24,6 +24,7 @@ from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import ForbiddenError, GateError, NotFoundError, PeerError
 from wavemesh.identity.nodes import Role, is_within
 from wavemesh.policy.gates import Gate
+from wavemesh.telemetry import batches
 from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.statements import (
     DeviceStatus,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import Hello, Rejection, Report, Resource, ResourceKey, StatusEntry
+    from wavemesh.telemetry.outbox import Outbox
 
 _LOG = logging.getLogger(__name__)
 _LAST_SEEN_STEP = timedelta(hours=1)
@@ -83,6 +85,7 @@ class ControlRegistry:
         changes: Changes,
         authorities: Authorities,
         clock: Clock,
+        outbox: Outbox,
     ) -> None:
         """Nothing is read before ``load``."""
         self._fleet_name = fleet_name
@@ -96,6 +99,7 @@ class ControlRegistry:
         self._changes = changes
         self._authorities = authorities
         self._clock = clock
+        self._outbox = outbox
         self._running: dict[str, tuple[str, str, str]] = {}
         self._seen_at: dict[str, datetime] = {}
         self._pings: dict[str, tuple[int, str]] = {}
@@ -160,7 +164,12 @@ class ControlRegistry:
         self._changes.notify()
 
     async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
-        """Answer a health ping. Raises NotFoundError, GateError, ForbiddenError."""
+        """Take telemetry, or answer a health ping. Raises NotFoundError, GateError, ForbiddenError, BusyError."""
+        if kind == batches.ASK_KIND:
+            return encode(await self._outbox.take(child, decode(batches.TelemetryUpload, body)))
+        return await self._answer_ping(child, kind, body)
+
+    async def _answer_ping(self, child: NodeId, kind: str, body: bytes) -> bytes:
         if kind != "health-ping":
             msg = f"control answers no question of kind {kind[:100]!r}"
             raise NotFoundError(msg)

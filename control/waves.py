@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from control.revocations import Revocations
     from control.signing import Signing
     from control.store import WaveRow, WaveView
+    from control.tracing import Tracing
     from wavemesh.runtime.clock import Clock
 
 _ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
@@ -73,8 +74,10 @@ class Waves:
         signing: Signing,
         clock: Clock,
         config: Config,
+        tracing: Tracing,
     ) -> None:
         """Take what every step needs."""
+        self._tracing = tracing
         self._desired = desired
         self._releases = releases
         self._revocations = revocations
@@ -99,6 +102,7 @@ class Waves:
         await tx.put(schema.policies, {"digest": row.policy_digest, "payload": policy_payload})
         await self._publish_policy(tx, row.policy_digest)
         await self._publish_orders(tx, view)
+        await self._tracing.planned(tx, view)
         detail = f"{len(view.devices)} devices of {row.cohort} in {len(view.targets)} stores to {row.release}"
         await self.audit(tx, actor, "wave.plan", row.wave_id, detail)
 
@@ -387,6 +391,7 @@ class Waves:
             for (store_path, permit), content in zip(issued, contents, strict=True)
         ]
         await self._desired.publish(tx, *items)
+        await self._tracing.permitted(tx, (permit for _, permit in issued))
 
     async def _withdraw_permits(self, tx: Transaction, view: WaveView) -> None:
         for store_path, devices in view.targets.items():

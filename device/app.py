@@ -14,6 +14,7 @@ import secrets
 import signal
 import socket
 from datetime import timedelta
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from device.slots.simulated import SimulatedBootControl, SimulatedSlots
 from device.state import StateFile
 from device.status import StatusReporter
 from device.store import DeviceStore
+from device.tracing import Tracing
 from wavemesh import __version__
 from wavemesh.artifacts.transfer import ArtifactClient
 from wavemesh.errors import LocalError
@@ -42,6 +44,8 @@ from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 from wavemesh.runtime.grpc import make_bulk_channel
 from wavemesh.session.upstream import SessionUpstream
+from wavemesh.telemetry.shipping import Shipping, ToParent
+from wavemesh.telemetry.spans import trace_id_of
 from wavemesh.trust.freshness import ClockSource
 
 if TYPE_CHECKING:
@@ -103,7 +107,9 @@ async def _run(
 ) -> None:
     disk = Disk()
     credentials = NodeCredentials.load(directory / "identity")
-    store = DeviceStore(_load_state(directory / "state", disk, clock, log), credentials, clock, log)
+    log.trace_id_of = partial(trace_id_of, credentials.node_id.fleet, device=credentials.node_id.path)
+    tracing = Tracing(credentials.node_id, clock, config.telemetry)
+    store = DeviceStore(_load_state(directory / "state", disk, clock, log), credentials, clock, log, tracing)
     verifier = Verifier(_read_root(directory / "trust" / "root.json"), credentials)
     changed = _Later()
     source = ClockSource.HARDWARE if config.device.clock is ClockKind.HARDWARE else ClockSource.UNCONFIRMED
@@ -130,9 +136,7 @@ async def _run(
         slots=SimulatedSlots(directory / "slots", disk, boot_control, config.board.slot_capacity_bytes),
         boot_control=boot_control,
         power=power,
-        sensors=Sensors(
-            config.board.power_supply, config.board.thermal, config.board.inhibit, config.board.reserved_disk_bytes
-        ),
+        sensors=_sensors(config),
         configs=ConfigStore(directory / "state" / "config", disk),
         probes=_probes(directory, config),
         health=HealthClient(
@@ -146,7 +150,9 @@ async def _run(
         ),
         artifacts=ArtifactClient(lambda: make_bulk_channel(credentials, config.hub.address, verifier.hub)),
         record=power.boot(),
+        tracing=tracing,
     )
+    shipping = Shipping(tracing, ToParent(upstream, store), Random().uniform, config.telemetry.retry_interval_s)  # noqa: S311
     status = StatusReporter(equipment, upstream, __version__)
     agent = Agent(equipment, status)
     changed.call = agent.resources_changed
@@ -158,6 +164,7 @@ async def _run(
             group.create_task(agent.run()),
             group.create_task(_keep_petting(power, config.board.watchdog_s)),
             group.create_task(upload_logs(equipment, upstream)),
+            group.create_task(shipping.run()),
             group.create_task(LocalSocket(directory / "run" / "agent.sock", agent, status).run()),
         ]
         await stop.wait()
@@ -211,6 +218,11 @@ def _notify_systemd(message: bytes) -> None:
             channel.sendto(message, address.replace("@", "\0", 1))
         except OSError:
             return
+
+
+def _sensors(config: DeviceConfig) -> Sensors:
+    board = config.board
+    return Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes)
 
 
 def _probes(directory: Path, config: DeviceConfig) -> ProbeRunner:

@@ -97,6 +97,11 @@ class Clearance:
         self._check_fresh()
         self._check_authority()
         self._check_inhibited()
+        with self._equipment.tracing.check("clearance"):
+            return await self._clear_hardware()
+
+    async def _clear_hardware(self) -> Cleared:
+        """Raises the same; the last looks before ARM."""
         finding = check_local(self._equipment.sensors, self._equipment.slots, self._equipment.directory, self._target)
         for gate, command in peripheral_gates(self._target.rules.peripheral_checks):
             finding = finding or _failed(await self._equipment.probes.run(gate, command))
@@ -105,7 +110,7 @@ class Clearance:
         # The probes took their time: what may have changed meanwhile is looked at again, the reboot's inhibition last.
         grant = self._check_leave()
         self._check_inhibited()
-        return Cleared(self._attempt, grant.lease.expires_at)
+        return Cleared(self._attempt, grant.lease.expires_at, grant.lease.lease_id, grant.permit.generation)
 
     def _check_leave(self) -> Grant:
         """The wave's leave: order, lease, permit, by a trusted clock."""

@@ -100,6 +100,14 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True)
+class Telemetry:
+    """Spans: whether there are any, and how long to wait, seconds, before asking again whether they can go up."""
+
+    enabled: bool = True
+    retry_interval_s: float = field(default=5.0, metadata=bounded(0.05, 3600))
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """The whole file."""
 
@@ -109,6 +117,7 @@ class DeviceConfig:
     timing: Timing = field(default_factory=Timing)
     staging: Staging = field(default_factory=Staging)
     logs: Logs = field(default_factory=Logs)
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 def load_device_config(directory: Path) -> DeviceConfig:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from device.probes import ProbeRunner
     from device.sink import DeviceSink
     from device.store import DeviceStore
+    from device.tracing import Tracing
     from wavemesh.artifacts.transfer import ArtifactClient
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
@@ -45,6 +46,7 @@ class Equipment:
     health: HealthClient
     artifacts: ArtifactClient
     record: BootRecord
+    tracing: Tracing
 
     def facts(self) -> Facts:
         """What the device is and runs; raises BootEnvironmentError when the running slot is unlabelled."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from wavemesh.runtime.clock import Clock
 
@@ -49,7 +49,7 @@ class DeviceLog(logging.Handler):
     """The ring; also a handler for the ``logging`` of the shared modules."""
 
     def __init__(self, directory: Path, clock: Clock, keep: timedelta, quota_bytes: int) -> None:
-        """Continue the numbering of what is there."""
+        """Continue the numbering of what is there. ``trace_id_of`` makes the trace id of a wave."""
         super().__init__(logging.INFO)
         self._directory = directory
         self._clock = clock
@@ -60,6 +60,7 @@ class DeviceLog(logging.Handler):
         directory.mkdir(parents=True, exist_ok=True)
         self._next = max((line.number for line in read_lines(directory, _newest_start(directory))), default=0) + 1
         self.wave_id = ""
+        self.trace_id_of: Callable[[str], str] = lambda _: ""
 
     @property
     def next_number(self) -> int:
@@ -114,6 +115,7 @@ class DeviceLog(logging.Handler):
             "at": now.isoformat(),
             "level": level,
             "wave": self.wave_id,
+            "trace": self.trace_id_of(self.wave_id),
             "text": text[:MAX_TEXT_CHARACTERS],
         }
         data = json.dumps(entry, ensure_ascii=False)

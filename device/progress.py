@@ -80,6 +80,8 @@ class Progress:
     lease_expires_at: datetime | None = None
     trial_boot_id: str = ""
     trial_began_s: float = 0.0
+    lease_id: str = ""
+    permit_generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,8 @@ class Cleared:
 
     attempt: int
     lease_expires_at: datetime
+    lease_id: str = ""
+    permit_generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,8 @@ class Staging:
 
     async def _stage(self) -> Event:
         target, slots = self._target, self._equipment.slots
-        await self._verify_bundle()
+        with self._equipment.tracing.check("verify"):
+            await self._verify_bundle()
         if target.firmware is not None and not await self._already_there(target.firmware):
             await self._imaging(target.firmware).put(target.firmware)
             await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from device.progress import Progress
+from device.steps import OpenStep  # noqa: TC001  # device/values.py resolves the hints at run time
 from device.values import from_plain, to_plain
 from wavemesh.errors import LocalError
 from wavemesh.runtime.durable import Disk, DiskFullError, disk_errors
@@ -52,6 +53,15 @@ class StoredReport:
     """A report that the hub has not acknowledged yet."""
 
     kind: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """Spans that the hub does not have yet, in OTLP; (incarnation, number) names them."""
+
+    incarnation: str
+    number: int
     body: bytes
 
 
@@ -102,6 +112,10 @@ class Document:
     intents: tuple[str, ...] = ()
     burns_unknown_before: datetime | None = None
     logs_uploaded: int = 0
+    step: OpenStep | None = None
+    spans: tuple[StoredBatch, ...] = ()
+    spans_first: int = 1
+    spans_dropped: int = 0
 
     @property
     def next_number(self) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from device.progress import Outcome, Progress
 from device.state import MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
+from device.steps import Said
 from wavemesh.codec.statements import decode, encode
 from wavemesh.session.frames import HeldResource, Report, ResourceKey
 from wavemesh.trust.envelope import sign_as_node
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from device.logs import DeviceLog
     from device.orders import Facts
+    from device.tracing import Tracing
     from wavemesh.identity.credentials import NodeCredentials
     from wavemesh.runtime.clock import Clock
 
@@ -47,8 +49,11 @@ _FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FA
 class DeviceStore:
     """The durable side of one device."""
 
-    def __init__(self, file: StateFile, credentials: NodeCredentials, clock: Clock, log: DeviceLog) -> None:
+    def __init__(
+        self, file: StateFile, credentials: NodeCredentials, clock: Clock, log: DeviceLog, tracing: Tracing
+    ) -> None:
         """``file`` is loaded; if it was recovered the report log restarts. Outcomes name the tail of ``log``."""
+        self._tracing = tracing
         self._log = log
         self._file = file
         self._credentials = credentials
@@ -57,6 +62,7 @@ class DeviceStore:
         self._is_connected = False
         if file.recovered:
             self._commit(self._restarted(file.document))
+        tracing.attach(lambda: self.document, self._commit)
 
     @property
     def document(self) -> Document:
@@ -125,13 +131,18 @@ class DeviceStore:
         if progress.state is UpdateState.COMMITTED and progress.target is not None and progress.target.rollback_floor:
             document = replace(document, rollback_floor=progress.target.rollback_floor)
         grew = len(document.reports) > len(self.document.reports)
+        document = self._traced(document, progress, outcome, boot_id, facts)
         self._commit(document, copies=2 if progress.state is UpdateState.ARMED else 1)
         return grew
 
     def say(self, wave_id: str, outcome: Outcome, boot_id: str, facts: Facts) -> None:
         """Report an outcome that no progress belongs to: the wave asks for what runs already."""
         progress = Progress(wave_id=wave_id, attempt=self.burned(wave_id))
-        self._commit(self._with_outcome(self.document, progress, outcome, boot_id, facts))
+        document = self._with_outcome(self.document, progress, outcome, boot_id, facts)
+        said = self._said(document, progress, outcome)
+        if said is not None:
+            document = self._tracing.told(document, progress, said, boot_id, facts.running.slot.value)
+        self._commit(document)
 
     def append_event(self, kind: str, gate: str, subject: str, detail: str) -> None:
         """Report something for control's audit."""
@@ -215,6 +226,21 @@ class DeviceStore:
             # older state that marks what it appended offline would hide that other reports had these numbers.
             document = replace(document, sent_through=document.next_number - 1)
         self._file.commit(document, copies=copies)
+
+    def _traced(
+        self, document: Document, progress: Progress, outcome: Outcome | None, boot_id: str, facts: Facts
+    ) -> Document:
+        """The document with the spans that this change ends."""
+        said = self._said(document, progress, outcome) if outcome is not None else None
+        return self._tracing.traced(document, progress, said, boot_id, facts.running.slot.value)
+
+    def _said(self, document: Document, progress: Progress, outcome: Outcome) -> Said | None:
+        """The outcome with its numbers, if this change says it and no earlier one did."""
+        before = self.document.waves.get(progress.wave_id, WaveRecord())
+        record = document.waves.get(progress.wave_id, WaveRecord())
+        if record.sequence == before.sequence:
+            return None
+        return Said(outcome, record.attempt, record.sequence)
 
     def _with_outcome(
         self, document: Document, progress: Progress, outcome: Outcome, boot_id: str, facts: Facts

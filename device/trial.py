@@ -75,7 +75,9 @@ class Trial:
         """Try one probe until it passes or the time to settle is over."""
         until_s = self._progress.trial_began_s + self._equipment.config.timing.probe_settle_s
         while True:
-            finding = await self._equipment.probes.run(gate, command)
+            with self._equipment.tracing.probing(gate) as found:
+                finding = await self._equipment.probes.run(gate, command)
+                found.append(finding)
             if finding.passes:
                 self._equipment.log.note(f"trial: {gate} passes")
                 return None
@@ -86,12 +88,13 @@ class Trial:
     async def _ping(self) -> Event:
         interval_s = min(self._equipment.config.timing.ping_interval_s, PING_RETRY_S)
         while True:
-            result = await self._equipment.health.ping(
-                self._target.wave_id,
-                self._target.rules.health_authority,
-                self._equipment.record,
-                self._equipment.facts(),
-            )
+            with self._equipment.tracing.check("ping"):
+                result = await self._equipment.health.ping(
+                    self._target.wave_id,
+                    self._target.rules.health_authority,
+                    self._equipment.record,
+                    self._equipment.facts(),
+                )
             if result.lease_state == HALTED:
                 return Unhealthy(Gate.HALTED.value, "the hub says that the wave is halted", OutcomeKind.INCONCLUSIVE)
             if result.end is PingEnd.ACKNOWLEDGED:

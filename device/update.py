@@ -196,6 +196,8 @@ def _arm(progress: Progress, event: Cleared) -> Step:
         Reboot(),
         attempt=event.attempt,
         lease_expires_at=event.lease_expires_at,
+        lease_id=event.lease_id,
+        permit_generation=event.permit_generation,
         verdict=OutcomeKind.PENDING,
     )
 

@@ -24,6 +24,7 @@ from edgectl.commands import (
     places,
     policy,
     releases,
+    traces,
     waves,
 )
 from edgectl.completing import VARIABLE
@@ -65,6 +66,7 @@ for _name, _noun in {
     "permit": permits.permit,
     "policy": policy.app,
     "audit": fleet.audit,
+    "trace": traces.app,
     "context": contexts.app,
     "lab": lab.app,
 }.items():

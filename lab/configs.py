@@ -94,6 +94,9 @@ probe_settle_s = 3.0
 inhibit_bound_s = 3.0
 log_upload_interval_s = 2.0
 
+[telemetry]
+retry_interval_s = 0.5
+
 [staging]
 fsync_step_bytes = {8 * _MIB if largest_image_bytes > 32 * _MIB else 256 * 1024}
 """

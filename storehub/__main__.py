@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 from storehub.app import main
 from wavemesh.errors import LocalError
 from wavemesh.runtime.grpc import run
+from wavemesh.telemetry.loglines import log_to_stderr
 
 EXIT_LOCAL_FAULT = 1
 
@@ -19,7 +19,7 @@ def entry() -> int:
     parser = argparse.ArgumentParser(prog="storehub", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="directory of the node: config.toml, identity/, trust/")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     status = 0
     try:
         run(main(arguments.dir))

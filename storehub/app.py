@@ -30,6 +30,7 @@ from storehub.scheduler import Scheduler
 from storehub.service import DeviceRegistry
 from storehub.statuses import Statuses
 from storehub.store import HubStore
+from storehub.tracing import Tracing
 from storehub.upstream import HubSink
 from storehub.views import Views
 from wavemesh import __version__
@@ -47,6 +48,8 @@ from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.link import DownstreamOptions, SessionDownstream, SessionUpstream, UpstreamOptions
 from wavemesh.session.parent import ParentOptions
 from wavemesh.session.sqlite import SqliteCursors, SqliteResources
+from wavemesh.telemetry.export import ship, way_for
+from wavemesh.telemetry.outbox import Outbox
 from wavemesh.trust.freshness import ClockSource
 
 if TYPE_CHECKING:
@@ -101,6 +104,8 @@ async def open_hub(directory: Path, clock: Clock) -> Hub:
     store = await HubStore.open(directory / "state" / "hub.sqlite3")
     async with AsyncExitStack() as undo:
         undo.push_async_callback(store.close)
+        outbox = Outbox(credentials.node_id, store.database, clock, config.telemetry)
+        await outbox.load()
         hub = Hub(
             credentials=credentials,
             config=config,
@@ -111,6 +116,7 @@ async def open_hub(directory: Path, clock: Clock) -> Hub:
             cursors=SqliteCursors(store.database),
             belief=Belief(credentials.node_id.path, root, credentials.authorities),
             clock_guard=ClockGuard(store, ClockSource.HARDWARE if config.hardware_clock else ClockSource.UNCONFIRMED),
+            tracing=Tracing(credentials.node_id, outbox, clock),
         )
         undo.pop_all()
     return hub
@@ -162,6 +168,7 @@ def join(hub: Hub, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     hub.is_cached = blobs.has
     hub.changed = downstream.changed
     hub.wake_upstream = upstream.wake
+    hub.tracing.is_dark = lambda: not upstream.is_connected
     if isinstance(hub.log, HubReportLog):
         hub.log.listener = intents.acknowledged
     return App(hub, server, port, upstream, downstream, scheduler, cache, statuses, asks, intents)
@@ -185,6 +192,7 @@ async def run(
                 app.cache.scrub(),
                 app.statuses.run(),
                 _prune(app),
+                ship(hub.tracing.outbox, way_for(hub.config.telemetry, app.upstream, hub.log), random.Random()),  # noqa: S311
             ):
                 group.create_task(part)
             if ready is not None:

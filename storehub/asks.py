@@ -1,10 +1,12 @@
-"""Answers what devices ask: health pings and log uploads.
+"""Answers what devices ask: health pings, uploads of logs and of telemetry.
 
 *Pings.* The hub verifies the device's signature before anything else. Authority ``control``: relayed up, bounded in
 time; when the path is down the device gets the hub's signed word that it was, and its trial ends inconclusive instead
 of in the ratio. ``hub``: the hub acknowledges with its own key. ``either``: control's word when the path is up, else
 the hub's. Every answer carries the state of the device's lease, by which a trial learns of a halt. A ping whose counter
 is below one already answered is a replay.
+
+*Telemetry.* Into the outbox, which judges it (wavemesh/telemetry/outbox.py).
 
 *Logs.* Kept ``log_retention_s``, by (device, incarnation, number); lines already held are ignored.
 """
@@ -20,6 +22,7 @@ from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import GateError, PeerError
 from wavemesh.policy.document import HealthAuthority
 from wavemesh.policy.gates import Gate
+from wavemesh.telemetry import batches
 from wavemesh.trust.envelope import sign_as_node, verify_node
 from wavemesh.trust.statements import (
     AuthorityDown,
@@ -58,7 +61,7 @@ class Relay(Protocol):
 
 
 class Asks:
-    """The answering side of both asks."""
+    """The answering side of all asks."""
 
     def __init__(self, hub: Hub, relay: Relay) -> None:
         """``relay`` leads to the super hub and on to control."""
@@ -73,6 +76,8 @@ class Asks:
                 return encode(await self._ping(child, body))
             case "logs":
                 return encode(await self._logs(child, decode(LogUpload, body)))
+            case batches.ASK_KIND:
+                return encode(await self._hub.tracing.outbox.take(child, decode(batches.TelemetryUpload, body)))
             case _:
                 msg = f"asks of kind {kind!r} are not known here"
                 raise PeerError(msg)

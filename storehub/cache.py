@@ -189,7 +189,7 @@ class Cache:
 
     async def _fetch(self, writer: BlobWriter) -> None:
         """Bring one blob to its end; retries a few times by itself."""
-        config = self._hub.config
+        config, began_at = self._hub.config, self._hub.clock.now()
         patience = Patience(FETCH_ATTEMPTS, config.fetch_retry_min_s, config.fetch_retry_max_s)
         try:
             await download(self._client, writer, rng=self._rng, patience=patience)
@@ -200,8 +200,19 @@ class Cache:
         except WavemeshError as error:
             await self._trouble(writer.digest, error)
             raise
+        await self._trace(writer.digest, began_at)
         self.troubles.pop(writer.digest, None)
         self._hub.bell.ring()
+
+    async def _trace(self, digest: Digest, began_at: datetime) -> None:
+        """Tell the waves that wait for a blob how long it took; a full disk costs the telling alone."""
+        store = self._hub.store
+        orders = [one.order for one in store.waves.values() if one.closed_at is None and digest in one.blobs]
+        try:
+            async with store.database.transaction() as tx:
+                await self._hub.tracing.fetched(tx, orders, digest, began_at)
+        except LocalError as error:
+            _LOG.warning("the fetch of %s is not traced: %s", digest.sha256, error)
 
     async def _trouble(self, digest: Digest, error: WavemeshError) -> None:
         """Remember why a blob is not here; a gate is an event, once."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from wavemesh.runtime.config import bounded, load_config
+from wavemesh.telemetry.config import TelemetryConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +57,7 @@ class Config:
     reconnect_max_s: float = field(default=60.0, metadata=bounded(0.05, 3600))
     hardware_clock: bool = True
     groups: tuple[GroupConfig, ...] = ()
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
         """Refuse a time zone that does not exist."""

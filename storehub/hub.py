@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from storehub.clockguard import ClockGuard
     from storehub.config import Config
     from storehub.store import HubStore
+    from storehub.tracing import Tracing
     from wavemesh.identity.credentials import NodeCredentials
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.sqlite import Transaction
@@ -81,6 +82,7 @@ class Hub:
     cursors: SqliteCursors
     belief: Belief
     clock_guard: ClockGuard
+    tracing: Tracing
     present: dict[str, Presence] = field(default_factory=dict)
     bell: Bell = field(default_factory=Bell)
     changed: Callable[[str | None], None] = lambda _: None

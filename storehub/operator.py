@@ -18,6 +18,8 @@ from wavemesh.errors import ForbiddenError, NotFoundError, PeerError
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.listing import is_named, is_wanted_device, is_wanted_intent
 from wavemesh.runtime.status import answers
+from wavemesh.telemetry.shown import trace_response
+from wavemesh.telemetry.spans import trace_id_of
 from wavemesh.trust.statements import Envelope
 from wavemesh.v1 import operator_pb2, operator_pb2_grpc, report_pb2
 
@@ -242,11 +244,24 @@ class OperatorApi:
         )
         lines = [
             report_pb2.LogLine(
-                at=views.stamp(from_stamp(row["at"])), level=row["level"], wave_id=row["wave_id"], text=row["text"]
+                at=views.stamp(from_stamp(row["at"])),
+                level=row["level"],
+                wave_id=row["wave_id"],
+                text=row["text"],
+                trace_id=trace_id_of(self._hub.credentials.node_id.fleet, row["wave_id"], path),
             )
             for row in reversed(rows)
         ]
         return operator_pb2.GetDeviceLogsResponse(lines=lines)
+
+    @answers
+    async def GetTrace(  # noqa: N802
+        self, request: operator_pb2.GetTraceRequest, context: Context
+    ) -> operator_pb2.GetTraceResponse:
+        """A device's trace, as far as it was told here: this hub's spans and the device's."""
+        self._caller(context)
+        device = request.device if "/" in request.device else self._hub.device_path(request.device)
+        return await trace_response(self._hub.tracing.outbox, self._hub.path, request.wave_id, device)
 
     # -- the rest ---------------------------------------------------------------------------------------------------
 

@@ -214,6 +214,9 @@ class Scheduler:
         hub = self._hub
         record = hub.store.slots[slot.device]
         await hub.store.end_slot(tx, slot.device)
+        if record.lease_id:
+            entry = hub.store.ledger(slot.wave_id).get(slot.device)
+            await hub.tracing.ended(tx, slot, record.lease_id, entry.outcome if entry is not None else None)
         intent = hub.store.intents.get(record.intent_id)
         if intent is None or intent.disposition is not Disposition.QUEUED:
             return
@@ -244,15 +247,17 @@ class Scheduler:
         envelope = sign_as_node(outcome, hub.credentials)
         if await hub.store.merge(tx, Entry(outcome, envelope, hub.uri, by_device=False, received_at=now)):
             await hub.report_outcomes(tx, envelope)
+            await hub.tracing.inferred(tx, outcome, record.seen_at if record else now)
 
     async def _grant(self, tx: Transaction, slot: Slot) -> None:
         hub = self._hub
         lease_id = secrets.token_hex(16)
         lease = Lease(slot.wave_id, slot.device, lease_id, slot.attempt, slot.granted_at, slot.expires_at)
-        permit = hub.belief.permits[slot.wave_id, slot.device].envelope
+        permit = hub.belief.permits[slot.wave_id, slot.device]
         version = await hub.resources.next_version(tx)
-        grant = encode(LeaseGrant(sign_as_node(lease, hub.credentials), permit))
+        grant = encode(LeaseGrant(sign_as_node(lease, hub.credentials), permit.envelope))
         await hub.store.put_slot(tx, SlotRecord(slot, lease_id, grant, epoch=version.epoch, counter=version.counter))
+        await hub.tracing.granted(tx, slot, lease_id, permit.permit)
 
     def _tell(self, decision: Decision) -> None:
         changed = {slot.device for slot in (*decision.ended, *decision.granted)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from wavemesh.session.sqlite import SESSION_SCHEMA
+from wavemesh.telemetry.outbox import TABLES as TELEMETRY_TABLES
 
 _TABLES = """
 CREATE TABLE facts (
@@ -83,7 +84,7 @@ CREATE TABLE device_logs (
 CREATE INDEX device_logs_by_age ON device_logs (received_at);
 """
 
-MIGRATIONS = (SESSION_SCHEMA + ";\n" + _TABLES,)
+MIGRATIONS = (SESSION_SCHEMA + ";\n" + _TABLES, TELEMETRY_TABLES)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -207,6 +207,7 @@ class DeviceRegistry:
             entry = Entry(outcome, envelope, signer.uri, signer.path == outcome.device, now)
             if await hub.store.merge(tx, entry):
                 await hub.report_outcomes(tx, envelope)
+                await hub.tracing.merged(tx, outcome, signer.path)
             if outcome.gate == "operator":
                 await self._finish_rollbacks(tx, child)
 

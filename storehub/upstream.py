@@ -123,6 +123,8 @@ class HubSink:
         first_seen_at = known.first_seen_at if known is not None else self._hub.clock.now()
         blobs = self._hub.belief.blobs_of_release(order.release) or (known.blobs if known is not None else ())
         await self._hub.store.put_wave(tx, WaveRecord(order, first_seen_at, blobs))
+        if known is None or order.generation > known.order.generation:
+            await self._hub.tracing.ordered(tx, order)
         await self._intents.order_arrived(tx, order)
 
     async def _refresh_blobs(self, tx: Transaction) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from superhub.app import main
 from wavemesh.errors import LocalError
 from wavemesh.runtime.grpc import run
+from wavemesh.telemetry.loglines import log_to_stderr
 
 EXIT_LOCAL_FAULT = 2
 
@@ -19,7 +20,7 @@ def start() -> int:
     parser = argparse.ArgumentParser(prog="python -m superhub", description="The super hub of one region.")
     parser.add_argument("--dir", type=Path, required=True, help="directory with config.toml, identity/ and trust/")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     logging.getLogger("tuf").setLevel(logging.WARNING)  # it tells of each key that did not sign, at each update
     code = 0
     try:

@@ -27,6 +27,7 @@ from superhub.shelf import Shelf
 from superhub.sink import RegionSink
 from superhub.statuses import StatusRelay
 from superhub.store import RegionStore
+from superhub.tracing import Tracing
 from wavemesh import __version__
 from wavemesh.artifacts.blobstore import BlobStore
 from wavemesh.artifacts.download import Patience, download
@@ -46,6 +47,8 @@ from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
 from wavemesh.session.parent import ParentOptions
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
 from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
+from wavemesh.telemetry.export import ship, way_for
+from wavemesh.telemetry.outbox import Outbox
 from wavemesh.trust.statements import HubStatus
 
 if TYPE_CHECKING:
@@ -100,6 +103,7 @@ class SuperHub:
         self._stopping = asyncio.Event()
         self.port = 0
         self.started = asyncio.Event()
+        self.outbox: Outbox
 
     def stop(self) -> None:
         """Begin to drain; ``run`` returns when that is done."""
@@ -128,12 +132,18 @@ class SuperHub:
         """Run the parts, and take them down in order."""
         log = await SqliteReportLog.open(store.database, partial(store.snapshot, self.node_id.path))
         resources = await SqliteResources.open(store.database)
-        parts = self._wire(store, blobs, fetches, log, resources)
+        outbox = self.outbox = Outbox(self.node_id, store.database, self._clock, self.config.telemetry)
+        await outbox.load()
+        tracing = Tracing(self.node_id, outbox, store.database, self._clock)
+        parts = self._wire(store, blobs, fetches, log, resources=resources, tracing=tracing)
         await parts.sink.restore()
         background = [
             group.create_task(parts.upstream.run(), name="upstream"),
             group.create_task(parts.statuses.run(), name="status relay"),
             group.create_task(self._report_status(parts, blobs, log), name="own status"),
+            group.create_task(
+                ship(outbox, way_for(self.config.telemetry, parts.upstream, log), self._rng), name="telemetry"
+            ),
         ]
         try:
             await self._listen(parts)
@@ -143,13 +153,19 @@ class SuperHub:
                 task.cancel()
 
     def _wire(
-        self, store: RegionStore, blobs: BlobStore, fetches: Fetches, log: SqliteReportLog, resources: SqliteResources
+        self,
+        store: RegionStore,
+        blobs: BlobStore,
+        fetches: Fetches,
+        log: SqliteReportLog,
+        *,
+        resources: SqliteResources,
+        tracing: Tracing,
     ) -> _Parts:
         """Make the parts and let them know each other."""
         clock, authorities, path = self._clock, self.credentials.authorities, self.node_id.path
         acceptance = Acceptance(path, self._root, authorities)
-        shelf = Shelf(path)
-        cursors = SqliteCursors(store.database)
+        shelf, cursors = Shelf(path), SqliteCursors(store.database)
 
         def appended() -> None:
             upstream.wake()
@@ -168,23 +184,18 @@ class SuperHub:
             acceptance=acceptance,
             events=events,
             clock=clock,
+            tracing=tracing,
         )
         sink = RegionSink(
-            store=store, resources=resources, acceptance=acceptance, shelf=shelf, clock=clock, changed=changed
-        )
-        upstream = SessionUpstream(
-            credentials=self.credentials,
-            parent=NodeId(self.node_id.fleet, f"control/{self.config.control.name}"),
-            address=self.config.control.address,
-            log=log,
-            sink=sink,
+            store=store,
+            resources=resources,
+            acceptance=acceptance,
+            shelf=shelf,
             clock=clock,
-            rng=self._rng,
-            software_version=__version__,
-            options=UpstreamOptions(
-                backoff_base_s=self.config.reconnect_min_s, backoff_cap_s=self.config.reconnect_max_s
-            ),
+            tracing=tracing,
+            changed=changed,
         )
+        upstream = self._upstream(log, sink)
         intake = Intake(
             store=store,
             log=log,
@@ -192,6 +203,7 @@ class SuperHub:
             events=events,
             authorities=authorities,
             clock=clock,
+            tracing=tracing,
             appended=appended,
         )
         statuses = StatusRelay(upstream)
@@ -205,13 +217,34 @@ class SuperHub:
             statuses=statuses,
             upstream=upstream,
             clock=clock,
+            tracing=tracing,
         )
-        terms = ParentOptions(__version__, heartbeat_interval_s=self.config.heartbeat_s)
-        options = DownstreamOptions(terms, max_sessions=self.config.maximum_stores)
         peers = Peers(authorities, clock)
-        downstream = SessionDownstream(self.node_id, registry, clock, peers, options)
+        downstream = self._downstream(registry, peers)
         artifacts = ArtifactServer(self.node_id, seeding, peers)
         return _Parts(sink, upstream, downstream, artifacts, statuses, registry, peers)
+
+    def _upstream(self, log: SqliteReportLog, sink: RegionSink) -> SessionUpstream:
+        """The session with control."""
+        return SessionUpstream(
+            credentials=self.credentials,
+            parent=NodeId(self.node_id.fleet, f"control/{self.config.control.name}"),
+            address=self.config.control.address,
+            log=log,
+            sink=sink,
+            clock=self._clock,
+            rng=self._rng,
+            software_version=__version__,
+            options=UpstreamOptions(
+                backoff_base_s=self.config.reconnect_min_s, backoff_cap_s=self.config.reconnect_max_s
+            ),
+        )
+
+    def _downstream(self, registry: RegionRegistry, peers: Peers) -> SessionDownstream:
+        """The stores' sessions."""
+        terms = ParentOptions(__version__, heartbeat_interval_s=self.config.heartbeat_s)
+        options = DownstreamOptions(terms, max_sessions=self.config.maximum_stores)
+        return SessionDownstream(self.node_id, registry, self._clock, peers, options)
 
     async def _listen(self, parts: _Parts) -> None:
         """Serve the stores until the drain; say goodbye downwards, then upwards."""

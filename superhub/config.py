@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from wavemesh.runtime.config import bounded
+from wavemesh.telemetry.config import TelemetryConfig
 
 _MIB = 1024 * 1024
 
@@ -64,3 +65,4 @@ class SuperHubConfig:
     reconnect_min_s: float = field(default=0.25, metadata=bounded(0.01, 60))
     reconnect_max_s: float = field(default=4.0, metadata=bounded(0.01, 3600))
     drain_s: float = field(default=5.0, metadata=bounded(0, 120))
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from superhub.events import Events
     from superhub.store import RegionStore
+    from superhub.tracing import Tracing
     from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
@@ -93,6 +94,7 @@ class Intake:
         events: Events,
         authorities: Authorities,
         clock: Clock,
+        tracing: Tracing,
         appended: Callable[[], None],
     ) -> None:
         """``appended`` is called when reports are on disk and may go up."""
@@ -102,6 +104,7 @@ class Intake:
         self._events = events
         self._authorities = authorities
         self._clock = clock
+        self._tracing = tracing
         self._appended = appended
 
     async def apply(self, child: NodeId, incarnation: str, first_number: int, reports: Sequence[Report]) -> None:
@@ -128,10 +131,12 @@ class Intake:
             fresh = news(part.heard, known)
             known |= {one.key: one.rank for one in fresh}
             await self._store.put_outcomes(tx, fresh)
+            await self._tracing.merged(tx, fresh)
             believed = replace(part.snapshot, outcomes=tuple(one.envelope for one in part.heard))
             await self._log.append(tx, Report("snapshot", encode(believed)))
         fresh = news((one for part in parts if part.snapshot is None for one in part.heard), known)
         await self._store.put_outcomes(tx, fresh)
+        await self._tracing.merged(tx, fresh)
         for report in _outcome_reports(fresh):
             await self._log.append(tx, report)
 

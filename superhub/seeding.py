@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING
 
 from superhub.compliance import Bundle, BundleNeeded, Entry, Finding, Pass, Refusal, RegionView, assess, decide
 from wavemesh.artifacts.blobstore import BlobMismatchError, FetchStoppedError, QuotaExceededError
-from wavemesh.errors import BusyError, GateError, NotFoundError
+from wavemesh.errors import BusyError, GateError, NotFoundError, WavemeshError
 from wavemesh.policy.gates import Gate
+from wavemesh.telemetry.units import BlobMoved
 from wavemesh.trust.envelope import SignatureGateError
 from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from superhub.acceptance import Acceptance
     from superhub.events import Events
     from superhub.store import RegionStore
+    from superhub.tracing import Tracing
     from wavemesh.artifacts.blobstore import BlobStore
     from wavemesh.artifacts.fetching import Fetches
     from wavemesh.identity.nodes import NodeId
@@ -51,6 +53,7 @@ class Seeding:
         acceptance: Acceptance,
         events: Events,
         clock: Clock,
+        tracing: Tracing,
     ) -> None:
         """``region`` is the region's name; ``max_age`` bounds the age of what may enter it."""
         self._region = region
@@ -61,6 +64,7 @@ class Seeding:
         self._acceptance = acceptance
         self._events = events
         self._clock = clock
+        self._tracing = tracing
         self._revision = 0
         self._bundles: dict[ReleaseManifest, Bundle] = {}
         self._bundles_by: TrustedMetadata | None = None
@@ -80,7 +84,7 @@ class Seeding:
 
     async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
         """Judge and stream one blob; raises GateError, NotFoundError, BusyError, LinkDownError (origin)."""
-        revision = self._revision
+        revision, began_at = self._revision, self._clock.now()
         await self._permit(peer, digest)
         await self._make_room(digest)
         try:
@@ -88,7 +92,29 @@ class Seeding:
         except BlobMismatchError as error:
             await self._tell_mismatch(error)
             raise
-        return self._guarded(peer, digest, pieces, revision)
+        return self._traced(peer, digest, began_at, self._guarded(peer, digest, pieces, revision))
+
+    async def _traced(
+        self, peer: NodeId, digest: Digest, began_at: datetime, pieces: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """The pieces, and the span of the transfer at its end or refusal; one that the store gives up tells none."""
+        sent_bytes = 0
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    sent_bytes += len(piece)
+                    yield piece
+        except WavemeshError as failed:
+            gate = failed.details.get("gate", "")
+            await self._trace(peer, BlobMoved(digest, began_at, sent_bytes, gate, str(failed)))
+            raise
+        await self._trace(peer, BlobMoved(digest, began_at, sent_bytes))
+
+    async def _trace(self, peer: NodeId, moved: BlobMoved) -> None:
+        trusted = self._acceptance.trusted
+        names = {release.name for release in trusted.releases_with(moved.digest)} if trusted is not None else set()
+        orders = [order for order in self._acceptance.orders_of(peer.path) if order.release in names]
+        await self._tracing.seeded(orders, moved)
 
     async def _guarded(
         self, peer: NodeId, digest: Digest, pieces: AsyncGenerator[bytes, None], revision: int

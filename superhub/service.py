@@ -16,6 +16,7 @@ from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, NotFoundError, PeerError
 from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role
 from wavemesh.session.frames import MAX_ASKS_IN_FLIGHT
+from wavemesh.telemetry import batches
 from wavemesh.trust.statements import HubStatus
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from superhub.intake import Intake
     from superhub.shelf import Shelf
     from superhub.statuses import StatusRelay
+    from superhub.tracing import Tracing
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import Hello, Rejection, Report, Resource, ResourceKey, StatusEntry
     from wavemesh.session.seams import Upstream
@@ -53,6 +55,7 @@ class RegionRegistry:
         statuses: StatusRelay,
         upstream: Upstream,
         clock: Clock,
+        tracing: Tracing,
     ) -> None:
         """Everything a store's session touches."""
         self._node_id = node_id
@@ -64,6 +67,7 @@ class RegionRegistry:
         self._statuses = statuses
         self._upstream = upstream
         self._clock = clock
+        self._tracing = tracing
         self._hubs: dict[str, HubStatus] = {}
         self._pings = asyncio.Semaphore(MAX_ASKS_IN_FLIGHT)
         self._pings_waiting = 0
@@ -97,7 +101,7 @@ class RegionRegistry:
 
     async def verdict(self, child: NodeId, accepted: Sequence[Resource], rejected: Sequence[Rejection]) -> None:
         """What a store refused is told to control, once for each content."""
-        del accepted
+        await self._tracing.relayed(child, accepted, rejected)
         for one in rejected:
             subject = f"{one.key.type}/{one.key.name}"
             await self._events.tell_once(
@@ -118,7 +122,9 @@ class RegionRegistry:
                 self._statuses.set(f"store/{child.name}/{entry.key}", entry.body)
 
     async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
-        """Relay a health ping to control; raises BusyError, LinkDownError, NotFoundError, what control answered."""
+        """Take telemetry, or relay a health ping; raises BusyError, LinkDownError, NotFoundError, what control said."""
+        if kind == batches.ASK_KIND:
+            return encode(await self._tracing.outbox.take(child, decode(batches.TelemetryUpload, body)))
         if kind != HEALTH_PING:
             msg = f"{child.path} asks {kind[:100]!r}, which a super hub does not answer"
             raise NotFoundError(msg)
@@ -137,6 +143,7 @@ class RegionRegistry:
 
     async def child_connected(self, child: NodeId, hello: Hello) -> None:
         """A store's session is open."""
+        await self._tracing.connected(child, hello.held)
         known = self._hubs.get(child.path) or HubStatus(hub=child.path, at=self._clock.now())
         software = hello.software_version
         self._note_hub(child, replace(known, incarnation=hello.incarnation, software_version=software, connected=True))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from superhub.acceptance import Acceptance
     from superhub.shelf import Shelf
     from superhub.store import RegionStore
+    from superhub.tracing import Tracing
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import HeldResource, Resource, ResourceKey
     from wavemesh.session.sqlite import SqliteResources
@@ -42,6 +43,7 @@ class RegionSink:
         acceptance: Acceptance,
         shelf: Shelf,
         clock: Clock,
+        tracing: Tracing,
         changed: Callable[[], None],
     ) -> None:
         """``changed`` is called when desired state is durable here and on the shelf."""
@@ -50,6 +52,7 @@ class RegionSink:
         self._acceptance = acceptance
         self._shelf = shelf
         self._clock = clock
+        self._tracing = tracing
         self._changed = changed
 
     async def restore(self) -> None:
@@ -60,6 +63,7 @@ class RegionSink:
                 await self._resources.store(tx, (), doubtful)
         for resource in self._resources.all().values():
             self._shelf.put(resource)
+            self._tracing.restored(resource)
         self._acceptance.enforce()
 
     def held(self) -> Sequence[HeldResource]:
@@ -86,10 +90,12 @@ class RegionSink:
         for key in removed:
             self._acceptance.forget(key)
             self._shelf.remove(key)
+            self._tracing.forget(key)
         for resource in accepted:
             served = self._resources.get(resource.key)
             if served is not None:
                 self._shelf.put(served)
+                self._tracing.held(served)
         if accepted or removed:
             self._changed()
         if any(resource.key.type == REVOCATIONS_TYPE for resource in accepted):

@@ -18,6 +18,7 @@ from wavemesh.outcomes import Rank
 from wavemesh.runtime.sqlite import Database
 from wavemesh.session.frames import MAX_REPORT_BYTES, Report
 from wavemesh.session.sqlite import SESSION_SCHEMA
+from wavemesh.telemetry.outbox import TABLES as TELEMETRY_TABLES
 from wavemesh.trust.statements import Envelope, SnapshotReport
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ CREATE TABLE entered (
     PRIMARY KEY (release, main_sha256)
 ) WITHOUT ROWID
 """
-MIGRATIONS = (f"{SESSION_SCHEMA};\n{_SCHEMA}",)
+MIGRATIONS = (f"{SESSION_SCHEMA};\n{_SCHEMA}", TELEMETRY_TABLES)
 
 
 class RegionStore:

@@ -47,6 +47,8 @@ probe_timeout_s = 5.0
 probe_settle_s = 0.2
 inhibit_bound_s = 1.0
 log_upload_interval_s = 0.2
+[telemetry]
+retry_interval_s = 0.1
 [staging]
 fsync_step_bytes = 131072
 """

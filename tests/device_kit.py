@@ -33,6 +33,9 @@ from wavemesh.runtime.grpc import make_server
 from wavemesh.runtime.peers import Peers
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.session.link import SessionDownstream
+from wavemesh.telemetry.batches import TelemetryBatch, TelemetryUpload, TelemetryUploadAnswer
+from wavemesh.telemetry.otlp import check, show
+from wavemesh.telemetry.spans import Trace
 from wavemesh.trust.envelope import sign_as_node, sign_statement, sign_with_keys
 from wavemesh.trust.releases import Artifact
 from wavemesh.trust.statements import (
@@ -65,9 +68,11 @@ from wavemesh.trust.statements import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
+    from wavemesh.errors import PeerError
     from wavemesh.identity.credentials import NodeCredentials
     from wavemesh.identity.nodes import NodeId
     from wavemesh.session.frames import Hello, Rejection, Report, StatusEntry
+    from wavemesh.telemetry.otlp import ShownSpan
     from wavemesh.trust.releases import ReleaseManifest
 
 WAVE = "142"
@@ -139,6 +144,10 @@ class HubStandIn:
         self.accepted: list[tuple[str, int]] = []
         self.pings: list[HealthPing] = []
         self.log_lines: list[str] = []
+        self.lease_ids: list[str] = []
+        self.uploads: list[TelemetryUpload] = []
+        self.telemetry: list[TelemetryBatch] = []
+        self.telemetry_refusal: PeerError | None = None
         self.answer_pings_as = "control"
         self.answer_trials_as = ""
         self.lease_state = "live"
@@ -257,6 +266,7 @@ class HubStandIn:
         now = datetime.now(UTC)
         lease = Lease(WAVE, DEVICE.path, secrets.token_hex(16), attempt, now, now + timedelta(seconds=self.lease_s))
         self._granted[attempt] = lease
+        self.lease_ids.append(lease.lease_id)
         firmware = self.release.firmware if self.permit_firmware else None
         permit = Permit(
             WAVE,
@@ -308,6 +318,8 @@ class HubStandIn:
             self.log_lines.extend(line.text for line in upload.lines)
             self._changed.set()
             return encode_statement(LogUploadAnswer(upload.first_number + len(upload.lines) - 1))
+        if kind == "telemetry":
+            return encode_statement(self._take_telemetry(decode_statement(TelemetryUpload, body)))
         envelope = decode_statement(Envelope, body)
         ping = decode_statement(HealthPing, envelope.payload)
         self.pings.append(ping)
@@ -315,6 +327,22 @@ class HubStandIn:
         digest = hashlib.sha256(envelope.payload).hexdigest()
         on_trial = ping.slot == "B"
         return encode_statement(self._answer_ping(digest, (on_trial and self.answer_trials_as) or self.answer_pings_as))
+
+    def _take_telemetry(self, upload: TelemetryUpload) -> TelemetryUploadAnswer:
+        self.uploads.append(upload)
+        self._changed.set()
+        if self.telemetry_refusal is not None:
+            raise self.telemetry_refusal
+        for batch in upload.batches:
+            check(batch.otlp_traces, HUB.fleet, DEVICE.path)
+        self.telemetry += upload.batches
+        return TelemetryUploadAnswer(len(upload.batches))
+
+    def spans(self) -> list[ShownSpan]:
+        """All spans of the wave that the device has sent, each once, by begin."""
+        trace_id = Trace(HUB.fleet, WAVE, DEVICE.path).trace_id
+        spans = {span.span_id: span for batch in self.telemetry for span in show(batch.otlp_traces, trace_id)}
+        return sorted(spans.values(), key=lambda span: (span.began_at, span.ended_at))
 
     def _answer_ping(self, digest: str, kind: str) -> HealthPingAnswer:
         now = datetime.now(UTC)

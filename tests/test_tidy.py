@@ -209,6 +209,20 @@ def test_links_in_the_docs_resolve() -> None:
     assert broken == []
 
 
+def test_of_opentelemetry_only_the_messages_are_used() -> None:
+    """Import contracts know packages by their first name alone; the SDK's threads and queues stay out."""
+    names = [
+        name
+        for path in sources()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        if name.split(".")[0] == "opentelemetry"
+    ]
+    assert names
+    assert all(name.startswith("opentelemetry.proto.") for name in names)
+
+
 def test_the_pure_modules_are_those_of_the_architecture() -> None:
     """The import contract covers what docs/architecture.md calls pure, as far as it exists."""
     text = (ROOT / "docs" / "architecture.md").read_text()

@@ -125,7 +125,10 @@ def logs(
         request.since.FromDatetime(parse_since(since, now()))
     answer = _hub_of(session, device).ask(lambda stub: stub.GetDeviceLogs(request, timeout=CALL_TIMEOUT_S))
     lines = [plain(line) for line in answer.lines]
-    session.show(lines, *(f"{x['at']} {x['level']:7} {x['wave_id'] or '-':6} {x['text']}" for x in lines))
+    session.show(
+        lines,
+        *(f"{x['at']} {x['level']:7} {x['wave_id'] or '-':6} {x['trace_id'][:8] or '-':8} {x['text']}" for x in lines),
+    )
 
 
 def _hub_of(session: Session, device: str) -> Session:

@@ -16,11 +16,13 @@ import pytest
 from device.belief import Verifier
 from device.board import boot_record_path, write_boot_record
 from device.bootenv import ResetReason, decode
+from device.config import Telemetry
 from device.logs import DeviceLog
 from device.platform import BootRecord
 from device.sink import DeviceSink
 from device.state import StateFile
 from device.store import DeviceStore
+from device.tracing import Tracing
 from lab.injectors import InjectorError, _tell
 from lab.processes import wait_until
 from tests.recordings import archive
@@ -202,7 +204,7 @@ async def sink_of(fleet: Fleet, path: str, directory: Path, clock: SetClock) -> 
     file.load(clock.now())
     log = DeviceLog(directory / "state" / "log", clock, timedelta(hours=1), 1 << 20)
     verifier = Verifier((directory / "trust" / "root.json").read_bytes(), credentials)
-    store = DeviceStore(file, credentials, clock, log)
+    store = DeviceStore(file, credentials, clock, log, Tracing(credentials.node_id, clock, Telemetry()))
     yield DeviceSink(
         store=store, verifier=verifier, clock=clock, log=log, source=ClockSource.HARDWARE, changed=lambda: None
     )

@@ -440,6 +440,7 @@ async def test_reports_below_the_cursor_are_passed_over(world: World) -> None:
             fleet=core.fleet,
             authorities=world.credentials(CONTROL.path).authorities,
             clock=core.clock,
+            tracing=core.tracing,
         )
         gossip = [Report("gossip", b"")] * 3
         await reports.apply(MIDWEST, "one", 1, gossip)

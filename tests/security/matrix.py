@@ -129,6 +129,7 @@ ROWS: Mapping[str, tuple[Who, Who, Who]] = {
     "wavemesh.v1.OperatorService/GetPolicy": _BOTH,
     "wavemesh.v1.OperatorService/ListPermits": _BOTH,
     "wavemesh.v1.OperatorService/ListHolds": _BOTH,
+    "wavemesh.v1.OperatorService/GetTrace": _BOTH,
     "grpc.health.v1.Health/Check": _PROBES,
     # grpcio's own servicer does not have it.
     "grpc.health.v1.Health/List": (Who.NOBODY, Who.NOBODY, Who.NOBODY),

@@ -31,8 +31,9 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wavemesh.errors import PeerError
+from wavemesh.telemetry import batches as t
 from wavemesh.trust import statements as s
-from wavemesh.v1 import artifact_pb2, envelope_pb2, report_pb2, rollout_pb2
+from wavemesh.v1 import artifact_pb2, envelope_pb2, report_pb2, rollout_pb2, telemetry_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,7 @@ S = TypeVar("S")
 MAX_STATEMENT_BYTES = 1024 * 1024
 MAX_REPORT_BYTES = 256 * 1024
 MAX_LOG_BYTES = 60 * 1024
+MAX_ASK_BYTES = 64 * 1024
 
 _MESSAGES: Mapping[type, type[Message]] = {
     s.Digest: artifact_pb2.Digest,
@@ -75,6 +77,9 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.LogLine: report_pb2.LogLine,
     s.LogUpload: report_pb2.LogUpload,
     s.LogUploadAnswer: report_pb2.LogUploadAnswer,
+    t.TelemetryBatch: telemetry_pb2.TelemetryBatch,
+    t.TelemetryUpload: telemetry_pb2.TelemetryUpload,
+    t.TelemetryUploadAnswer: telemetry_pb2.TelemetryUploadAnswer,
 }
 _MAX_BYTES: Mapping[type, int] = {
     s.OutcomeReport: MAX_REPORT_BYTES,
@@ -82,6 +87,7 @@ _MAX_BYTES: Mapping[type, int] = {
     s.IntentReport: MAX_REPORT_BYTES,
     s.EventReport: MAX_REPORT_BYTES,
     s.LogUpload: MAX_LOG_BYTES,
+    t.TelemetryUpload: MAX_ASK_BYTES,
 }
 # Mandatory by lack of a default, yet empty where there is nothing to say.
 _MAY_BE_EMPTY: Mapping[type, frozenset[str]] = {
@@ -111,6 +117,7 @@ _MAX_LENGTH_BYTES: Mapping[str, int] = {
     "snapshot": 256 * 1024,
     "targets": MAX_STATEMENT_BYTES,
     "delegated": MAX_STATEMENT_BYTES,
+    "otlp_traces": t.MAX_BATCH_BYTES,
 }
 _MAX_COUNT = 1024
 _MAX_COUNTS: Mapping[str, int] = {
@@ -125,6 +132,7 @@ _MAX_COUNTS: Mapping[str, int] = {
     "roots": 64,
     "delegated": 64,
     "lines": 500,
+    "batches": t.MAX_BATCHES,
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_FIELDS = frozenset({"sha256", "firmware_sha256", "log_sha256", "ping_sha256", "policy_digest"})

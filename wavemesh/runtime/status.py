@@ -134,6 +134,16 @@ def error_from_status(code: grpc.StatusCode, text: str, status: status_pb2.Statu
     return kind(text, **details)
 
 
+def retry_after_of(error: AioRpcError) -> float | None:
+    """Seconds after which the peer asked to be called again (RetryInfo), with whatever code; None if it did not."""
+    status, retry = status_in(error.trailing_metadata()), error_details_pb2.RetryInfo()
+    for detail in status.details if status is not None else ():
+        if detail.Is(retry.DESCRIPTOR):
+            detail.Unpack(retry)
+            return float(retry.retry_delay.ToNanoseconds() / 1e9)
+    return None
+
+
 def status_in(trailing: Iterable[tuple[str, str | bytes]] | None) -> status_pb2.Status | None:
     """The ``google.rpc.Status`` in a call's trailing metadata, if there is one that can be read."""
     for key, value in trailing or ():

@@ -180,6 +180,11 @@ class OperatorServiceStub:
                 request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListHoldsRequest.SerializeToString,
                 response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListHoldsResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/GetTrace',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -392,6 +397,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """The trace of one device in one wave, as far as its spans have reached the node asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -539,6 +551,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListHolds,
                     request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListHoldsRequest.FromString,
                     response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListHoldsResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1325,6 +1342,33 @@ class OperatorService:
             '/wavemesh.v1.OperatorService/ListHolds',
             wavemesh_dot_v1_dot_operator__pb2.ListHoldsRequest.SerializeToString,
             wavemesh_dot_v1_dot_operator__pb2.ListHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/GetTrace',
+            wavemesh_dot_v1_dot_operator__pb2.GetTraceRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -99,6 +99,8 @@ class OperatorServiceStub:
     """The latest permit of each device of a wave, or of every wave that is not closed."""
     ListHolds: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListHoldsRequest, _operator_pb2.ListHoldsResponse]
     """The hold list in force here."""
+    GetTrace: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetTraceRequest, _operator_pb2.GetTraceResponse]
+    """The trace of one device in one wave, as far as its spans have reached the node asked."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -169,6 +171,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """The latest permit of each device of a wave, or of every wave that is not closed."""
     ListHolds: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListHoldsRequest, _operator_pb2.ListHoldsResponse]  # type: ignore[assignment]
     """The hold list in force here."""
+    GetTrace: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetTraceRequest, _operator_pb2.GetTraceResponse]  # type: ignore[assignment]
+    """The trace of one device in one wave, as far as its spans have reached the node asked."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
@@ -410,5 +414,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListHoldsResponse, _abc.Awaitable[_operator_pb2.ListHoldsResponse]]:
         """The hold list in force here."""
+
+    @_abc_1.abstractmethod
+    def GetTrace(
+        self,
+        request: _operator_pb2.GetTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetTraceResponse, _abc.Awaitable[_operator_pb2.GetTraceResponse]]:
+        """The trace of one device in one wave, as far as its spans have reached the node asked."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

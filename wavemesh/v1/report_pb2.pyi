@@ -560,12 +560,17 @@ class LogLine(_message.Message):
     LEVEL_FIELD_NUMBER: _builtins.int
     WAVE_ID_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     level: _builtins.str
     """"debug", "info", "warning" or "error"."""
     wave_id: _builtins.str
     """The wave it belongs to; may be empty."""
     text: _builtins.str
     """The text."""
+    trace_id: _builtins.str
+    """The trace of the device in that wave, 32 lower-case hex digits; empty without a wave. It follows from fleet, wave
+    and device, so an upload leaves it out and who shows the line sets it.
+    """
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When, by the device's clock."""
@@ -577,10 +582,11 @@ class LogLine(_message.Message):
         level: _builtins.str = ...,
         wave_id: _builtins.str = ...,
         text: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "level", b"level", "text", b"text", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "level", b"level", "text", b"text", "trace_id", b"trace_id", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

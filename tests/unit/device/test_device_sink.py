@@ -12,6 +12,7 @@ import pytest
 
 from device.belief import Grant, Verifier
 from device.bootenv import Boot, ResetReason, SlotName
+from device.config import Telemetry
 from device.health import HealthClient, PingEnd
 from device.logs import DeviceLog
 from device.orders import Actionable, Done, Facts, Gone, NotYet, Refused, Stopped, judge
@@ -20,6 +21,7 @@ from device.progress import Outcome, Progress
 from device.sink import DeviceSink
 from device.state import StateFile
 from device.store import MAX_REPORTS, DeviceStore
+from device.tracing import Tracing
 from tests.device_directory import DEVICE, HUB, digest_of, image_of
 from tests.device_kit import WAVE, HubStandIn
 from wavemesh.codec.statements import decode, encode
@@ -94,7 +96,7 @@ class Kit:
         log = self._log = DeviceLog(self.path / "log", clock, timedelta(hours=24), 1 << 20)
         file = StateFile(self.path, Disk(), secrets.token_hex(16))
         file.load(clock.now())
-        self.store = DeviceStore(file, self.me, clock, log)
+        self.store = DeviceStore(file, self.me, clock, log, Tracing(self.me.node_id, clock, Telemetry()))
         self.sink = DeviceSink(
             store=self.store,
             verifier=Verifier(self.keys.pinned_root, self.me),

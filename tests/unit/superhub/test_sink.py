@@ -13,13 +13,17 @@ from superhub.acceptance import Acceptance
 from superhub.shelf import Shelf
 from superhub.sink import RegionSink
 from superhub.store import RegionStore
+from superhub.tracing import Tracing
 from tests.conftest import TrustKeys, make_manifest
 from tests.session_kit import resource
 from wavemesh.codec.statements import encode
 from wavemesh.identity.authorities import Authorities
+from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.session.frames import ResourceKey
 from wavemesh.session.sqlite import SqliteResources
+from wavemesh.telemetry.config import TelemetryConfig
+from wavemesh.telemetry.outbox import Outbox
 from wavemesh.trust.envelope import sign_statement
 from wavemesh.trust.statements import HoldList, WaveClosed, WaveState
 
@@ -43,12 +47,15 @@ class Rig:
         self.acceptance = acceptance
         self.shelf = Shelf(REGION)
         self.changes = 0
+        node = NodeId("test.example", REGION)
+        outbox = Outbox(node, store.database, SystemClock(), TelemetryConfig())
         self.sink = RegionSink(
             store=store,
             resources=resources,
             acceptance=acceptance,
             shelf=self.shelf,
             clock=SystemClock(),
+            tracing=Tracing(node, outbox, store.database, SystemClock()),
             changed=self._changed,
         )
 
