@@ -20,8 +20,8 @@ import grpc
 from bench.floor import bare_server
 from wavemesh.artifacts.blobstore import BlobStore
 from wavemesh.artifacts.digests import digest_of_file
+from wavemesh.artifacts.tags import READ_STEP_BYTES
 from wavemesh.artifacts.transfer import ArtifactServer
-from wavemesh.artifacts.vouching import READ_STEP_BYTES
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_server, run

@@ -133,7 +133,15 @@ _HINTS: Mapping[str, str] = {
 #: Reasons that no command meets, and where they stay.
 WITHOUT_HINT: Mapping[str, str] = {
     **dict.fromkeys(
-        ("ASK_FAILED", "MALFORMED_FRAME", "PROTOCOL_VERSION", "SESSION_VIOLATION", "SUPERSEDED", "TOO_MANY_RESOURCES"),
+        (
+            "ASK_FAILED",
+            "BAD_TELEMETRY",
+            "MALFORMED_FRAME",
+            "PROTOCOL_VERSION",
+            "SESSION_VIOLATION",
+            "SUPERSEDED",
+            "TOO_MANY_RESOURCES",
+        ),
         "between the nodes of a session; their logs have it",
     ),
     **dict.fromkeys(
@@ -145,7 +153,16 @@ WITHOUT_HINT: Mapping[str, str] = {
         ("ALREADY_RUNNING", "BOOT_ENVIRONMENT", "DEVICE_STATE", "HAS_SLOTS", "SLOT"), "a device's own; its log has it"
     ),
     **dict.fromkeys(
-        ("BAD_ROLE", "BOOTSTRAP", "CA_FILES", "DATABASE_TOO_NEW", "LISTEN", "NOT_CONTROL", "TRUST_ROOT"),
+        (
+            "BAD_ROLE",
+            "OTLP_RECEIVER",
+            "BOOTSTRAP",
+            "CA_FILES",
+            "DATABASE_TOO_NEW",
+            "LISTEN",
+            "NOT_CONTROL",
+            "TRUST_ROOT",
+        ),
         "ends a node's start; the message says what to mend",
     ),
 }

@@ -164,8 +164,8 @@ class SuperHub:
     ) -> _Parts:
         """Make the parts and let them know each other."""
         clock, authorities, path = self._clock, self.credentials.authorities, self.node_id.path
-        acceptance = Acceptance(path, self._root, authorities)
-        shelf, cursors = Shelf(path), SqliteCursors(store.database)
+        acceptance, shelf = Acceptance(path, self._root, authorities), Shelf(path)
+        cursors = SqliteCursors(store.database)
 
         def appended() -> None:
             upstream.wake()

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from wavemesh.artifacts.digests import blob_name, check_digest, in_thread, parse_blob_name
 from wavemesh.artifacts.partial import BlobMismatchError, PartialFile, boot_id, mark_path
-from wavemesh.artifacts.vouching import READ_STEP_BYTES, Tagger, tag_of
+from wavemesh.artifacts.tags import READ_STEP_BYTES, Tagger, tag_of
 from wavemesh.errors import ConflictError, LocalError, NotFoundError, PeerError, WavemeshError
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wavemesh.artifacts.digests import STEP_BYTES
-from wavemesh.artifacts.vouching import Tagger
+from wavemesh.artifacts.tags import Tagger
 from wavemesh.errors import LocalError
 from wavemesh.runtime.durable import disk_errors
 

@@ -23,7 +23,7 @@ from wavemesh.artifacts.blobstore import (
 )
 from wavemesh.artifacts.digests import STEP_BYTES, blob_name, digest_of
 from wavemesh.artifacts.partial import PartialFile, mark_path
-from wavemesh.artifacts.vouching import READ_STEP_BYTES
+from wavemesh.artifacts.tags import READ_STEP_BYTES
 from wavemesh.errors import ConflictError, NotFoundError
 from wavemesh.runtime.durable import Disk, DiskFullError
 from wavemesh.trust.statements import Digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,7 @@ class Bench:
             probes=ProbeRunner({"PATH": os.environ["PATH"]}, 10.0, CONTAINMENT),
             health=SimpleNamespace(ping=self._ping),
             facts=lambda: None,
+            tracing=SimpleNamespace(check=lambda _: nullcontext(), probing=lambda _: nullcontext([])),
             check_time=self._check_time,
         )
         progress = Progress(

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from wavemesh.artifacts.vouching import READ_STEP_BYTES, Tagger, tag_of
+from wavemesh.artifacts.tags import READ_STEP_BYTES, Tagger, tag_of
 
 CONTENT = Random(5).randbytes(2 * READ_STEP_BYTES + 1000)
 
