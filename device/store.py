@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from device.logs import DeviceLog
     from device.orders import Facts
-    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.credentials import Credentials
     from wavemesh.runtime.clock import Clock
 
 MAX_REPORTS = 512
@@ -47,7 +47,7 @@ _FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FA
 class DeviceStore:
     """The durable side of one device."""
 
-    def __init__(self, file: StateFile, credentials: NodeCredentials, clock: Clock, log: DeviceLog) -> None:
+    def __init__(self, file: StateFile, credentials: Credentials, clock: Clock, log: DeviceLog) -> None:
         """``file`` is loaded; if it was recovered the report log restarts. Outcomes name the tail of ``log``."""
         self._log = log
         self._file = file

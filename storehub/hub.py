@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from storehub.clockguard import ClockGuard
     from storehub.config import Config
     from storehub.store import HubStore
-    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.credentials import Credentials
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
@@ -72,7 +72,7 @@ class Hub:
     updates from the super hub; ``is_cached`` says whether a blob is whole in the cache.
     """
 
-    credentials: NodeCredentials
+    credentials: Credentials
     config: Config
     clock: Clock
     store: HubStore

@@ -31,8 +31,9 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wavemesh.errors import PeerError
+from wavemesh.trust import enrolments as e
 from wavemesh.trust import statements as s
-from wavemesh.v1 import artifact_pb2, envelope_pb2, report_pb2, rollout_pb2
+from wavemesh.v1 import artifact_pb2, enrolment_pb2, envelope_pb2, report_pb2, rollout_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -72,6 +73,13 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.LogLine: report_pb2.LogLine,
     s.LogUpload: report_pb2.LogUpload,
     s.LogUploadAnswer: report_pb2.LogUploadAnswer,
+    e.Enrolment: enrolment_pb2.Enrolment,
+    e.JoinRequest: enrolment_pb2.JoinRequest,
+    e.IssuedCertificate: enrolment_pb2.IssuedCertificate,
+    e.JoinResponse: enrolment_pb2.JoinResponse,
+    e.RenewalRequest: enrolment_pb2.RenewalRequest,
+    e.IssueAnswer: enrolment_pb2.IssueAnswer,
+    e.CertificateReport: enrolment_pb2.CertificateReport,
 }
 _MAX_BYTES: Mapping[type, int] = {
     s.OutcomeReport: MAX_REPORT_BYTES,
@@ -100,6 +108,8 @@ _MAX_LENGTH_BYTES: Mapping[str, int] = {
     "sig": 8192,
     "certificate": 16 * 1024,
     "intermediates": 16 * 1024,
+    "csr": 4096,
+    "trust_root": 48 * 1024,
     "policy_yaml": 256 * 1024,
     "payload": MAX_STATEMENT_BYTES,
     "roots": 256 * 1024,
@@ -122,7 +132,9 @@ _MAX_COUNTS: Mapping[str, int] = {
     "lines": 500,
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DIGEST_FIELDS = frozenset({"sha256", "firmware_sha256", "log_sha256", "ping_sha256", "policy_digest"})
+_DIGEST_FIELDS = frozenset(
+    {"sha256", "firmware_sha256", "log_sha256", "ping_sha256", "policy_digest", "secret_sha256", "trust_root_sha256"}
+)
 
 
 class MalformedStatementError(PeerError):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
-    from wavemesh.runtime.peers import Peers
+    from wavemesh.runtime.peers import Peer, Peers
     from wavemesh.session.seams import ChildRegistry
 
 _LOG = logging.getLogger(__name__)
@@ -65,12 +65,13 @@ class DownstreamOptions:
 class _Session:
     """One child's stream."""
 
-    __slots__ = ("_clock", "_context", "_downstream", "child", "closed", "hello", "is_stale", "machine", "pump")
+    __slots__ = ("_clock", "_context", "_downstream", "child", "closed", "hello", "is_stale", "machine", "peer", "pump")
 
-    def __init__(self, downstream: SessionDownstream, child: NodeId, context: Any, machine: ParentMachine) -> None:
+    def __init__(self, downstream: SessionDownstream, peer: Peer, context: Any, machine: ParentMachine) -> None:
         self._downstream = downstream
         self._context = context
-        self.child = child
+        self.peer = peer
+        self.child = peer.node_id
         self.machine = machine
         self.pump: Pump[ChildFrame, ParentFrame, ParentEffect] = Pump(machine, self, downstream.clock)
         self.hello: Hello | None = None
@@ -198,7 +199,8 @@ class SessionDownstream:
     @answers
     async def _connect(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Serve one child's stream to its end."""
-        child = self._peers.of(context)
+        peer = self._peers.shown(context)
+        child = peer.node_id
         if not child.is_child_of(self._node_id):
             raise ForbiddenError(f"{child.path} is not a child of {self._node_id.path}", child=child.path)
         self._shed()
@@ -208,7 +210,7 @@ class SessionDownstream:
             epoch=self.registry.epoch,
             now=self.clock.monotonic(),
         )
-        session = _Session(self, child, context, machine)
+        session = _Session(self, peer, context, machine)
         self._streams.add(session)
         reason = "the stream ended"
         try:
@@ -240,6 +242,7 @@ class SessionDownstream:
         session.machine.admitted(cursor, self.clock.monotonic())
         if session.machine.state is not ParentState.OPEN:
             return
+        await self._peers.used(session.peer)
         await self.registry.child_connected(session.child, hello)
         session.hello = hello
         session.is_stale = True

@@ -120,6 +120,16 @@ class OperatorServiceStub:
                 request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.CreateEnrolment = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/CreateEnrolment',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentResponse.FromString,
+                _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/ListNodes',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -246,6 +256,20 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateEnrolment(self, request, context):
+        """Lets a node join once, with the token whose secret the caller made. Control only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNodes(self, request, context):
+        """Nodes with their certificates and open enrolments. Control only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -333,6 +357,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditRequest.FromString,
                     response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'CreateEnrolment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateEnrolment,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -795,6 +829,60 @@ class OperatorService:
             '/wavemesh.v1.OperatorService/ListAudit',
             wavemesh_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
             wavemesh_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateEnrolment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/CreateEnrolment',
+            wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/ListNodes',
+            wavemesh_dot_v1_dot_operator__pb2.ListNodesRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.ListNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,10 @@ class OperatorServiceStub:
     """Registers stores and devices. Control only."""
     ListAudit: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]
     """Who did what, newest first. Control only."""
+    CreateEnrolment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrolmentRequest, _operator_pb2.CreateEnrolmentResponse]
+    """Lets a node join once, with the token whose secret the caller made. Control only."""
+    ListNodes: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]
+    """Nodes with their certificates and open enrolments. Control only."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -113,6 +117,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Registers stores and devices. Control only."""
     ListAudit: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]  # type: ignore[assignment]
     """Who did what, newest first. Control only."""
+    CreateEnrolment: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrolmentRequest, _operator_pb2.CreateEnrolmentResponse]  # type: ignore[assignment]
+    """Lets a node join once, with the token whose secret the caller made. Control only."""
+    ListNodes: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]  # type: ignore[assignment]
+    """Nodes with their certificates and open enrolments. Control only."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
@@ -254,5 +262,21 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListAuditResponse, _abc.Awaitable[_operator_pb2.ListAuditResponse]]:
         """Who did what, newest first. Control only."""
+
+    @_abc_1.abstractmethod
+    def CreateEnrolment(
+        self,
+        request: _operator_pb2.CreateEnrolmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.CreateEnrolmentResponse, _abc.Awaitable[_operator_pb2.CreateEnrolmentResponse]]:
+        """Lets a node join once, with the token whose secret the caller made. Control only."""
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _operator_pb2.ListNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListNodesResponse, _abc.Awaitable[_operator_pb2.ListNodesResponse]]:
+        """Nodes with their certificates and open enrolments. Control only."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

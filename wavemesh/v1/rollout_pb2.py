@@ -27,7 +27,7 @@ from wavemesh.v1 import artifact_pb2 as wavemesh_dot_v1_dot_artifact__pb2
 from wavemesh.v1 import envelope_pb2 as wavemesh_dot_v1_dot_envelope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19wavemesh/v1/rollout.proto\x12\x0bwavemesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1awavemesh/v1/artifact.proto\x1a\x1awavemesh/v1/envelope.proto\"\xfd\x02\n\tWaveOrder\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.wavemesh.v1.WaveState\x12\x0e\n\x06\x63ohort\x18\x04 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x05 \x01(\t\x12\x19\n\x11hardware_revision\x18\x06 \x01(\t\x12\r\n\x05store\x18\x07 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\t\x12\x0f\n\x07release\x18\t \x01(\t\x12\x15\n\rpolicy_digest\x18\n \x01(\t\x12\x18\n\x10least_hold_epoch\x18\x0b \x01(\x04\x12-\n\tissued_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x06pauses\x18\x0e \x03(\x0b\x32\x12.wavemesh.v1.Pause\"\'\n\x05Pause\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xee\x01\n\x06Permit\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12%\n\x08\x66irmware\x18\x05 \x01(\x0b\x32\x13.wavemesh.v1.Digest\x12-\n\tissued_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fhub_incarnation\x18\x08 \x01(\t\"j\n\x08HoldList\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12 \n\x05holds\x18\x02 \x03(\x0b\x32\x11.wavemesh.v1.Hold\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x04Hold\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x17\n\x0f\x66irmware_sha256\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"s\n\nWaveClosed\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.wavemesh.v1.WaveState\x12-\n\tclosed_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\nLeaseGrant\x12$\n\x05lease\x18\x01 \x01(\x0b\x32\x15.wavemesh.v1.Envelope\x12%\n\x06permit\x18\x02 \x01(\x0b\x32\x15.wavemesh.v1.Envelope\"\xab\x01\n\x05Lease\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12.\n\ngranted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xef\x01\n\x0eOperatorIntent\x12\x11\n\tintent_id\x18\x01 \x01(\t\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.wavemesh.v1.IntentKind\x12\x0f\n\x07wave_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12-\n\tissued_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bpolicy_yaml\x18\x08 \x01(\x0c\x12\x0e\n\x06window\x18\t \x01(\t\x12\x0e\n\x06stores\x18\n \x03(\t\"\xc4\x01\n\rTrustMetadata\x12\r\n\x05roots\x18\x01 \x03(\x0c\x12\x11\n\ttimestamp\x18\x02 \x01(\x0c\x12\x10\n\x08snapshot\x18\x03 \x01(\x0c\x12\x0f\n\x07targets\x18\x04 \x01(\x0c\x12<\n\tdelegated\x18\x05 \x03(\x0b\x32).wavemesh.v1.TrustMetadata.DelegatedEntry\x1a\x30\n\x0e\x44\x65legatedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x89\x01\n\nHealthPing\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x0c\n\x04slot\x18\x04 \x01(\t\x12\x17\n\x0f\x66irmware_sha256\x18\x05 \x01(\t\x12\x0f\n\x07\x63ounter\x18\x06 \x01(\x04\x12\x11\n\tauthority\x18\x07 \x01(\t\"z\n\x10HealthPingAnswer\x12\"\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x15.wavemesh.v1.Envelope\x12\x13\n\x0blease_state\x18\x02 \x01(\t\x12-\n\x0e\x61uthority_down\x18\x03 \x01(\x0b\x32\x15.wavemesh.v1.Envelope\"[\n\tHealthAck\x12\x13\n\x0bping_sha256\x18\x01 \x01(\t\x12\x11\n\tauthority\x18\x02 \x01(\t\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\rAuthorityDown\x12\x13\n\x0bping_sha256\x18\x01 \x01(\t\x12\x11\n\tauthority\x18\x02 \x01(\t\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9c\x01\n\tWaveState\x12\x1a\n\x16WAVE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WAVE_STATE_PLANNED\x10\x01\x12\x16\n\x12WAVE_STATE_RUNNING\x10\x02\x12\x15\n\x11WAVE_STATE_PAUSED\x10\x03\x12\x15\n\x11WAVE_STATE_HALTED\x10\x04\x12\x15\n\x11WAVE_STATE_CLOSED\x10\x05*\xf7\x01\n\nIntentKind\x12\x1b\n\x17INTENT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16INTENT_KIND_START_WAVE\x10\x01\x12\x1a\n\x16INTENT_KIND_PAUSE_WAVE\x10\x02\x12\x1b\n\x17INTENT_KIND_RESUME_WAVE\x10\x03\x12\x19\n\x15INTENT_KIND_HALT_WAVE\x10\x04\x12\x1f\n\x1bINTENT_KIND_ROLLBACK_DEVICE\x10\x05\x12\x18\n\x14INTENT_KIND_PREFETCH\x10\x06\x12!\n\x1dINTENT_KIND_OVERRIDE_HOLD_AGE\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19wavemesh/v1/rollout.proto\x12\x0bwavemesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1awavemesh/v1/artifact.proto\x1a\x1awavemesh/v1/envelope.proto\"\xad\x03\n\tWaveOrder\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.wavemesh.v1.WaveState\x12\x0e\n\x06\x63ohort\x18\x04 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x05 \x01(\t\x12\x19\n\x11hardware_revision\x18\x06 \x01(\t\x12\r\n\x05store\x18\x07 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\t\x12\x0f\n\x07release\x18\t \x01(\t\x12\x15\n\rpolicy_digest\x18\n \x01(\t\x12\x18\n\x10least_hold_epoch\x18\x0b \x01(\x04\x12-\n\tissued_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x06pauses\x18\x0e \x03(\x0b\x32\x12.wavemesh.v1.Pause\x12.\n\nplanned_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x05Pause\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xee\x01\n\x06Permit\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12%\n\x08\x66irmware\x18\x05 \x01(\x0b\x32\x13.wavemesh.v1.Digest\x12-\n\tissued_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fhub_incarnation\x18\x08 \x01(\t\"j\n\x08HoldList\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12 \n\x05holds\x18\x02 \x03(\x0b\x32\x11.wavemesh.v1.Hold\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x04Hold\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x17\n\x0f\x66irmware_sha256\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"s\n\nWaveClosed\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.wavemesh.v1.WaveState\x12-\n\tclosed_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\nLeaseGrant\x12$\n\x05lease\x18\x01 \x01(\x0b\x32\x15.wavemesh.v1.Envelope\x12%\n\x06permit\x18\x02 \x01(\x0b\x32\x15.wavemesh.v1.Envelope\"\xab\x01\n\x05Lease\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12.\n\ngranted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xef\x01\n\x0eOperatorIntent\x12\x11\n\tintent_id\x18\x01 \x01(\t\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.wavemesh.v1.IntentKind\x12\x0f\n\x07wave_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12-\n\tissued_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bpolicy_yaml\x18\x08 \x01(\x0c\x12\x0e\n\x06window\x18\t \x01(\t\x12\x0e\n\x06stores\x18\n \x03(\t\"\xc4\x01\n\rTrustMetadata\x12\r\n\x05roots\x18\x01 \x03(\x0c\x12\x11\n\ttimestamp\x18\x02 \x01(\x0c\x12\x10\n\x08snapshot\x18\x03 \x01(\x0c\x12\x0f\n\x07targets\x18\x04 \x01(\x0c\x12<\n\tdelegated\x18\x05 \x03(\x0b\x32).wavemesh.v1.TrustMetadata.DelegatedEntry\x1a\x30\n\x0e\x44\x65legatedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x89\x01\n\nHealthPing\x12\x0f\n\x07wave_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x0c\n\x04slot\x18\x04 \x01(\t\x12\x17\n\x0f\x66irmware_sha256\x18\x05 \x01(\t\x12\x0f\n\x07\x63ounter\x18\x06 \x01(\x04\x12\x11\n\tauthority\x18\x07 \x01(\t\"z\n\x10HealthPingAnswer\x12\"\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x15.wavemesh.v1.Envelope\x12\x13\n\x0blease_state\x18\x02 \x01(\t\x12-\n\x0e\x61uthority_down\x18\x03 \x01(\x0b\x32\x15.wavemesh.v1.Envelope\"[\n\tHealthAck\x12\x13\n\x0bping_sha256\x18\x01 \x01(\t\x12\x11\n\tauthority\x18\x02 \x01(\t\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\rAuthorityDown\x12\x13\n\x0bping_sha256\x18\x01 \x01(\t\x12\x11\n\tauthority\x18\x02 \x01(\t\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9c\x01\n\tWaveState\x12\x1a\n\x16WAVE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WAVE_STATE_PLANNED\x10\x01\x12\x16\n\x12WAVE_STATE_RUNNING\x10\x02\x12\x15\n\x11WAVE_STATE_PAUSED\x10\x03\x12\x15\n\x11WAVE_STATE_HALTED\x10\x04\x12\x15\n\x11WAVE_STATE_CLOSED\x10\x05*\xf7\x01\n\nIntentKind\x12\x1b\n\x17INTENT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16INTENT_KIND_START_WAVE\x10\x01\x12\x1a\n\x16INTENT_KIND_PAUSE_WAVE\x10\x02\x12\x1b\n\x17INTENT_KIND_RESUME_WAVE\x10\x03\x12\x19\n\x15INTENT_KIND_HALT_WAVE\x10\x04\x12\x1f\n\x1bINTENT_KIND_ROLLBACK_DEVICE\x10\x05\x12\x18\n\x14INTENT_KIND_PREFETCH\x10\x06\x12!\n\x1dINTENT_KIND_OVERRIDE_HOLD_AGE\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,38 +36,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRUSTMETADATA_DELEGATEDENTRY']._loaded_options = None
   _globals['_TRUSTMETADATA_DELEGATEDENTRY']._serialized_options = b'8\001'
-  _globals['_WAVESTATE']._serialized_start=2249
-  _globals['_WAVESTATE']._serialized_end=2405
-  _globals['_INTENTKIND']._serialized_start=2408
-  _globals['_INTENTKIND']._serialized_end=2655
+  _globals['_WAVESTATE']._serialized_start=2297
+  _globals['_WAVESTATE']._serialized_end=2453
+  _globals['_INTENTKIND']._serialized_start=2456
+  _globals['_INTENTKIND']._serialized_end=2703
   _globals['_WAVEORDER']._serialized_start=132
-  _globals['_WAVEORDER']._serialized_end=513
-  _globals['_PAUSE']._serialized_start=515
-  _globals['_PAUSE']._serialized_end=554
-  _globals['_PERMIT']._serialized_start=557
-  _globals['_PERMIT']._serialized_end=795
-  _globals['_HOLDLIST']._serialized_start=797
-  _globals['_HOLDLIST']._serialized_end=903
-  _globals['_HOLD']._serialized_start=905
-  _globals['_HOLD']._serialized_end=969
-  _globals['_WAVECLOSED']._serialized_start=971
-  _globals['_WAVECLOSED']._serialized_end=1086
-  _globals['_LEASEGRANT']._serialized_start=1088
-  _globals['_LEASEGRANT']._serialized_end=1177
-  _globals['_LEASE']._serialized_start=1180
-  _globals['_LEASE']._serialized_end=1351
-  _globals['_OPERATORINTENT']._serialized_start=1354
-  _globals['_OPERATORINTENT']._serialized_end=1593
-  _globals['_TRUSTMETADATA']._serialized_start=1596
-  _globals['_TRUSTMETADATA']._serialized_end=1792
-  _globals['_TRUSTMETADATA_DELEGATEDENTRY']._serialized_start=1744
-  _globals['_TRUSTMETADATA_DELEGATEDENTRY']._serialized_end=1792
-  _globals['_HEALTHPING']._serialized_start=1795
-  _globals['_HEALTHPING']._serialized_end=1932
-  _globals['_HEALTHPINGANSWER']._serialized_start=1934
-  _globals['_HEALTHPINGANSWER']._serialized_end=2056
-  _globals['_HEALTHACK']._serialized_start=2058
-  _globals['_HEALTHACK']._serialized_end=2149
-  _globals['_AUTHORITYDOWN']._serialized_start=2151
-  _globals['_AUTHORITYDOWN']._serialized_end=2246
+  _globals['_WAVEORDER']._serialized_end=561
+  _globals['_PAUSE']._serialized_start=563
+  _globals['_PAUSE']._serialized_end=602
+  _globals['_PERMIT']._serialized_start=605
+  _globals['_PERMIT']._serialized_end=843
+  _globals['_HOLDLIST']._serialized_start=845
+  _globals['_HOLDLIST']._serialized_end=951
+  _globals['_HOLD']._serialized_start=953
+  _globals['_HOLD']._serialized_end=1017
+  _globals['_WAVECLOSED']._serialized_start=1019
+  _globals['_WAVECLOSED']._serialized_end=1134
+  _globals['_LEASEGRANT']._serialized_start=1136
+  _globals['_LEASEGRANT']._serialized_end=1225
+  _globals['_LEASE']._serialized_start=1228
+  _globals['_LEASE']._serialized_end=1399
+  _globals['_OPERATORINTENT']._serialized_start=1402
+  _globals['_OPERATORINTENT']._serialized_end=1641
+  _globals['_TRUSTMETADATA']._serialized_start=1644
+  _globals['_TRUSTMETADATA']._serialized_end=1840
+  _globals['_TRUSTMETADATA_DELEGATEDENTRY']._serialized_start=1792
+  _globals['_TRUSTMETADATA_DELEGATEDENTRY']._serialized_end=1840
+  _globals['_HEALTHPING']._serialized_start=1843
+  _globals['_HEALTHPING']._serialized_end=1980
+  _globals['_HEALTHPINGANSWER']._serialized_start=1982
+  _globals['_HEALTHPINGANSWER']._serialized_end=2104
+  _globals['_HEALTHACK']._serialized_start=2106
+  _globals['_HEALTHACK']._serialized_end=2197
+  _globals['_AUTHORITYDOWN']._serialized_start=2199
+  _globals['_AUTHORITYDOWN']._serialized_end=2294
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,42 @@
+"""Which certificates of its children a hub has seen in use, in its SQLite file; mirrored in memory: each call asks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wavemesh.runtime.sqlite import Database
+
+RETIREMENTS_SCHEMA = """
+CREATE TABLE newest_certificates (path TEXT PRIMARY KEY, not_before INTEGER NOT NULL) STRICT
+"""
+
+
+class SqliteRetirements:
+    """Implements ``wavemesh.identity.retirement.Retirements``; bounded by the children that a hub admits."""
+
+    def __init__(self, database: Database) -> None:
+        """Use ``open``."""
+        self._database = database
+        self._newest: dict[str, datetime] = {}
+
+    @classmethod
+    async def open(cls, database: Database) -> SqliteRetirements:
+        """Read what was remembered."""
+        retirements = cls(database)
+        for row in await database.fetch_all("SELECT path, not_before FROM newest_certificates"):
+            retirements._newest[row["path"]] = datetime.fromtimestamp(row["not_before"], UTC)
+        return retirements
+
+    def newest(self, path: str) -> datetime | None:
+        """Start of the newest certificate that child has used here."""
+        return self._newest.get(path)
+
+    async def used(self, path: str, not_before: datetime) -> None:
+        """The child opened a session with such a certificate; durable before it returns."""
+        async with self._database.transaction() as tx:
+            # X.509 counts whole seconds.
+            row = (path, int(not_before.timestamp()))
+            await tx.execute("INSERT OR REPLACE INTO newest_certificates VALUES (?, ?)", row)
+            tx.on_commit(lambda: self._newest.update({path: not_before}))
