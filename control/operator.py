@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import func, select
 
 from control import requests, schema, store
+from control.enrolments import refuse_rebound
 from control.intents import Disposition
 from control.planning import PlanRequest, draft, find_planned
 from control.requests import AskHubError, BadRequestError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from control.changes import Changes
     from control.config import Config
     from control.database import Database, Transaction
+    from control.enrolments import Enrolments
     from control.fleet import Fleet
     from control.intents import IntentRow, Intents
     from control.queries import Queries
@@ -84,6 +86,7 @@ class OperatorApi(OperatorServiceServicer):
         intents: Intents,
         releases: Releases,
         fleet: Fleet,
+        enrolments: Enrolments,
         queries: Queries,
         changes: Changes,
         authorities: Authorities,
@@ -98,6 +101,7 @@ class OperatorApi(OperatorServiceServicer):
         self._intents = intents
         self._releases = releases
         self._fleet = fleet
+        self._enrolments = enrolments
         self._queries = queries
         self._changes = changes
         self._authorities = authorities
@@ -318,6 +322,7 @@ class OperatorApi(OperatorServiceServicer):
         ]
         async with self._database.transaction() as tx:
             await _refuse_changed_targets(tx, devices)
+            await refuse_rebound(tx, devices)
             await tx.put(schema.stores, *stores)
             await tx.put(schema.devices, *devices)
             detail = f"{len(stores)} stores, {len(devices)} devices"
@@ -335,6 +340,24 @@ class OperatorApi(OperatorServiceServicer):
         """A page of the audit."""
         del caller
         return await self._queries.audit(request)
+
+    @for_operators
+    async def CreateEnrolment(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.CreateEnrolmentRequest, caller: NodeId
+    ) -> operator_pb2.CreateEnrolmentResponse:
+        """Let a node join once."""
+        async with self._database.transaction() as tx:
+            response = await self._enrolments.create(tx, request, caller)
+        self._changes.notify()
+        return response
+
+    @for_operators
+    async def ListNodes(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.ListNodesRequest, caller: NodeId
+    ) -> operator_pb2.ListNodesResponse:
+        """A page of nodes."""
+        del caller
+        return await self._queries.nodes(request)
 
     async def _delivered(self, row: IntentRow) -> IntentRow:
         """The intent's fate after those who are connected had a moment to take it."""

@@ -249,6 +249,8 @@ class OperatorApi:
     SetHold = answers(_ask_control)
     ApplyInventory = answers(_ask_control)
     ListAudit = answers(_ask_control)
+    CreateEnrolment = answers(_ask_control)
+    ListNodes = answers(_ask_control)
 
 
 def _page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:

@@ -17,6 +17,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from superhub.acceptance import Acceptance
+from superhub.authority import Authority, load_authority
 from superhub.config import SuperHubConfig
 from superhub.events import Events
 from superhub.intake import Intake
@@ -35,11 +36,14 @@ from wavemesh.artifacts.transfer import SERVICE_NAME as ARTIFACT_SERVICE
 from wavemesh.artifacts.transfer import ArtifactServer
 from wavemesh.codec.statements import encode
 from wavemesh.errors import LinkDownError, LocalError
-from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.live import LiveCredentials
 from wavemesh.identity.nodes import NodeId, Role
+from wavemesh.identity.renewal import Renewal
+from wavemesh.identity.sqlite import SqliteRetirements
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.config import ConfigError, load_config
 from wavemesh.runtime.grpc import make_server, serve_health, set_serving
+from wavemesh.runtime.joining import JoinService, make_join_server
 from wavemesh.runtime.peers import Peers
 from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
@@ -49,11 +53,15 @@ from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
 from wavemesh.trust.statements import HubStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from random import Random
 
+    import grpc
+
     from wavemesh.artifacts.blobstore import BlobWriter
     from wavemesh.runtime.clock import Clock
+    from wavemesh.trust.enrolments import IssuedCertificate
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,24 +87,29 @@ class _Parts:
     artifacts: ArtifactServer
     statuses: StatusRelay
     registry: RegionRegistry
+    authority: Authority
+    renewal: Renewal
 
 
 class SuperHub:
     """One super hub, from its directory. ``run`` is its life."""
 
     def __init__(self, directory: Path, clock: Clock, rng: Random) -> None:
-        """Read configuration and identity; raises ConfigError, CredentialsError, TrustRootError."""
+        """Read configuration and identity; raises ConfigError, CredentialsError, CaFilesError, TrustRootError."""
         self._directory = directory
         self._clock = clock
         self._rng = rng
         self.config = load_config(directory / "config.toml", SuperHubConfig)
-        self.credentials = NodeCredentials.load(directory / "identity")
+        self.credentials = LiveCredentials.load(directory / "identity")
         self.node_id = self.credentials.node_id
         if self.node_id.role is not Role.SUPER_HUB:
             raise ConfigError(directory / "identity", "", f"{self.node_id.uri} is not a super hub")
+        self._ca = load_authority(directory / "authority", self.node_id)
         self._root = _read_root(directory / "trust" / "root.json")
+        self._renewed: Callable[[], None] = lambda: None
         self._stopping = asyncio.Event()
         self.port = 0
+        self.join_port = 0
         self.started = asyncio.Event()
 
     def stop(self) -> None:
@@ -115,6 +128,7 @@ class SuperHub:
             origin = await stack.enter_async_context(
                 Origin.connect(self.config.origin.url, self._directory / "identity", parallel)
             )
+            self._renewed = origin.reload
             async with asyncio.TaskGroup() as group:
                 fetches = Fetches(blobs, partial(self._fetch, origin), group, parallel)
                 await self._serve(store, blobs, fetches, group)
@@ -126,11 +140,13 @@ class SuperHub:
         """Run the parts, and take them down in order."""
         log = await SqliteReportLog.open(store.database, partial(store.snapshot, self.node_id.path))
         resources = await SqliteResources.open(store.database)
-        parts = self._wire(store, blobs, fetches, log, resources)
+        peers = Peers(self.credentials.authorities, self._clock, await SqliteRetirements.open(store.database))
+        parts = self._wire(store=store, blobs=blobs, fetches=fetches, log=log, resources=resources, peers=peers)
         await parts.sink.restore()
         background = [
             group.create_task(parts.upstream.run(), name="upstream"),
             group.create_task(parts.statuses.run(), name="status relay"),
+            group.create_task(parts.renewal.run(), name="renewal"),
             group.create_task(self._report_status(parts, blobs, log), name="own status"),
         ]
         try:
@@ -141,7 +157,14 @@ class SuperHub:
                 task.cancel()
 
     def _wire(
-        self, store: RegionStore, blobs: BlobStore, fetches: Fetches, log: SqliteReportLog, resources: SqliteResources
+        self,
+        *,
+        store: RegionStore,
+        blobs: BlobStore,
+        fetches: Fetches,
+        log: SqliteReportLog,
+        resources: SqliteResources,
+        peers: Peers,
     ) -> _Parts:
         """Make the parts and let them know each other."""
         clock, authorities, path = self._clock, self.credentials.authorities, self.node_id.path
@@ -193,6 +216,18 @@ class SuperHub:
             appended=appended,
         )
         statuses = StatusRelay(upstream)
+        authority = Authority(
+            node_id=self.node_id,
+            ca=self._ca,
+            lifetime=self.config.authority.lifetime,
+            root=self._root,
+            store=store,
+            log=log,
+            acceptance=acceptance,
+            authorities=authorities,
+            clock=clock,
+            appended=appended,
+        )
         registry = RegionRegistry(
             node_id=self.node_id,
             epoch=resources.epoch,
@@ -202,13 +237,30 @@ class SuperHub:
             events=events,
             statuses=statuses,
             upstream=upstream,
+            authority=authority,
             clock=clock,
         )
         terms = ParentOptions(__version__, heartbeat_interval_s=self.config.heartbeat_s)
         options = DownstreamOptions(terms, max_sessions=self.config.maximum_stores)
-        peers = Peers(authorities, clock)
         downstream = SessionDownstream(self.node_id, registry, clock, peers, options)
-        return _Parts(sink, upstream, downstream, ArtifactServer(self.node_id, seeding, peers), statuses, registry)
+        artifacts = ArtifactServer(self.node_id, seeding, peers)
+        renewal = self._renewal(authority, upstream)
+        return _Parts(sink, upstream, downstream, artifacts, statuses, registry, authority, renewal)
+
+    def _renewal(self, authority: Authority, upstream: SessionUpstream) -> Renewal:
+        """The super hub renews itself: the authority is its own."""
+
+        async def obtain(csr: bytes, _: str) -> IssuedCertificate:
+            return await authority.renew_own(self.credentials.current.certificate, csr)
+
+        return Renewal(
+            live=self.credentials,
+            upstream=upstream,
+            clock=self._clock,
+            rng=self._rng,
+            obtain=obtain,
+            renewed=self._renewed,
+        )
 
     async def _listen(self, parts: _Parts) -> None:
         """Serve the stores until the drain; say goodbye downwards, then upwards."""
@@ -222,6 +274,7 @@ class SuperHub:
         services = (SESSION_SERVICE, ARTIFACT_SERVICE)
         health = serve_health(server, services)
         await server.start()
+        joining = await self._listen_for_joins(parts.authority)
         try:
             await set_serving(health, services)
             _LOG.info("%s listens at port %d", self.node_id.uri, self.port)
@@ -231,7 +284,19 @@ class SuperHub:
             await parts.downstream.drain(self.config.drain_s)
             await parts.upstream.drain()
         finally:
+            if joining is not None:
+                await joining.stop(0)
             await server.stop(self.config.drain_s if self._stopping.is_set() else 0)
+
+    async def _listen_for_joins(self, authority: Authority) -> grpc.aio.Server | None:
+        """The port where store hubs join, if there is to be one."""
+        if not self.config.join_listen:
+            return None
+        service = JoinService(self.node_id, partial(authority.join, self.node_id), self._clock, self.port)
+        server, self.join_port = make_join_server(self.credentials, self.config.join_listen, service)
+        await server.start()
+        _LOG.info("store hubs join at port %d", self.join_port)
+        return server
 
     async def _report_status(self, parts: _Parts, blobs: BlobStore, log: SqliteReportLog) -> None:
         """This hub's own status, now and then."""

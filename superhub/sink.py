@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from superhub.acceptance import TRUST_TYPE
+from superhub.acceptance import ENROLMENT_TYPE, TRUST_TYPE
 from wavemesh.artifacts.digests import in_thread
 from wavemesh.errors import GateError
 from wavemesh.session.frames import MAX_REASON_BYTES, Rejection
@@ -58,7 +58,8 @@ class RegionSink:
             async with self._store.database.transaction() as tx:
                 await self._resources.store(tx, (), doubtful)
         for resource in self._resources.all().values():
-            self._shelf.put(resource)
+            if resource.key.type != ENROLMENT_TYPE:
+                self._shelf.put(resource)
 
     def held(self) -> Sequence[HeldResource]:
         """Everything durable here from control."""
@@ -85,7 +86,7 @@ class RegionSink:
             self._shelf.remove(key)
         for resource in accepted:
             served = self._resources.get(resource.key)
-            if served is not None:
+            if served is not None and resource.key.type != ENROLMENT_TYPE:
                 self._shelf.put(served)
         if accepted or removed:
             self._changed()

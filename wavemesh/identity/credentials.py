@@ -57,6 +57,10 @@ class Credentials(Protocol):
         """For a server that demands a certificate of this fleet from every client."""
         ...
 
+    def joining_credentials(self) -> grpc.ServerCredentials:
+        """For a server whose callers have no certificate yet."""
+        ...
+
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a channel to a server of this fleet."""
         ...

@@ -82,6 +82,26 @@ class IssueRefusedError(PeerError):
     reason = "ISSUE_REFUSED"
 
 
+_REFUSALS: dict[str, type[PeerError]] = {
+    error.reason: error
+    for error in (
+        UnknownTokenError,
+        TokenExpiredError,
+        TokenUsedError,
+        WrongFleetError,
+        WrongNodeError,
+        ReplayedRequestError,
+        IssuerClockError,
+    )
+}
+
+
+def refusal(reason: str, detail: str) -> PeerError:
+    """The error that a reason given by the authority stands for."""
+    known = _REFUSALS.get(reason)
+    return IssueRefusedError(detail, reason=reason) if known is None else known(detail)
+
+
 @dataclass(frozen=True, slots=True)
 class Issued:
     """A certificate that was issued to a node, and the start of the one that signed the request for it."""

@@ -102,10 +102,17 @@ class LiveCredentials:
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For a server that demands a certificate of this fleet from every client."""
+        return self._dynamic(require_client_authentication=True)
+
+    def joining_credentials(self) -> grpc.ServerCredentials:
+        """For a server whose callers have no certificate yet."""
+        return self._dynamic(require_client_authentication=False)
+
+    def _dynamic(self, *, require_client_authentication: bool) -> grpc.ServerCredentials:
         return grpc.dynamic_ssl_server_credentials(
             self._current.certificate_configuration,
             self._fetcher(),  # type: ignore[arg-type]  # the stubs do not know that None keeps what is served
-            require_client_authentication=True,
+            require_client_authentication=require_client_authentication,
         )
 
     def channel_credentials(self) -> grpc.ChannelCredentials:

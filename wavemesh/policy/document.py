@@ -97,6 +97,7 @@ class Guardrails:
     halt_rollback_ratio: float
     halt_min_outcomes: int
     hold_max_age_hours: float
+    rotate_certificates: bool
     availability: tuple[AvailabilityGroup, ...]
 
     @property
