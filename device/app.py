@@ -159,6 +159,7 @@ async def _run(
         rng=Random(),  # noqa: S311  # jitter, not a secret
         allowed=lambda: may_renew(agent.progress.state),
         renewed=lambda: status.show(agent.progress),
+        floor=lambda: sink.clock_floor,
     )
     status = StatusReporter(equipment, upstream, __version__, lambda: renewal.issued_at)
     agent = Agent(equipment, status, lambda _: renewal.want(_rotating_wave(equipment, renewal)))

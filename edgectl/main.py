@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgectl.commands import contexts, devices, explain, fleet, hub, lab, policy, releases, waves
+from edgectl.commands import authority, contexts, devices, explain, fleet, hub, lab, nodes, policy, releases, waves
 from edgectl.exits import Exit, exit_of_error, hint_for
 from edgectl.framework import OutputOption, RootContextOption, Session
 from edgectl.output import Output, note
@@ -27,6 +27,8 @@ for _name, _noun in {
     "hub": hub.app,
     "device": devices.app,
     "release": releases.app,
+    "node": nodes.app,
+    "ca": authority.app,
     "policy": policy.app,
     "fleet": fleet.fleet,
     "ledger": fleet.ledger,

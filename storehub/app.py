@@ -176,7 +176,9 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     hub.wake_upstream = upstream.wake
     if isinstance(hub.log, HubReportLog):
         hub.log.listener = intents.acknowledged
-    renewal = Renewal(live=credentials, upstream=upstream, clock=hub.clock, rng=rng)
+    renewal = Renewal(
+        live=credentials, upstream=upstream, clock=hub.clock, rng=rng, floor=lambda: hub.clock_guard.floor
+    )
     joining, join_port = _joining(hub, asks, port)
     return App(
         hub=hub,

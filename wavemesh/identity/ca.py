@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from wavemesh.errors import LocalError
 from wavemesh.identity.certificates import MAX_CHAIN_CERTIFICATES, authority_scope, fleet_uri
 from wavemesh.identity.credentials import NodeCredentials
-from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, PRIVATE_MODE
+from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, PRIVATE_MODE, PUBLIC_MODE
 from wavemesh.identity.nodes import NodeId, Role, is_within
 from wavemesh.runtime.durable import write_file
 
@@ -159,16 +159,16 @@ class FleetCa:
             binding=binding,
         )
 
-    def save(self, directory: Path) -> None:
-        """Write ca.key (0600) and ca.crt."""
+    def save(self, directory: Path, passphrase: bytes | None = None) -> None:
+        """Write ca.key (0600, encrypted where there is a passphrase) and ca.crt."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_file(directory / CA_KEY_FILE, key_pem(self._key), PRIVATE_MODE)
-        write_file(directory / CA_FILE, certificates_pem([self.certificate]))
+        write_file(directory / CA_KEY_FILE, key_pem(self._key, passphrase), PRIVATE_MODE)
+        write_file(directory / CA_FILE, certificates_pem([self.certificate]), PUBLIC_MODE)
 
     @classmethod
-    def load(cls, directory: Path) -> FleetCa:
+    def load(cls, directory: Path, passphrase: bytes | None = None) -> FleetCa:
         """Read what ``save`` wrote; raises CaFilesError."""
-        key, (certificate, *_) = _load(directory)
+        key, (certificate, *_) = _load(directory, passphrase)
         scope = authority_scope(certificate)
         if scope is None or scope.region:
             msg = f"{directory / CA_FILE} is not the certificate of a fleet's root; use the offline CA's directory"
@@ -278,11 +278,10 @@ def write_node(
     return NodeCredentials.load(directory)
 
 
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as it is kept in a file: PKCS#8, unencrypted."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """A private key as it is kept in a file: PKCS#8, encrypted where there is a passphrase."""
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 def certificates_pem(certificates: Sequence[x509.Certificate]) -> bytes:
@@ -350,12 +349,14 @@ def _leaf(
     return builder.sign(issuer_key, hashes.SHA256())
 
 
-def _load(directory: Path) -> tuple[ec.EllipticCurvePrivateKey, list[x509.Certificate]]:
+def _load(
+    directory: Path, passphrase: bytes | None = None
+) -> tuple[ec.EllipticCurvePrivateKey, list[x509.Certificate]]:
     """An authority's key and certificates, its own first; raises CaFilesError."""
     try:
-        key = serialization.load_pem_private_key((directory / CA_KEY_FILE).read_bytes(), password=None)
+        key = serialization.load_pem_private_key((directory / CA_KEY_FILE).read_bytes(), passphrase)
         certificates = x509.load_pem_x509_certificates((directory / CA_FILE).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         msg = f"cannot read the CA in {directory} ({CA_KEY_FILE}, {CA_FILE}): {error}; restore it from its backup"
         raise CaFilesError(msg) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificates[0].public_key():

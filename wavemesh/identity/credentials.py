@@ -129,6 +129,12 @@ class NodeCredentials:
         return self._ca_pem
 
     @property
+    def root_der(self) -> bytes:
+        """The fleet's root, as a token carries it."""
+        root = next(one for one in x509.load_pem_x509_certificates(self._ca_pem) if is_root(one))
+        return root.public_bytes(serialization.Encoding.DER)
+
+    @property
     def certificate_der(self) -> bytes:
         """The leaf as it is embedded in envelopes."""
         return self.certificate.public_bytes(serialization.Encoding.DER)

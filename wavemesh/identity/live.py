@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from wavemesh.identity.authorities import Authorities
@@ -40,6 +41,33 @@ class CertificateClockError(PeerError):
     """A certificate that was issued to this node is not valid by this node's clock: one of two clocks is wrong."""
 
     reason = "CERTIFICATE_CLOCK"
+
+
+def verify_issued(
+    authorities: Authorities, node_id: NodeId, key: ec.EllipticCurvePrivateKey, issued: IssuedCertificate, now: datetime
+) -> list[x509.Certificate]:
+    """The chain that was issued, leaf first, when it is for that node and that key and valid now.
+
+    Raises BadIssueError, CertificateClockError.
+    """
+    leaf = load_certificate(issued.certificate)
+    problem = validity_problem(leaf, now)
+    if problem is not None:
+        msg = (
+            f"the new certificate of {node_id.path} is {problem}, but the clock here says {now.isoformat()} "
+            f"and the issuer's {issued.at.isoformat()}; set the clock that is wrong"
+        )
+        raise CertificateClockError(msg)
+    chain = [leaf, *map(load_certificate, issued.intermediates)]
+    try:
+        named = authorities.verify(leaf, now, chain[1:])
+    except PeerError as error:
+        msg = f"the new certificate of {node_id.path} is not to be believed: {error}"
+        raise BadIssueError(msg) from error
+    if named != node_id or leaf.public_key() != key.public_key():
+        msg = f"the new certificate is of {named.uri}, or not for the key that {node_id.uri} made"
+        raise BadIssueError(msg)
+    return chain
 
 
 class LiveCredentials:
@@ -77,23 +105,8 @@ class LiveCredentials:
 
         Raises BadIssueError, CertificateClockError, DiskFaultError.
         """
-        leaf = load_certificate(issued.certificate)
-        problem = validity_problem(leaf, now)
-        if problem is not None:
-            msg = (
-                f"the new certificate of {self.node_id.path} is {problem}, but the clock here says {now.isoformat()} "
-                f"and the issuer's {issued.at.isoformat()}; set the clock that is wrong"
-            )
-            raise CertificateClockError(msg)
-        chain = [leaf, *map(load_certificate, issued.intermediates)]
-        try:
-            named = self._authorities.verify(leaf, now, chain[1:])
-        except PeerError as error:
-            msg = f"the new certificate of {self.node_id.path} is not to be believed: {error}"
-            raise BadIssueError(msg) from error
-        if named != self.node_id or leaf.public_key() != key.public_key():
-            msg = f"the new certificate is of {named.uri}, or not for the key that {self.node_id.uri} made"
-            raise BadIssueError(msg)
+        chain = verify_issued(self._authorities, self.node_id, key, issued, now)
+        leaf = chain[0]
         files = self._directory / KEY_FILE, self._directory / CERTIFICATE_FILE, self._directory / CA_FILE
         pems = key_pem(key), certificates_pem(chain)
         parsed = NodeCredentials.parse(files, *pems, self._current.ca_pem)

@@ -74,10 +74,12 @@ class Renewal:
         obtain: Callable[[bytes, str], Awaitable[IssuedCertificate]] | None = None,
         allowed: Callable[[], bool] = lambda: True,
         renewed: Callable[[], None] = lambda: None,
+        floor: Callable[[], datetime | None] = lambda: None,
         options: RenewalOptions = RenewalOptions(),
     ) -> None:
         """``obtain`` gets a certificate for a request and a wave, by default over the session; ``allowed`` says whether
-        this is a moment for it; ``renewed`` is called once another certificate is in use.
+        this is a moment for it; ``renewed`` is called once another certificate is in use. ``floor`` is a
+        time that has passed for certain: it stands in for a clock that is behind it.
         """
         self._live = live
         self._upstream = upstream
@@ -90,6 +92,7 @@ class Renewal:
         self._obtain = obtain or self._ask
         self._allowed = allowed
         self._renewed = renewed
+        self._floor = floor
         self._options = options
         self._wanted = ""
         self._done_for = ""
@@ -124,7 +127,7 @@ class Renewal:
         """Renew now. Raises PeerError, LocalError, TimeoutError; the certificate in use stays when it does."""
         key = self._keys.create()
         issued = await self._obtain(make_request(key, self._live.node_id.name), wave_id)
-        self._live.install(key, issued, self._clock.now())
+        self._live.install(key, issued, self._now())
         self.issued_at = issued_at(self._live.current.certificate)
         if wave_id:
             self._done_for, self._wanted = wave_id, ""
@@ -136,11 +139,15 @@ class Renewal:
         except LinkDownError as error:
             _LOG.info("the next session takes the new certificate: %s", error)
 
+    def _now(self) -> datetime:
+        floor, now = self._floor(), self._clock.now()
+        return now if floor is None else max(now, floor)
+
     def _wait_s(self) -> float:
         """Seconds until a renewal is due; none when a wave wants it."""
         if self._wanted:
             return 0.0
-        due_in = renew_at(self._live.current.certificate, self._share) - self._clock.now()
+        due_in = renew_at(self._live.current.certificate, self._share) - self._now()
         return min(due_in.total_seconds(), LOOK_AGAIN_S)
 
     async def _pause(self, delay_s: float) -> None:
