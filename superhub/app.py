@@ -78,7 +78,7 @@ class TrustRootError(LocalError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class Parts:
     """What runs, wired."""
 
     sink: RegionSink
@@ -106,11 +106,20 @@ class SuperHub:
             raise ConfigError(directory / "identity", "", f"{self.node_id.uri} is not a super hub")
         self._ca = load_authority(directory / "authority", self.node_id)
         self._root = _read_root(directory / "trust" / "root.json")
+        self._parts: Parts | None = None
         self._renewed: Callable[[], None] = lambda: None
         self._stopping = asyncio.Event()
         self.port = 0
         self.join_port = 0
         self.started = asyncio.Event()
+
+    @property
+    def parts(self) -> Parts:
+        """What runs; RuntimeError before it does."""
+        if self._parts is None:
+            msg = "the super hub does not run yet"
+            raise RuntimeError(msg)
+        return self._parts
 
     def stop(self) -> None:
         """Begin to drain; ``run`` returns when that is done."""
@@ -141,7 +150,9 @@ class SuperHub:
         log = await SqliteReportLog.open(store.database, partial(store.snapshot, self.node_id.path))
         resources = await SqliteResources.open(store.database)
         peers = Peers(self.credentials.authorities, self._clock, await SqliteRetirements.open(store.database))
-        parts = self._wire(store=store, blobs=blobs, fetches=fetches, log=log, resources=resources, peers=peers)
+        parts = self._parts = self._wire(
+            store=store, blobs=blobs, fetches=fetches, log=log, resources=resources, peers=peers
+        )
         await parts.sink.restore()
         background = [
             group.create_task(parts.upstream.run(), name="upstream"),
@@ -165,7 +176,7 @@ class SuperHub:
         log: SqliteReportLog,
         resources: SqliteResources,
         peers: Peers,
-    ) -> _Parts:
+    ) -> Parts:
         """Make the parts and let them know each other."""
         clock, authorities, path = self._clock, self.credentials.authorities, self.node_id.path
         acceptance = Acceptance(path, self._root, authorities)
@@ -245,7 +256,7 @@ class SuperHub:
         downstream = SessionDownstream(self.node_id, registry, clock, peers, options)
         artifacts = ArtifactServer(self.node_id, seeding, peers)
         renewal = self._renewal(authority, upstream)
-        return _Parts(sink, upstream, downstream, artifacts, statuses, registry, authority, renewal)
+        return Parts(sink, upstream, downstream, artifacts, statuses, registry, authority, renewal)
 
     def _renewal(self, authority: Authority, upstream: SessionUpstream) -> Renewal:
         """The super hub renews itself: the authority is its own."""
@@ -262,7 +273,7 @@ class SuperHub:
             renewed=self._renewed,
         )
 
-    async def _listen(self, parts: _Parts) -> None:
+    async def _listen(self, parts: Parts) -> None:
         """Serve the stores until the drain; say goodbye downwards, then upwards."""
         server, self.port = make_server(
             self.credentials,
@@ -298,7 +309,7 @@ class SuperHub:
         _LOG.info("store hubs join at port %d", self.join_port)
         return server
 
-    async def _report_status(self, parts: _Parts, blobs: BlobStore, log: SqliteReportLog) -> None:
+    async def _report_status(self, parts: Parts, blobs: BlobStore, log: SqliteReportLog) -> None:
         """This hub's own status, now and then."""
         while True:
             status = HubStatus(

@@ -19,13 +19,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from superhub import issued as issued_rows
 from superhub.issued import UsedToken
 from wavemesh.codec.statements import encode
-from wavemesh.errors import NotFoundError, PeerError
+from wavemesh.errors import PeerError
 from wavemesh.identity.binding import Binding, binding_of
 from wavemesh.identity.ca import CA_KEY_FILE, CaFilesError, RegionCa
 from wavemesh.identity.certificates import load_certificate, validity_problem
 from wavemesh.identity.csr import key_of_request, key_sha256
 from wavemesh.identity.issuing import (
     Issued,
+    NoAuthorityError,
     ReplayedRequestError,
     WrongNodeError,
     check_fleet,
@@ -52,16 +53,10 @@ if TYPE_CHECKING:
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.session.sqlite import SqliteReportLog
-    from wavemesh.trust.enrolments import JoinRequest
+    from wavemesh.trust.enrolments import Enrolment, JoinRequest
     from wavemesh.trust.statements import Envelope
 
 _LOG = logging.getLogger(__name__)
-
-
-class NoAuthorityError(NotFoundError):
-    """This super hub has no key of its region's authority, or one that has ended: nothing is issued here."""
-
-    reason = "NO_AUTHORITY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +101,10 @@ class Authority:
         self._clock = clock
         self._appended = appended
 
+    def enrolment(self, path: str) -> Enrolment | None:
+        """By which that node may join; None for none."""
+        return self._acceptance.enrolments.get(path)
+
     async def join(self, parent: NodeId, request: JoinRequest) -> IssueAnswer:
         """A certificate for a node that comes with a token, asked for at ``parent``; or why not."""
         try:
@@ -135,7 +134,7 @@ class Authority:
             msg = f"{node.path} is no child of {parent.path}; join at its own parent"
             raise WrongNodeError(msg, node=node.path)
         secret_sha256, name = hashlib.sha256(request.secret).hexdigest(), key_sha256(key)
-        enrolment = self._acceptance.enrolments.get(node.path)
+        enrolment = self.enrolment(node.path)
         async with self._store.database.transaction() as tx:
             used = await issued_rows.used_token(tx, secret_sha256, node.path)
             used_by = used.key_sha256 if used is not None else None

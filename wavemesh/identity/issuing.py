@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from wavemesh.errors import ConflictError, ForbiddenError, LinkDownError, NotFoundError, PeerError
 from wavemesh.identity.binding import CLOCK_SLACK
+from wavemesh.identity.csr import BadCsrError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,12 @@ class IssuerClockError(LinkDownError):
     reason = "ISSUER_CLOCK"
 
 
+class NoAuthorityError(NotFoundError):
+    """The super hub asked has no key of its region's authority, or one that has ended: nothing is issued there."""
+
+    reason = "NO_AUTHORITY"
+
+
 class IssueRefusedError(PeerError):
     """Who issues certificates refused; ``details["reason"]`` says why."""
 
@@ -92,6 +99,8 @@ _REFUSALS: dict[str, type[PeerError]] = {
         WrongNodeError,
         ReplayedRequestError,
         IssuerClockError,
+        NoAuthorityError,
+        BadCsrError,
     )
 }
 
