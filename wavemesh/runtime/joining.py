@@ -113,7 +113,6 @@ def make_join_server(credentials: Credentials, address: str, service: JoinServic
         # Whoever connects and says nothing is not kept.
         "grpc.max_connection_idle_ms": MAX_CONNECTIONS_AGE_MS,
         "grpc.max_connection_age_ms": MAX_CONNECTIONS_AGE_MS,
-        "grpc.max_concurrent_streams": MAX_CALLS,
     }
     options = list({**dict(SERVER_OPTIONS), **bounds}.items())
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
