@@ -195,7 +195,8 @@ class Authority:
             binding=Binding(times.issued_at, wish.device_class, wish.hardware_revision),
         )
         der = certificate.public_bytes(Encoding.DER)
-        await issued_rows.keep(tx, path, Issued(name, der, times.issued_at, times.not_before, signer_start))
+        start = certificate.not_valid_before_utc
+        await issued_rows.keep(tx, path, Issued(name, der, times.issued_at, start, signer_start))
         report = CertificateReport(
             node=path,
             serial=f"{certificate.serial_number:x}",

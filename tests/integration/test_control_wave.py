@@ -437,6 +437,7 @@ async def test_reports_below_the_cursor_are_passed_over(world: World) -> None:
             waves=core.waves,
             intents=core.intents,
             fleet=core.fleet,
+            enrolments=core.enrolments,
             authorities=world.credentials(CONTROL.path).authorities,
             clock=core.clock,
         )

@@ -127,7 +127,7 @@ class FleetCa:
                 path_length=0,
             )
             .add_extension(x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None), critical=True)
-            .not_valid_before(not_before)
+            .not_valid_before(max(not_before, self.certificate.not_valid_before_utc))
             .not_valid_after(min(not_after, self.certificate.not_valid_after_utc))
             .sign(self._key, hashes.SHA256())
         )
@@ -335,7 +335,8 @@ def _leaf(
         .issuer_name(issuer.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(not_before)
+        # A start before the issuer's would make a chain that is good at no time its own leaf names.
+        .not_valid_before(max(not_before, issuer.not_valid_before_utc))
         .not_valid_after(not_after)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(certifies=False), critical=True)
