@@ -138,6 +138,10 @@ async def test_a_device_joins_as_a_program_while_control_is_out_of_reach(running
 
 async def test_tokens_are_refused_each_by_its_own_reason(running: Running, tmp_path: Path) -> None:
     mesh, token = running.mesh, await running.token()
+    assert mesh.enrolled(running.hub, DEVICE.path)
+    for_stores = {key.type for key in running.hub.parts.registry.desired(STORE)}
+    assert "tuf" in for_stores
+    assert "enrolment" not in for_stores
     other = dataclasses.replace(token, secret=bytes(32))
     next_door = dataclasses.replace(token, node=NodeId(FLEET, f"{STORE.path}/device/pos-02"))
     at_the_hub = dataclasses.replace(token, addresses=(f"{LOCALHOST}:{running.hub.join_port}",))
