@@ -152,17 +152,7 @@ async def _run(
         artifacts=ArtifactClient(lambda: make_bulk_channel(credentials, config.hub.address, verifier.hub)),
         record=power.boot(),
     )
-    renewal = Renewal(
-        live=credentials,
-        upstream=upstream,
-        clock=clock,
-        rng=Random(),  # noqa: S311  # jitter, not a secret
-        allowed=lambda: may_renew(agent.progress.state),
-        renewed=lambda: status.show(agent.progress),
-        floor=lambda: sink.clock_floor,
-    )
-    status = StatusReporter(equipment, upstream, __version__, lambda: renewal.issued_at)
-    agent = Agent(equipment, status, lambda _: renewal.want(_rotating_wave(equipment, renewal)))
+    agent, status, renewal = _compose(equipment, upstream, credentials)
     changed.call = agent.resources_changed
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -180,6 +170,24 @@ async def _run(
         await upstream.drain()
         for task in tasks:
             task.cancel()
+
+
+def _compose(
+    equipment: Equipment, upstream: SessionUpstream, live: LiveCredentials
+) -> tuple[Agent, StatusReporter, Renewal]:
+    """The agent, what it shows, and what keeps its certificate fresh: each knows the others."""
+    renewal = Renewal(
+        live=live,
+        upstream=upstream,
+        clock=equipment.clock,
+        rng=Random(),  # noqa: S311  # jitter, not a secret
+        allowed=lambda: may_renew(agent.progress.state),
+        renewed=lambda: status.show(agent.progress),
+        floor=lambda: equipment.sink.clock_floor,
+    )
+    status = StatusReporter(equipment, upstream, __version__, lambda: renewal.issued_at)
+    agent = Agent(equipment, status, lambda _: renewal.want(_rotating_wave(equipment, renewal)))
+    return agent, status, renewal
 
 
 def _check_binding(directory: Path, config: DeviceConfig, credentials: LiveCredentials) -> None:

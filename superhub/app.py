@@ -204,19 +204,7 @@ class SuperHub:
         sink = RegionSink(
             store=store, resources=resources, acceptance=acceptance, shelf=shelf, clock=clock, changed=changed
         )
-        upstream = SessionUpstream(
-            credentials=self.credentials,
-            parent=NodeId(self.node_id.fleet, f"control/{self.config.control.name}"),
-            address=self.config.control.address,
-            log=log,
-            sink=sink,
-            clock=clock,
-            rng=self._rng,
-            software_version=__version__,
-            options=UpstreamOptions(
-                backoff_base_s=self.config.reconnect_min_s, backoff_cap_s=self.config.reconnect_max_s
-            ),
-        )
+        upstream = self._upstream(log, sink)
         intake = Intake(
             store=store,
             log=log,
@@ -227,18 +215,7 @@ class SuperHub:
             appended=appended,
         )
         statuses = StatusRelay(upstream)
-        authority = Authority(
-            node_id=self.node_id,
-            ca=self._ca,
-            lifetime=self.config.authority.lifetime,
-            root=self._root,
-            store=store,
-            log=log,
-            acceptance=acceptance,
-            authorities=authorities,
-            clock=clock,
-            appended=appended,
-        )
+        authority = self._authority(store, log, acceptance, appended)
         registry = RegionRegistry(
             node_id=self.node_id,
             epoch=resources.epoch,
@@ -257,6 +234,39 @@ class SuperHub:
         artifacts = ArtifactServer(self.node_id, seeding, peers)
         renewal = self._renewal(authority, upstream)
         return Parts(sink, upstream, downstream, artifacts, statuses, registry, authority, renewal)
+
+    def _upstream(self, log: SqliteReportLog, sink: RegionSink) -> SessionUpstream:
+        """The session with control."""
+        return SessionUpstream(
+            credentials=self.credentials,
+            parent=NodeId(self.node_id.fleet, f"control/{self.config.control.name}"),
+            address=self.config.control.address,
+            log=log,
+            sink=sink,
+            clock=self._clock,
+            rng=self._rng,
+            software_version=__version__,
+            options=UpstreamOptions(
+                backoff_base_s=self.config.reconnect_min_s, backoff_cap_s=self.config.reconnect_max_s
+            ),
+        )
+
+    def _authority(
+        self, store: RegionStore, log: SqliteReportLog, acceptance: Acceptance, appended: Callable[[], None]
+    ) -> Authority:
+        """Who issues in this region."""
+        return Authority(
+            node_id=self.node_id,
+            ca=self._ca,
+            lifetime=self.config.authority.lifetime,
+            root=self._root,
+            store=store,
+            log=log,
+            acceptance=acceptance,
+            authorities=self.credentials.authorities,
+            clock=self._clock,
+            appended=appended,
+        )
 
     def _renewal(self, authority: Authority, upstream: SessionUpstream) -> Renewal:
         """The super hub renews itself: the authority is its own."""

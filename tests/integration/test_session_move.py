@@ -127,7 +127,8 @@ async def test_a_bulk_read_goes_on_and_reports_count_once(world: World, capsys: 
     async with AsyncExitStack() as stack:
         upstream = await world.start(stack)
         client = ArtifactClient(lambda: make_bulk_channel(world.live, f"127.0.0.1:{world.port}", STORE))
-        reading = asyncio.create_task(_read(client, digest))  # noqa: RUF100
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        reading = group.create_task(_read(client, digest))
         await world.blobs.half_way.wait()
         for number in range(5):
             world.renew()
