@@ -137,8 +137,8 @@ async def test_a_device_joins_as_a_program_while_control_is_out_of_reach(running
 
 
 async def test_tokens_are_refused_each_by_its_own_reason(running: Running, tmp_path: Path) -> None:
-    mesh, token = running.mesh, await running.token()
-    assert mesh.enrolled(running.hub, DEVICE.path)
+    mesh, token, sink = running.mesh, await running.token(), running.hub.parts.sink
+    await until(lambda: ("enrolment", DEVICE.path) in {(one.key.type, one.key.name) for one in sink.held()})
     for_stores = {key.type for key in running.hub.parts.registry.desired(STORE)}
     assert "tuf" in for_stores
     assert "enrolment" not in for_stores

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from tests.enrolment_kit import DEVICE, LOCALHOST, STORE, Mesh
+from tests.enrolment_kit import DEVICE, LOCALHOST, STORE, Mesh, SetClock
 from tests.security.identities import Identities, Impostor
 from tests.security.matrix import methods
 from tests.security.test_authorisation_matrix import first
@@ -105,7 +105,24 @@ def _large() -> enrolment_pb2.JoinRequest:
     return enrolment_pb2.JoinRequest(fleet="f" * (MAX_REQUEST_BYTES + 1))
 
 
+class Stopped(SetClock):
+    """A clock whose seconds do not pass."""
+
+    def monotonic(self) -> float:
+        return 1.0
+
+
 async def test_guessing_is_slowed_down(tmp_path: Path, trust_keys: TrustKeys) -> None:
+    """One after the other, so that only the rate can refuse."""
+    mesh = Mesh.create(tmp_path, trust_keys)
+    mesh.clock = Stopped()
+    nobody = grpc.ssl_channel_credentials(certificates_pem([mesh.ca.certificate]))
+    async with mesh.super_hub() as hub, dial(hub.join_port, hub.node_id.dns_name, nobody) as channel:
+        reasons = [await refusal(channel, request()) for _ in range(int(BURST) + 2)]
+    assert reasons == ["TOKEN_UNKNOWN"] * int(BURST) + ["BUSY"] * 2
+
+
+async def test_a_crowd_is_refused_and_not_queued(tmp_path: Path, trust_keys: TrustKeys) -> None:
     mesh = Mesh.create(tmp_path, trust_keys)
     nobody = grpc.ssl_channel_credentials(certificates_pem([mesh.ca.certificate]))
     async with (
