@@ -196,7 +196,9 @@ class Authority:
         )
         der = certificate.public_bytes(Encoding.DER)
         start = certificate.not_valid_before_utc
-        await issued_rows.keep(tx, path, Issued(name, der, times.issued_at, start, signer_start))
+        # Who joined anew has replaced whatever was before: no certificate of before renews from now on.
+        least = start if signer_start is None else signer_start
+        await issued_rows.keep(tx, path, Issued(name, der, times.issued_at, start, least))
         report = CertificateReport(
             node=path,
             serial=f"{certificate.serial_number:x}",

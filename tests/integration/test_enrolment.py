@@ -282,6 +282,20 @@ async def test_old_requests_renew_nothing(running: Running) -> None:
     assert (replayed.refused, by_old_key.refused) == ("REPLAYED", "REPLAYED")
 
 
+async def test_a_device_that_was_replaced_renews_nothing(running: Running) -> None:
+    """Another one has joined in its place, and has not even dialled yet."""
+    directory = await running.device()
+    async with dialling(directory, running.address, STORE) as device:
+        await until(lambda: device.upstream.is_connected)
+        replacement = await running.device("replacement")
+        with pytest.raises(PeerError) as caught:
+            await device.renewal.renew()
+        async with dialling(replacement, running.address, STORE) as other:
+            await until(lambda: other.upstream.is_connected)
+            await other.renewal.renew()
+    assert reason(caught.value) == "REPLAYED"
+
+
 async def test_renewal_offline_and_under_wrong_clocks_leaves_the_certificate_in_use(running: Running) -> None:
     directory = await running.device()
     clock = SetClock()

@@ -5,8 +5,9 @@ Rules.
    answer costs nothing and a replayed request gains nothing. A key whose certificate was replaced gets no other.
 2. *A token is used once*: by the first key that comes with it. Names and binding come from the enrolment alone. Asked
    again with the same key it answers as rule 1 says, even when the token has ended since; another key is refused.
-3. *A renewal is signed by a certificate not older than the one that signed the last renewal*, so an old key, once it
-   was replaced in use, renews nothing. Its time of signing decides nothing: a node's clock may have been wrong.
+3. *A renewal is signed by a certificate not older than the one that signed the last renewal*, nor than the last one
+   got by a token, so an old key, once it was replaced in use, renews nothing, nor does the device that was replaced.
+   The time of signing decides nothing: a node's clock may have been wrong.
 4. Certificates of one node start in the order in which they were issued, whatever the issuer's clock does, as a parent
    refuses the older ones by their start. A clock that has fallen behind what was issued or enrolled issues nothing.
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from wavemesh.errors import ConflictError, ForbiddenError, LinkDownError, NotFoundError, PeerError
 from wavemesh.identity.binding import CLOCK_SLACK
 from wavemesh.identity.csr import BadCsrError
+from wavemesh.trust.freshness import CLOCK_SKEW
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
     from wavemesh.trust.enrolments import Enrolment, JoinRequest
 
-CLOCK_SKEW = timedelta(minutes=5)
-"""How far the issuer's clock may be behind what it has seen before it counts as wrong."""
 MAX_HISTORY = 8
 _SECOND = timedelta(seconds=1)
 
@@ -113,7 +113,10 @@ def refusal(reason: str, detail: str) -> PeerError:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A certificate that was issued to a node, and the start of the one that signed the request for it."""
+    """A certificate that was issued to a node.
+
+    ``signer_not_before`` is the start of the one that signed the request for it; its own, when it came of a token.
+    """
 
     key_sha256: str
     certificate: bytes

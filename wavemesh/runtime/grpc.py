@@ -87,12 +87,16 @@ def make_server(
     server = grpc.aio.server(
         options=_overridden(SERVER_OPTIONS, options), maximum_concurrent_rpcs=maximum_concurrent_rpcs
     )
+    return server, bind(server, address, credentials.server_credentials())
+
+
+def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> int:
+    """Make the server listen at ``address`` too; the port. Raises ListenError."""
     try:
-        port = server.add_secure_port(address, credentials.server_credentials())
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         msg = f"cannot listen at {address}: {error}"
         raise ListenError(msg, address=address) from error
-    return server, port
 
 
 def serve_health(server: grpc.aio.Server, service_names: Sequence[str]) -> health.aio.HealthServicer:

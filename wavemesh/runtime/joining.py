@@ -15,7 +15,7 @@ from wavemesh.codec.statements import from_proto, to_proto
 from wavemesh.errors import BusyError, NotFoundError
 from wavemesh.identity.issuing import WrongNodeError, check_fleet, refusal
 from wavemesh.identity.nodes import NodeId
-from wavemesh.runtime.grpc import SERVER_OPTIONS, ListenError
+from wavemesh.runtime.grpc import SERVER_OPTIONS, bind
 from wavemesh.runtime.status import answers
 from wavemesh.trust.enrolments import JoinRequest, JoinResponse
 from wavemesh.v1 import enrolment_pb2
@@ -117,9 +117,4 @@ def make_join_server(credentials: Credentials, address: str, service: JoinServic
     options = list({**dict(SERVER_OPTIONS), **bounds}.items())
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
     service.add_to(server)
-    try:
-        port = server.add_secure_port(address, credentials.joining_credentials())
-    except RuntimeError as error:
-        msg = f"cannot listen at {address} for nodes that join: {error}"
-        raise ListenError(msg, address=address) from error
-    return server, port
+    return server, bind(server, address, credentials.joining_credentials())

@@ -11,7 +11,6 @@ from wavemesh.errors import PeerError
 from wavemesh.identity import issuing
 from wavemesh.identity.binding import CLOCK_SLACK
 from wavemesh.identity.issuing import (
-    CLOCK_SKEW,
     Issued,
     IssuerClockError,
     IssueRefusedError,
@@ -28,6 +27,7 @@ from wavemesh.identity.issuing import (
     terms,
 )
 from wavemesh.trust.enrolments import Enrolment, JoinRequest
+from wavemesh.trust.freshness import CLOCK_SKEW
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, 400_000, tzinfo=UTC)
 NODE = "region/midwest/store/store-208"

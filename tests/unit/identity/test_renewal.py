@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.conftest import FLEET, Issuers
+from tests.unit.control.control_kit import SetClock
 from wavemesh.errors import LinkDownError
 from wavemesh.identity.ca import write_node
 from wavemesh.identity.csr import key_of_request
 from wavemesh.identity.live import LiveCredentials
 from wavemesh.identity.nodes import NodeId
 from wavemesh.identity.renewal import Renewal, RenewalOptions
-from wavemesh.runtime.clock import SystemClock
 from wavemesh.trust.enrolments import IssuedCertificate
 
 if TYPE_CHECKING:
@@ -30,23 +30,10 @@ if TYPE_CHECKING:
 NODE = NodeId(FLEET, "region/midwest/store/store-208")
 
 
-class Clock:
-    """Stands where the test puts it."""
-
-    def __init__(self) -> None:
-        self.at = datetime.now(UTC)
-
-    def now(self) -> datetime:
-        return self.at
-
-    def monotonic(self) -> float:
-        return SystemClock().monotonic()
-
-
 class Way:
     """The way up: issues for ``days`` days, or fails as often as it is told."""
 
-    def __init__(self, ca: FleetCa, clock: Clock) -> None:
+    def __init__(self, ca: FleetCa, clock: SetClock) -> None:
         self._issuer, self._clock = Issuers(ca).issuer(NODE.path), clock
         self.asked: list[str] = []
         self.moves = self.failures = 0
@@ -77,7 +64,7 @@ class Way:
 
 class World:
     def __init__(self, directory: Path, ca: FleetCa, age: timedelta) -> None:
-        self.clock = Clock()
+        self.clock = SetClock()
         self.way = Way(ca, self.clock)
         start = self.clock.at - age
         issuer = Issuers(ca).issuer(NODE.path)
