@@ -257,7 +257,8 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateEnrolment(self, request, context):
-        """Lets a node join once, with the token whose secret the caller made. Control only.
+        """Lets a node join once, with the token whose secret the caller made. Control only. A client must not repeat it by
+        itself when the answer is lost: repeated late it could take the place of a newer token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

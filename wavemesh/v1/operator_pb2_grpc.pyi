@@ -72,7 +72,9 @@ class OperatorServiceStub:
     ListAudit: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]
     """Who did what, newest first. Control only."""
     CreateEnrolment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrolmentRequest, _operator_pb2.CreateEnrolmentResponse]
-    """Lets a node join once, with the token whose secret the caller made. Control only."""
+    """Lets a node join once, with the token whose secret the caller made. Control only. A client must not repeat it by
+    itself when the answer is lost: repeated late it could take the place of a newer token.
+    """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]
     """Nodes with their certificates and open enrolments. Control only."""
 
@@ -118,7 +120,9 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListAudit: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]  # type: ignore[assignment]
     """Who did what, newest first. Control only."""
     CreateEnrolment: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrolmentRequest, _operator_pb2.CreateEnrolmentResponse]  # type: ignore[assignment]
-    """Lets a node join once, with the token whose secret the caller made. Control only."""
+    """Lets a node join once, with the token whose secret the caller made. Control only. A client must not repeat it by
+    itself when the answer is lost: repeated late it could take the place of a newer token.
+    """
     ListNodes: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Nodes with their certificates and open enrolments. Control only."""
 
@@ -269,7 +273,9 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.CreateEnrolmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.CreateEnrolmentResponse, _abc.Awaitable[_operator_pb2.CreateEnrolmentResponse]]:
-        """Lets a node join once, with the token whose secret the caller made. Control only."""
+        """Lets a node join once, with the token whose secret the caller made. Control only. A client must not repeat it by
+        itself when the answer is lost: repeated late it could take the place of a newer token.
+        """
 
     @_abc_1.abstractmethod
     def ListNodes(
