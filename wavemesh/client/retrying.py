@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from wavemesh.errors import WavemeshError
 
-#: RPCs of OperatorService by name. Missing on purpose: SetHold, as a lift repeated late could undo somebody else's hold,
-#: and CreateEnrolment, as a token repeated late could take the place of a newer one.
+#: RPCs of OperatorService by name. Missing on purpose: SetHold, as a lift repeated late could undo somebody else's
+#: hold, and CreateEnrolment, as a token repeated late could take the place of a newer one.
 REPEATABLE = frozenset(
     {
         "ApplyInventory",
