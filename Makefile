@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MYPY_TARGETS := wavemesh control superhub storehub device edgectl lab bench tools tests
 
-.PHONY: help setup lint format test demo bench kills proto baseline reference lock clean
+.PHONY: help setup lint format test demo bench kills recordings proto baseline reference lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +48,9 @@ bench: $(STAMP)  ## 300 sessions beside their floor, as JSON
 
 kills: $(STAMP)  ## kill -9 of each tier at ten moments of the demo's wave; ARGS="--moments 1"
 	$(BIN)/python -m tests.kills $(ARGS)
+
+recordings: $(STAMP)  ## record what this version says and keeps, for later ones to replay; ARGS="--version 0.1.0"
+	$(BIN)/python -m tests.recordings $(ARGS)
 
 proto: $(STAMP)  ## generate wavemesh/v1 from proto
 	$(BIN)/python -m tools.stubs

@@ -54,7 +54,9 @@ class LocalSocket:
         verb, _, argument = line.partition(" ")
         if verb == "status":
             status = to_plain(self._status.status(self._agent.progress))
-            return {**status, "state": self._agent.progress.state.name, "evidence": self._agent.progress.evidence}
+            progress = self._agent.progress
+            told = {"state": progress.state.name, "evidence": progress.evidence}
+            return {**status, **told, "hub_refusal": self._status.hub_refusal}
         if verb == "rollback" and argument.strip():
             self._agent.ask_rollback(f"local operator: {argument.strip()}")
             return {"ok": True}

@@ -39,6 +39,11 @@ class StatusReporter:
         self._shown_at_s = 0.0
         self._progress: Progress | None = None
 
+    @property
+    def hub_refusal(self) -> str:
+        """Why the store hub and this agent cannot speak, empty when they can."""
+        return self._upstream.refusal
+
     def show(self, progress: Progress) -> None:
         """The machine moved."""
         self._progress = progress

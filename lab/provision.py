@@ -7,7 +7,6 @@ keys live in ``keys/offline``, which no process reads; control gets its own two 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import ipaddress
 import json
@@ -18,11 +17,9 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from device.board import boot_record_path
-from device.bootenv import Boot, BootEnvironment, SlotName, encode
+from device.factory import Equipment, equip
 from lab import hardware, topology
 from lab.configs import control_config, device_config, store_config, superhub_config, wan_config
-from lab.images import digest_of
 from lab.policies import OLD_RELEASE, RELEASE, SWAP_LIMIT, policy_text
 from lab.scenario import LEAST_OUTCOMES
 from lab.topology import Lab, port_names, save_lab
@@ -198,24 +195,6 @@ def _make_device(lab: Lab, name: str) -> None:
     """A device that runs the old release from slot A, with nothing on slot B."""
     directory = lab.device_dir(name)
     hardware.build(directory)
-    slots = directory / "slots"
-    slots.mkdir(parents=True, exist_ok=True)
-    boot_record_path(directory).parent.mkdir(parents=True, exist_ok=True)
     source = image(lab, OLD_RELEASE)
-    shutil.copyfile(source, slots / "A.img")
-    (slots / "B.img").touch()
-    (slots / "bootenv.json").write_bytes(encode(BootEnvironment(Boot(SlotName.A, 1))))
-    sha256, size_bytes = digest_of(source)
-    firmware = {"sha256": sha256, "size_bytes": size_bytes}
-    label = {"release": OLD_RELEASE.name, "version": OLD_RELEASE.version, "firmware": firmware}
-    (slots / "A.json").write_text(json.dumps(label), encoding="utf-8")
-    bundle = config_bundle(lab, OLD_RELEASE).read_bytes()
-    generation = directory / "state" / "config" / "1"
-    generation.mkdir(parents=True, exist_ok=True)
-    (generation / "bundle").write_bytes(bundle)
-    config = {
-        "version": OLD_RELEASE.config_version,
-        "sha256": hashlib.sha256(bundle).hexdigest(),
-        "size_bytes": len(bundle),
-    }
-    (generation / "label.json").write_text(json.dumps(config), encoding="utf-8")
+    config = config_bundle(lab, OLD_RELEASE).read_bytes()
+    equip(directory, Equipment(source, OLD_RELEASE.name, OLD_RELEASE.version, config, OLD_RELEASE.config_version))

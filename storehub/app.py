@@ -12,6 +12,7 @@ import asyncio
 import logging
 import random
 import signal
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,18 +114,22 @@ async def open_hub(directory: Path, clock: Clock) -> Opened:
     root = _read_root(directory / "trust" / "root.json")
     Disk().make_dir(directory / "state")
     store = await HubStore.open(directory / "state" / "hub.sqlite3")
-    hub = Hub(
-        credentials=credentials,
-        config=config,
-        clock=clock,
-        store=store,
-        log=await HubReportLog.open(store.database, snapshot_of(store, credentials.node_id.path)),
-        resources=await SqliteResources.open(store.database),
-        cursors=SqliteCursors(store.database),
-        belief=Belief(credentials.node_id.path, root, credentials.authorities),
-        clock_guard=ClockGuard(store, ClockSource.HARDWARE if config.hardware_clock else ClockSource.UNCONFIRMED),
-    )
-    return Opened(hub, credentials, await SqliteRetirements.open(store.database))
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(store.close)
+        hub = Hub(
+            credentials=credentials,
+            config=config,
+            clock=clock,
+            store=store,
+            log=await HubReportLog.open(store.database, snapshot_of(store, credentials.node_id.path)),
+            resources=await SqliteResources.open(store.database),
+            cursors=SqliteCursors(store.database),
+            belief=Belief(credentials.node_id.path, root, credentials.authorities),
+            clock_guard=ClockGuard(store, ClockSource.HARDWARE if config.hardware_clock else ClockSource.UNCONFIRMED),
+        )
+        opened = Opened(hub, credentials, await SqliteRetirements.open(store.database))
+        undo.pop_all()
+    return opened
 
 
 def _read_root(path: Path) -> bytes:

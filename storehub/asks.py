@@ -50,6 +50,11 @@ class Relay(Protocol):
         """Whether a session is welcomed now."""
         ...
 
+    @property
+    def refusal(self) -> str:
+        """Why there can be no session before somebody is updated; empty when nothing is known to be in the way."""
+        ...
+
     async def ask(self, kind: str, body: bytes, timeout_s: float) -> bytes:
         """Ask the parent; raises PeerError or TimeoutError."""
         ...

@@ -222,7 +222,12 @@ class DeviceRegistry:
         for entry in entries:
             if entry.key != "device" or entry.body is None:
                 continue
-            status = decode(DeviceStatus, entry.body)
+            try:
+                status = decode(DeviceStatus, entry.body)
+            except MalformedStatementError as error:
+                # A newer agent may be in a state this hub does not know; there will be another status.
+                _LOG.warning("status of %s passed over: %s", child.path, error)
+                continue
             if status.device != child.path:
                 msg = f"status of {status.device} sent by {child.path}"
                 raise PeerError(msg)

@@ -8,6 +8,7 @@ readers see committed state only, without touching the disk.
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -63,7 +64,10 @@ class HubStore:
     async def open(cls, path: Path) -> HubStore:
         """Open or create the file; raises LocalError."""
         store = cls(await Database.open(path, MIGRATIONS))
-        await store._load()
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(store.close)  # an open database's threads would keep a failed start alive
+            await store._load()
+            undo.pop_all()
         return store
 
     async def close(self) -> None:

@@ -92,7 +92,7 @@ class Views:
             for blob in record.blobs
             if (t := self._cache.troubles.get(blob)) is not None
         ]
-        words = [reason, *(f"cache: {trouble}" for trouble in troubles)]
+        words = [reason, *(f"cache: {trouble}" for trouble in troubles), self._link.refusal]
         return rollout_pb2.WaveState.ValueType(state.value), "; ".join(word for word in words if word)
 
     def _exposure(self, order: WaveOrder) -> int:

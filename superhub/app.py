@@ -21,7 +21,7 @@ from superhub.authority import Authority, load_authority
 from superhub.config import SuperHubConfig
 from superhub.events import Events
 from superhub.intake import Intake
-from superhub.origin import Origin
+from superhub.origin import origin_at
 from superhub.seeding import Seeding
 from superhub.service import RegionRegistry
 from superhub.shelf import Shelf
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     import grpc
 
     from wavemesh.artifacts.blobstore import BlobWriter
+    from wavemesh.artifacts.download import BlobReader
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.enrolments import IssuedCertificate
 
@@ -135,14 +136,14 @@ class SuperHub:
             blobs = await BlobStore.open(state / "cache", self.config.cache_quota_bytes, self._clock)
             parallel = self.config.parallel_fetches
             origin = await stack.enter_async_context(
-                Origin.connect(self.config.origin.url, self._directory / "identity", parallel)
+                origin_at(self.config.origin.url, self._directory / "identity", parallel)
             )
             self._renewed = origin.reload
             async with asyncio.TaskGroup() as group:
                 fetches = Fetches(blobs, partial(self._fetch, origin), group, parallel)
                 await self._serve(store, blobs, fetches, group)
 
-    async def _fetch(self, origin: Origin, writer: BlobWriter) -> None:
+    async def _fetch(self, origin: BlobReader, writer: BlobWriter) -> None:
         await download(origin, writer, rng=self._rng, patience=ORIGIN_PATIENCE)
 
     async def _serve(self, store: RegionStore, blobs: BlobStore, fetches: Fetches, group: asyncio.TaskGroup) -> None:

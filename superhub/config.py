@@ -21,14 +21,16 @@ class ControlConfig:
 
 @dataclass(frozen=True, slots=True)
 class OriginConfig:
-    """Where artifacts come from: blobs are at ``URL/blobs/SHA256``, over mutual TLS."""
+    """Where artifacts come from: ``https://HOST``, blobs at ``URL/blobs/SHA256`` over mutual TLS, or ``file:///DIRECTORY``
+    with a file for each blob, named by its SHA-256.
+    """
 
     url: str
 
     def __post_init__(self) -> None:
-        """Refuse a URL that is not https."""
-        if not self.url.startswith("https://"):
-            msg = f"url must begin with https://, got {self.url!r}"
+        """Refuse a URL of another kind: what comes from an origin is verified, but nobody else should see it."""
+        if not self.url.startswith(("https://", "file:///")):
+            msg = f"url must begin with https:// or file:///, got {self.url!r}"
             raise ValueError(msg)
 
 

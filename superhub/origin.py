@@ -1,4 +1,4 @@
-"""Reading blobs from the origin: HTTPS with mutual TLS, from any offset by Range.
+"""Reading blobs from the origin, from any offset: HTTPS with mutual TLS by Range, or a directory of this machine.
 
 An origin that does not know a blob is an answer; everything else that goes wrong is a broken link, to be resumed. What
 comes is believed by nobody until its digest is verified.
@@ -6,11 +6,14 @@ comes is believed by nobody until its digest is verified.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
@@ -19,7 +22,6 @@ from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, pair_di
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
-    from pathlib import Path
 
     from wavemesh.trust.statements import Digest
 
@@ -61,8 +63,47 @@ def _tls_error(identity: Path, error: OSError) -> OriginTlsError:
     return OriginTlsError(msg)
 
 
+@asynccontextmanager
+async def origin_at(url: str, identity: Path, parallel: int) -> AsyncIterator[Origin | DirectoryOrigin]:
+    """The origin of that URL, ``https://…`` or ``file:///DIRECTORY``, to read from."""
+    if url.startswith("file:"):
+        yield DirectoryOrigin(Path(unquote(urlsplit(url).path)))
+        return
+    async with Origin.connect(url, identity, parallel) as origin:
+        yield origin
+
+
+class DirectoryOrigin:
+    """A BlobReader over a directory, a mounted share for example, in which each blob is a file named by its SHA-256."""
+
+    def __init__(self, directory: Path) -> None:
+        """``directory`` is where `edgectl release publish --origin` put the artifacts; it is only read."""
+        self._directory = directory
+
+    def reload(self) -> None:
+        """A renewed certificate changes nothing here."""
+
+    async def read(self, digest: Digest, offset: int) -> AsyncGenerator[memoryview, None]:
+        """The bytes from ``offset`` on; raises NotFoundError, LinkDownError."""
+        path = self._directory / digest.sha256
+        try:
+            file = await asyncio.to_thread(path.open, "rb")
+        except FileNotFoundError as error:
+            msg = f"the origin has no {path}: publish it there (`edgectl release publish --origin`)"
+            raise NotFoundError(msg, sha256=digest.sha256) from error
+        except OSError as error:
+            raise LinkDownError(f"{path}: {error.strerror}") from error
+        with file:
+            try:
+                file.seek(offset)
+                while piece := await asyncio.to_thread(file.read, STEP_BYTES):
+                    yield memoryview(piece)
+            except OSError as error:
+                raise LinkDownError(f"{path} from byte {offset}: {error.strerror}") from error
+
+
 class Origin:
-    """A BlobReader over one origin."""
+    """A BlobReader over one HTTPS origin."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession, reload: Callable[[], None]) -> None:
         """Use ``connect``."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import astuple
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -72,8 +73,11 @@ class RegionStore:
     async def open(cls, path: Path) -> RegionStore:
         """Open or create the file; raises DatabaseFaultError, DatabaseTooNewError."""
         store = cls(await Database.open(path, MIGRATIONS))
-        for row in await store.database.fetch_all("SELECT release, main_sha256, entered_at, digests FROM entered"):
-            store._remember(row[0], row[1], datetime.fromisoformat(row[2]), row[3])
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(store.database.close)  # its threads would keep a failed start alive
+            for row in await store.database.fetch_all("SELECT release, main_sha256, entered_at, digests FROM entered"):
+                store._remember(row[0], row[1], datetime.fromisoformat(row[2]), row[3])
+            undo.pop_all()
         return store
 
     # -- outcomes ---------------------------------------------------------------------------------------------------

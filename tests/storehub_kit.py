@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from wavemesh.session.parent import ParentOptions
     from wavemesh.trust.statements import TrustMetadata
 
 SUPER_HUB = NodeId(FLEET, "region/midwest")
@@ -278,12 +279,12 @@ class SuperHub(MemoryRegistry):
 
 
 @asynccontextmanager
-async def wan(super_hub: SuperHub, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+async def wan(super_hub: SuperHub, address: str = "127.0.0.1:0", terms: ParentOptions = FAST) -> AsyncIterator[str]:
     """The super hub's server for as long as the block lasts; leaving it is the WAN going dark."""
     credentials = super_hub.control.fleet.credentials(SUPER_HUB)
     server, port = make_server(credentials, address=address, maximum_concurrent_rpcs=1000)
     peers = Peers(credentials.authorities, SystemClock())
-    super_hub.downstream = SessionDownstream(SUPER_HUB, super_hub, SystemClock(), peers, DownstreamOptions(FAST))
+    super_hub.downstream = SessionDownstream(SUPER_HUB, super_hub, SystemClock(), peers, DownstreamOptions(terms))
     super_hub.downstream.add_to(server)
     ArtifactServer(SUPER_HUB, super_hub, peers).add_to(server)
     await server.start()

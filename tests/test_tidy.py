@@ -24,7 +24,7 @@ FUNCTION_LINES_MOST = 70
 PRODUCT = ("wavemesh", "control", "superhub", "storehub", "device", "edgectl", "lab")
 AROUND = ("bench", "tools", "tests")
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "misc"}
-BINARY = {".binpb", ".png"}
+BINARY = {".binpb", ".png", ".xz"}
 
 
 @functools.cache

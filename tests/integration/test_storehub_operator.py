@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from tests.session_kit import Fleet, MemoryLog
+from tests.session_kit import FAST, Fleet, MemoryLog
 from tests.storehub_kit import (
     OPERATOR,
     STORE,
@@ -32,6 +32,7 @@ from wavemesh.errors import ConflictError, ForbiddenError, GateError, NotFoundEr
 from wavemesh.runtime.grpc import make_channel
 from wavemesh.runtime.status import error_from_rpc
 from wavemesh.session.frames import ResourceKey
+from wavemesh.session.negotiation import Dialect
 from wavemesh.trust.envelope import sign_as_node
 from wavemesh.trust.statements import (
     INTENT_REFUSED,
@@ -51,6 +52,7 @@ from wavemesh.trust.statements import (
     WaveState,
 )
 from wavemesh.v1 import operator_pb2 as pb
+from wavemesh.v1 import rollout_pb2
 from wavemesh.v1.operator_pb2_grpc import OperatorServiceStub
 
 if TYPE_CHECKING:
@@ -113,6 +115,19 @@ async def test_only_operators_are_served(control: Control, fleet: Fleet, tmp_pat
             assert isinstance(error, ConflictError)
             assert error.details["reason"] == "ASK_CONTROL"
             assert isinstance(await refusal(stub.GetWave(pb.GetWaveRequest(wave_id="7"))), NotFoundError)
+
+
+async def test_a_hub_that_its_parent_cannot_speak_with_says_why(control: Control, fleet: Fleet, tmp_path: Path) -> None:
+    """It goes on with the wave it holds, and its operator is told who must be updated."""
+    super_hub, directory = SuperHub(control), tmp_path / "hub"
+    async with wan(super_hub) as parent, running(lay_out(directory, control, parent)) as app:
+        await send_wave(super_hub, app, "pos-12")
+    newer = replace(FAST, dialect=Dialect(5, 6))
+    async with wan(super_hub, parent, newer), running(directory) as app, desk(fleet, app) as stub:
+        await eventually(lambda: app.upstream.refusal)
+        wave = (await stub.GetWave(pb.GetWaveRequest(wave_id=WAVE))).wave
+        assert wave.state == rollout_pb2.WAVE_STATE_RUNNING
+        assert "speaks protocol versions 1 to 1, this parent 5 to 6: update the child" in wave.state_reason
 
 
 async def test_a_pause_in_the_dark_acts_at_once_and_is_told_later(

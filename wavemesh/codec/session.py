@@ -13,7 +13,7 @@ from wavemesh.session import frames as f
 from wavemesh.v1 import session_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sized
+    from collections.abc import Callable, Sequence, Sized
 
 MAX_AUDIENCE = 16_384
 _SHA256_CHARACTERS = 64
@@ -36,6 +36,8 @@ def encode_child(frame: f.ChildFrame) -> pb.ConnectRequest:
                 incarnation=frame.incarnation,
                 next_report_number=frame.next_report_number,
                 held=held,
+                minimum_protocol_version=frame.minimum_protocol_version,
+                capabilities=frame.capabilities,
             )
             message = pb.ConnectRequest(hello=hello)
         case f.ReportBatch():
@@ -71,6 +73,7 @@ def encode_parent(frame: f.ParentFrame) -> pb.ConnectResponse:
                 heartbeat_interval_ms=frame.heartbeat_interval_ms,
                 report_window=frame.report_window,
                 epoch=frame.epoch,
+                capabilities=frame.capabilities,
             )
             message = pb.ConnectResponse(welcome=welcome)
         case f.Fenced():
@@ -162,6 +165,13 @@ def _reason(text: str) -> str:
     return text
 
 
+def _capabilities(names: Sequence[str]) -> tuple[str, ...]:
+    _bound(names, f.MAX_CAPABILITIES, "capabilities")
+    for name in names:
+        _bound(name, f.MAX_CAPABILITY_CHARACTERS, "capability in characters")
+    return tuple(names)
+
+
 def _digest(text: str) -> str:
     if len(text) != _SHA256_CHARACTERS or not set(text) <= set("0123456789abcdef"):
         raise MalformedFrameError(f"digest {text[:80]!r} is not SHA-256 in lower-case hex")
@@ -200,6 +210,8 @@ def _hello_in(message: pb.ConnectRequest) -> f.Hello:
         _name(hello.incarnation, "incarnation in bytes"),
         hello.next_report_number,
         tuple(f.HeldResource(_key_in(h.key), _version_in(h.version), _digest(h.digest)) for h in hello.held),
+        hello.minimum_protocol_version,
+        _capabilities(hello.capabilities),
     )
 
 
@@ -261,6 +273,7 @@ def _welcome_in(message: pb.ConnectResponse) -> f.Welcome:
         welcome.heartbeat_interval_ms,
         welcome.report_window,
         _name(welcome.epoch, "epoch in bytes"),
+        _capabilities(welcome.capabilities),
     )
 
 

@@ -38,7 +38,6 @@ from wavemesh.session.frames import (
     MAX_REPORTS_PER_BATCH,
     MAX_STATUS_ENTRIES,
     MAX_UPDATES_IN_FLIGHT,
-    MIN_PROTOCOL_VERSION,
     Answer,
     Ask,
     ChildFrame,
@@ -60,6 +59,7 @@ from wavemesh.session.frames import (
     Welcome,
 )
 from wavemesh.session.liveness import Ending, Liveness, SessionEnd
+from wavemesh.session.negotiation import check_choice, shared_capabilities
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -170,6 +170,7 @@ class ChildMachine:
         self._next_number = hello.next_report_number
         self._sent_through = self._acknowledged_through = 0
         self._report_window = 0
+        self._capabilities: frozenset[str] = frozenset()
         self._batch: ReportBatch | None = None
         self._status = dict(status)
         self._status_at = now
@@ -192,10 +193,15 @@ class ChildMachine:
         """How the session ended; the driver does the effects that are left, then closes the stream."""
         return self._end
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What both sides know; empty before Welcome."""
+        return self._capabilities
+
     # -- from the parent ---------------------------------------------------------------------------------------------
 
     def receive(self, frame: ParentFrame, now: float) -> None:
-        """Take a frame in. Raises SessionViolationError, after which the stream must be closed."""
+        """Take a frame in. Raises SessionViolationError or ProtocolVersionError; then the stream must be closed."""
         if type(frame) not in ACCEPTS[self._state]:
             raise SessionViolationError(f"a parent may not send {type(frame).__name__} in state {self._state.value}")
         if self._state in {ChildState.CLOSING, ChildState.OVER}:
@@ -223,8 +229,7 @@ class ChildMachine:
 
     def _welcomed(self, welcome: Welcome, now: float) -> None:
         through = welcome.reports_through
-        if not MIN_PROTOCOL_VERSION <= welcome.protocol_version <= self._hello.protocol_version:
-            raise SessionViolationError(f"parent chose protocol version {welcome.protocol_version}")
+        check_choice(self._hello, welcome)
         if through >= self._hello.next_report_number:
             raise SessionViolationError(f"parent welcomes with report {through}, which was never sent")
         if welcome.heartbeat_interval_ms <= 0 or welcome.report_window <= 0:
@@ -238,6 +243,7 @@ class ChildMachine:
         self._liveness = Liveness(welcome.heartbeat_interval_ms / 1000, now)
         self._sent_through = self._acknowledged_through = through
         self._report_window = welcome.report_window
+        self._capabilities = shared_capabilities(frozenset(self._hello.capabilities), welcome.capabilities)
         if through >= self._first_number:
             self._effects.append(AcknowledgeReports(through))
         self._effects.append(SessionOpened(welcome))

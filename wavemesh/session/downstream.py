@@ -169,6 +169,11 @@ class SessionDownstream:
         """Children with an open session."""
         return [session.child for session in self._seats.values() if session.machine.state is ParentState.OPEN]
 
+    def capabilities(self, child_path: str) -> frozenset[str]:
+        """What this side and that child know; empty when it has no open session."""
+        session = self._seats.get(child_path)
+        return session.machine.capabilities if session is not None else frozenset()
+
     def disconnect(self, child_path: str, reason: str) -> None:
         """End a child's session (revoked, replaced)."""
         session = self._seats.get(child_path)

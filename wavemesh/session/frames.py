@@ -20,8 +20,13 @@ MAX_ASKS_IN_FLIGHT = 16
 MAX_UPDATES_IN_FLIGHT = 2
 MAX_NAME_BYTES = 200
 MAX_REASON_BYTES = 1000
+MAX_CAPABILITIES = 32
+MAX_CAPABILITY_CHARACTERS = 64
 PROTOCOL_VERSION = 1
 MIN_PROTOCOL_VERSION = 1
+# What this software can do beyond the protocol version, by the names both sides say in Hello and Welcome. A feature
+# that has a name here is used with a peer that named it too. A name is never given a second meaning.
+CAPABILITIES: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -96,6 +101,13 @@ class Hello:
     incarnation: str
     next_report_number: int
     held: tuple[HeldResource, ...]
+    minimum_protocol_version: int = 0
+    capabilities: tuple[str, ...] = ()
+
+    @property
+    def oldest_protocol_version(self) -> int:
+        """Lowest version the child speaks; a child that does not say speaks one version only."""
+        return self.minimum_protocol_version or self.protocol_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,7 @@ class Welcome:
     heartbeat_interval_ms: int
     report_window: int
     epoch: str
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

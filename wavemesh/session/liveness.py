@@ -24,6 +24,7 @@ class Ending(enum.Enum):
     PEER_SILENT = "peer silent"
     PEER_SLOW = "peer too slow"
     REFUSED = "refused"
+    INCOMPATIBLE = "no common protocol version"
     LOST = "stream lost"
 
 

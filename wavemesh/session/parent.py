@@ -22,14 +22,12 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from wavemesh.session.faults import ProtocolVersionError, SessionViolationError
+from wavemesh.session.faults import SessionViolationError
 from wavemesh.session.frames import (
     MAX_ASKS_IN_FLIGHT,
-    MIN_PROTOCOL_VERSION,
-    PROTOCOL_VERSION,
     Answer,
     Ask,
     ChildFrame,
@@ -51,6 +49,7 @@ from wavemesh.session.frames import (
 )
 from wavemesh.session.lanes import ResourceLanes
 from wavemesh.session.liveness import Ending, Liveness, SessionEnd
+from wavemesh.session.negotiation import Dialect, choose_version, shared_capabilities
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,6 +88,7 @@ class ParentOptions:
     report_window: int = 512
     # Small enough that an urgent resource does not wait long behind an update on a slow link.
     update_bytes: int = 64 * 1024
+    dialect: Dialect = field(default_factory=Dialect)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,8 @@ class ParentMachine:
         self._effects: list[ParentEffect] = []
         self._greeting: Welcome | Fenced | None = None
         self._goodbye: Goodbye | None = None
-        self._version = PROTOCOL_VERSION
+        self._version = 0
+        self._capabilities: frozenset[str] = frozenset()
         self._next_report_number = 0
         self._received_through = self._applied_through = self._told_through = 0
         self._lanes = ResourceLanes((), update_bytes=0, verdict_timeout_s=0)
@@ -163,6 +164,11 @@ class ParentMachine:
     def end(self) -> SessionEnd | None:
         """How the session ended; the driver does the effects that are left, then closes the stream."""
         return self._end
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What both sides know; empty before Hello."""
+        return self._capabilities
 
     # -- from the child ----------------------------------------------------------------------------------------------
 
@@ -195,14 +201,11 @@ class ParentMachine:
                 self._finish(SessionEnd(Ending.GOODBYE_RECEIVED, frame.reason))
 
     def _hello(self, hello: Hello) -> None:
-        if hello.protocol_version < MIN_PROTOCOL_VERSION:
-            raise ProtocolVersionError(
-                f"the child speaks protocol version {hello.protocol_version}, this parent {MIN_PROTOCOL_VERSION} to "
-                f"{PROTOCOL_VERSION}: upgrade the child"
-            )
+        dialect = self._options.dialect
+        self._version = choose_version(dialect, hello)
         if hello.next_report_number < 1 or not hello.incarnation:
             raise SessionViolationError("hello without incarnation or with report number 0")
-        self._version = min(hello.protocol_version, PROTOCOL_VERSION)
+        self._capabilities = shared_capabilities(dialect.capabilities, hello.capabilities)
         self._next_report_number = hello.next_report_number
         options = self._options
         self._lanes = ResourceLanes(
@@ -252,6 +255,7 @@ class ParentMachine:
             heartbeat_interval_ms=round(self._options.heartbeat_interval_s * 1000),
             report_window=self._options.report_window,
             epoch=self._epoch,
+            capabilities=tuple(sorted(self._capabilities)),
         )
 
     def reports_applied(self, through: int) -> None:

@@ -158,6 +158,16 @@ class Upstream(Protocol):
         """Whether a session is welcomed now."""
         ...
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this side and the parent know (``frames.CAPABILITIES``), of the open session; empty when none is."""
+        ...
+
+    @property
+    def refusal(self) -> str:
+        """Why there can be no session before somebody is updated; empty when nothing is known to be in the way."""
+        ...
+
     def wake(self) -> None:
         """Reports were appended."""
         ...
@@ -188,6 +198,10 @@ class Downstream(Protocol):
 
     def connected(self) -> Sequence[NodeId]:
         """Children with an open session."""
+        ...
+
+    def capabilities(self, child_path: str) -> frozenset[str]:
+        """What this side and that child know; empty when it has no open session."""
         ...
 
     def disconnect(self, child_path: str, reason: str) -> None:

@@ -4,7 +4,8 @@ Rules.
 1. One channel per attempt, closed with it: credentials and address are read anew, and nothing of a dead connection
    piles up. A stream is opened only once the channel is ready.
 2. Coming back: at once after a restart of the log; not before the time the parent named, plus jitter; else with full
-   jitter. The attempt counter starts again once a session has lasted ``stable_s``.
+   jitter. The attempt counter starts again once a session has lasted ``stable_s``. Where there is no common protocol
+   version somebody must be updated first: the child comes back after ``incompatible_s``, and says why it stays away.
 3. Whatever the end, unanswered asks fail with LinkDownError; reports, resources and status lose nothing.
 4. A session moves to renewed credentials without a gap worth the name: the new channel is ready before the old session
    says goodbye, asks under way are answered first, and those of the moment between wait for the new session.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -33,9 +34,10 @@ from wavemesh.session.child import (
     SessionOpened,
     Settled,
 )
-from wavemesh.session.faults import AskFailedError
-from wavemesh.session.frames import MAX_STATUS_BYTES, PROTOCOL_VERSION, Answer, ChildFrame, Goodbye, Hello, ParentFrame
+from wavemesh.session.faults import AskFailedError, ProtocolVersionError
+from wavemesh.session.frames import MAX_STATUS_BYTES, Answer, ChildFrame, Goodbye, Hello, ParentFrame
 from wavemesh.session.liveness import Ending, SessionEnd
+from wavemesh.session.negotiation import Dialect
 from wavemesh.session.pump import Pump, StreamOverError, full_jitter
 from wavemesh.session.seams import SentMark
 from wavemesh.v1.session_pb2_grpc import SessionServiceStub
@@ -67,6 +69,8 @@ class UpstreamOptions:
     backoff_cap_s: float = 4.0
     stable_s: float = 5.0
     goodbye_grace_s: float = 2.0
+    incompatible_s: float = 60.0
+    dialect: Dialect = field(default_factory=Dialect)
     channel_options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -150,6 +154,7 @@ class SessionUpstream:
         self._at_rest = asyncio.Event()
         self._at_rest.set()
         self._answered = asyncio.Event()
+        self._refusal = ""
         self._is_draining = False
         self._drain_asked = asyncio.Event()
         self._over = asyncio.Event()
@@ -165,6 +170,16 @@ class SessionUpstream:
     @property
     def _is_open(self) -> bool:
         return self._stream is not None and self._stream.opened_at is not None
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this side and the parent know, of the session that is open; empty when none is."""
+        return self._stream.machine.capabilities if self._stream is not None else frozenset()
+
+    @property
+    def refusal(self) -> str:
+        """Why there can be no session before somebody is updated; empty when nothing is known to be in the way."""
+        return self._refusal
 
     def wake(self) -> None:
         """Reports were appended."""
@@ -264,7 +279,11 @@ class SessionUpstream:
                 attempt = 0 if lasted_s >= self._options.stable_s else attempt
                 delay_s = self._delay_s(end, attempt)
                 attempt += 1
-                _LOG.info("no session with %s: %s; next attempt in %.2f s", self._parent.path, end.reason, delay_s)
+                level = logging.INFO
+                if end.ending is Ending.INCOMPATIBLE:
+                    self._refusal, level = end.reason, logging.WARNING
+                parent = self._parent.path
+                _LOG.log(level, "no session with %s: %s; next attempt in %.2f s", parent, end.reason, delay_s)
                 await self._pause(delay_s)
         finally:
             if self._next is not None:
@@ -312,12 +331,15 @@ class SessionUpstream:
 
     async def _session(self, channel: grpc.aio.Channel) -> tuple[SessionEnd, float]:
         log = self._log
+        dialect = self._options.dialect
         hello = Hello(
-            PROTOCOL_VERSION,
+            dialect.highest,
             self._software_version,
             log.incarnation,
             self._sent_through() + 1,
             tuple(self._sink.held()),
+            dialect.lowest,
+            tuple(sorted(dialect.capabilities)),
         )
         machine = ChildMachine(
             hello, first_report_number=log.first_number, status=self._status, now=self._clock.monotonic()
@@ -374,6 +396,7 @@ class SessionUpstream:
             case SessionOpened():
                 stream.opened_at = self._clock.monotonic()
                 self._at_rest.set()
+                self._refusal = ""
                 _LOG.info("session %s with %s", effect.welcome.session_id, self._parent.path)
                 await self._sink.connected()
             case ApplyResources():
@@ -395,6 +418,8 @@ class SessionUpstream:
     def _delay_s(self, end: SessionEnd, attempt: int) -> float:
         """How long to stay away."""
         options = self._options
+        if end.ending is Ending.INCOMPATIBLE:
+            return self._rng.uniform(options.incompatible_s / 2, options.incompatible_s)
         if end.retry_after_s > 0:
             return end.retry_after_s + self._rng.uniform(0, max(options.backoff_base_s, end.retry_after_s))
         if end.ending in _AT_ONCE and attempt == 0:
@@ -431,4 +456,6 @@ async def _end_of(call: Any) -> SessionEnd:
 
 def _end_by(error: WavemeshError) -> SessionEnd:
     retry_after_s = error.retry_after_s if isinstance(error, BusyError) else 0.0
-    return SessionEnd(Ending.REFUSED, f"{error.details.get('reason', error.reason)}: {error}", retry_after_s)
+    reason = error.details.get("reason", error.reason)
+    ending = Ending.INCOMPATIBLE if reason == ProtocolVersionError.reason else Ending.REFUSED
+    return SessionEnd(ending, f"{reason}: {error}", retry_after_s)

@@ -156,9 +156,11 @@ class Hello(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     NEXT_REPORT_NUMBER_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    MINIMUM_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
-    """Highest protocol version the child speaks. The parent chooses the lower of both and MUST refuse one below its
-    minimum with FAILED_PRECONDITION.
+    """Highest protocol version the child speaks. The parent chooses the highest that both speak and MUST refuse with
+    FAILED_PRECONDITION when there is none; ErrorInfo PROTOCOL_VERSION names both ranges and who must be updated.
     """
     software_version: _builtins.str
     """Version of the child's software, for people."""
@@ -169,9 +171,17 @@ class Hello(_message.Message):
     highest it sent since. 1 in a new incarnation. A restored child that appended reports before it came back must not
     count those, or their numbers would hide that the parent knows others under them.
     """
+    minimum_protocol_version: _builtins.int
+    """Lowest protocol version the child speaks; 0 means that it speaks protocol_version alone."""
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldResource]:
         """Everything the child holds, so that the parent sends only differences, removals included. At most 16,384."""
+
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the child can do beyond the protocol version. At most 32 names of at most 64 characters; unknown ones are
+        ignored.
+        """
 
     def __init__(
         self,
@@ -181,10 +191,12 @@ class Hello(_message.Message):
         incarnation: _builtins.str = ...,
         next_report_number: _builtins.int = ...,
         held: _abc.Iterable[Global___HeldResource] | None = ...,
+        minimum_protocol_version: _builtins.int = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "incarnation", b"incarnation", "next_report_number", b"next_report_number", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "held", b"held", "incarnation", b"incarnation", "minimum_protocol_version", b"minimum_protocol_version", "next_report_number", b"next_report_number", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -655,8 +667,9 @@ class Welcome(_message.Message):
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     REPORT_WINDOW_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
-    """The version both will speak."""
+    """The version both will speak. A child MUST NOT go on with one outside its range."""
     software_version: _builtins.str
     """Version of the parent's software, for people."""
     session_id: _builtins.str
@@ -669,6 +682,10 @@ class Welcome(_message.Message):
     """How many reports the child may have unacknowledged on the wire."""
     epoch: _builtins.str
     """The parent's epoch."""
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The capabilities of Hello that the parent knows too. What needs one is used only when it is named here."""
+
     def __init__(
         self,
         *,
@@ -679,10 +696,11 @@ class Welcome(_message.Message):
         heartbeat_interval_ms: _builtins.int = ...,
         report_window: _builtins.int = ...,
         epoch: _builtins.str = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "heartbeat_interval_ms", b"heartbeat_interval_ms", "protocol_version", b"protocol_version", "report_window", b"report_window", "reports_through", b"reports_through", "session_id", b"session_id", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "epoch", b"epoch", "heartbeat_interval_ms", b"heartbeat_interval_ms", "protocol_version", b"protocol_version", "report_window", b"report_window", "reports_through", b"reports_through", "session_id", b"session_id", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

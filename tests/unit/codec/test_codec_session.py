@@ -29,7 +29,16 @@ def tuples(strategy: st.SearchStrategy[object]) -> st.SearchStrategy[tuple[objec
 
 
 CHILD = st.one_of(
-    st.builds(f.Hello, MILLISECONDS, NAME, NAME, NUMBER, tuples(st.builds(f.HeldResource, KEY, VERSION, DIGEST))),
+    st.builds(
+        f.Hello,
+        MILLISECONDS,
+        NAME,
+        NAME,
+        NUMBER,
+        tuples(st.builds(f.HeldResource, KEY, VERSION, DIGEST)),
+        MILLISECONDS,
+        tuples(NAME),
+    ),
     st.builds(f.ReportBatch, NUMBER, tuples(st.builds(f.Report, NAME, BODY))),
     st.builds(f.StatusUpdate, tuples(st.builds(f.StatusEntry, NAME, st.none() | BODY))),
     st.builds(f.ResourceVerdict, NUMBER, tuples(st.builds(f.Rejection, KEY, DIGEST, NAME, TEXT))),
@@ -38,7 +47,7 @@ CHILD = st.one_of(
     GOODBYE,
 )
 PARENT = st.one_of(
-    st.builds(f.Welcome, MILLISECONDS, NAME, NAME, NUMBER, MILLISECONDS, MILLISECONDS, NAME),
+    st.builds(f.Welcome, MILLISECONDS, NAME, NAME, NUMBER, MILLISECONDS, MILLISECONDS, NAME, tuples(NAME)),
     st.builds(f.Fenced, NUMBER),
     st.builds(
         f.ResourceUpdate,
@@ -75,6 +84,8 @@ ZEROS = "0" * 64
     [
         pb.ConnectRequest(),
         pb.ConnectRequest(hello=pb.Hello(incarnation=LONG)),
+        pb.ConnectRequest(hello=pb.Hello(capabilities=["a"] * (f.MAX_CAPABILITIES + 1))),
+        pb.ConnectRequest(hello=pb.Hello(capabilities=["a" * (f.MAX_CAPABILITY_CHARACTERS + 1)])),
         pb.ConnectRequest(hello=pb.Hello(held=[pb.HeldResource(key=KEY_PB, digest=ZEROS)] * (f.MAX_HELD + 1))),
         pb.ConnectRequest(hello=pb.Hello(held=[pb.HeldResource(key=KEY_PB, digest="0" * 63)])),
         pb.ConnectRequest(hello=pb.Hello(held=[pb.HeldResource(key=KEY_PB, digest="A" * 64)])),
@@ -104,6 +115,7 @@ def test_child_frames_beyond_a_bound_are_refused(message: pb.ConnectRequest) -> 
     [
         pb.ConnectResponse(),
         pb.ConnectResponse(welcome=pb.Welcome(epoch=LONG)),
+        pb.ConnectResponse(welcome=pb.Welcome(capabilities=["a"] * (f.MAX_CAPABILITIES + 1))),
         pb.ConnectResponse(
             resources=pb.ResourceUpdate(
                 changed=[pb.Resource(key=KEY_PB, digest=ZEROS, content=bytes(f.MAX_RESOURCE_BYTES + 1))]

@@ -38,7 +38,7 @@ class Bench:
         self.monotonic_s = 100.0
         fields: dict[str, Any] = {
             "health_authority": "either",
-            "rollback_on_health_loss_s": 1.0,
+            "rollback_on_health_loss_s": 30.0,
             "supervised": False,
             "hold_max_age_s": 60.0,
             "min_battery_percent": 0,
@@ -110,12 +110,15 @@ async def test_an_untrusted_clock_proves_nothing() -> None:
 
 
 async def test_slow_probes_run_into_the_boot_timer() -> None:
-    assert word(await Bench(boot_probe="sleep 60").run()) == ("boot-timer", OutcomeKind.ROLLED_BACK)
+    assert word(await Bench(boot_probe="sleep 60", rollback_on_health_loss_s=0.5).run()) == (
+        "boot-timer",
+        OutcomeKind.ROLLED_BACK,
+    )
 
 
 async def test_the_budget_counts_from_the_trials_begin() -> None:
     """A restart of the agent gives no new budget."""
-    assert word(await Bench(boot_probe="true").run(began_s=90.0)) == ("boot-timer", OutcomeKind.ROLLED_BACK)
+    assert word(await Bench(boot_probe="true").run(began_s=60.0)) == ("boot-timer", OutcomeKind.ROLLED_BACK)
 
 
 @pytest.mark.parametrize(

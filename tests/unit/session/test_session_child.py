@@ -137,8 +137,6 @@ def test_welcome_acknowledges_and_opens_in_this_order() -> None:
 @pytest.mark.parametrize(
     "welcome",
     [
-        replace(WELCOME, protocol_version=0),
-        replace(WELCOME, protocol_version=2),
         replace(WELCOME, reports_through=11),
         replace(WELCOME, heartbeat_interval_ms=0),
         replace(WELCOME, report_window=0),

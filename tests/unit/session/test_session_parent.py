@@ -129,7 +129,7 @@ def test_hello_is_checked() -> None:
         with pytest.raises(error):
             machine(ParentState.WAITING).receive(hello, 0.0)
     newer = ParentMachine(OPTIONS, session_id="s", epoch="e", now=0.0)
-    newer.receive(Hello(7, "", "i", 1, ()), 0.0)
+    newer.receive(Hello(7, "", "i", 1, (), 1), 0.0)
     newer.admitted(0, 0.0)
     [welcome] = frames(newer)
     assert isinstance(welcome, Welcome)
