@@ -3,8 +3,8 @@
 The fields mirror the keys of ``policy.yaml`` (``schema.py`` has their meaning, units and bounds). ``reader.py`` reads
 YAML; devices read only the JSON that control signed, and this module imports no YAML. The JSON is a policy document
 like the YAML: same keys, same schema, sorted keys, no spaces, whole numbers without a fraction. Exactly one sequence of
-bytes is accepted for one policy. A key added later is written only where it is not at its default: a reader refuses keys
-it does not know, as a guardrail that is not understood must not be passed over, and so refuses what uses one, no more.
+bytes is accepted for one policy. A key added later is written only where it is not at its default: a reader refuses
+keys it does not know, as a guardrail that is not understood must not be passed over, and so what uses one, no more.
 """
 
 from __future__ import annotations
