@@ -30,7 +30,8 @@ from device.config import Staging
 from device.imaging import Imaging
 from device.slots.simulated import SimulatedBootControl, SimulatedSlots
 from wavemesh.artifacts.transfer import ArtifactClient
-from wavemesh.identity.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, NodeCredentials
+from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.durable import Disk
 from wavemesh.runtime.grpc import make_bulk_channel, run

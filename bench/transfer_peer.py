@@ -9,7 +9,7 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from wavemesh.identity.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

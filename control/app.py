@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import random
 import secrets
@@ -21,6 +22,7 @@ from control.changes import Changes
 from control.config import Config
 from control.database import Database
 from control.desired import DesiredState
+from control.enrolments import ControlRetirements, Enrolments
 from control.fleet import Fleet
 from control.intents import Intents
 from control.listings import Listings
@@ -77,6 +79,7 @@ class Core:
     waves: Waves
     intents: Intents
     fleet: Fleet
+    enrolments: Enrolments
     changes: Changes
     clock: Clock
     config: Config
@@ -99,6 +102,7 @@ class Control:
             await core.revocations.refresh(tx)
             await core.waves.settle_all(tx)
             await core.waves.forget_closed(tx)
+            await core.enrolments.expire(tx)
             await core.intents.expire(tx)
         await core.intents.progress()
         core.changes.notify()
@@ -128,7 +132,7 @@ async def serving(directory: Path, config: Config, clock: Clock) -> AsyncIterato
         await registry.load()
         terms = ParentOptions(__version__, heartbeat_interval_s=config.heartbeat_s)
         options = session.DownstreamOptions(terms=terms)
-        peers = Peers(credentials.authorities, clock)
+        peers = Peers(credentials.authorities, clock, await ControlRetirements.load(database))
         downstream = session.SessionDownstream(credentials.node_id, registry, clock, peers, options)
         core.desired.subscribe(downstream.changed)
         server, port = make_server(
@@ -156,7 +160,8 @@ async def _load(
     """Take up what is on disk."""
     desired = await DesiredState.load(database, await _epoch(database))
     signing = Signing.load(directory / "keys", credentials.node_id.uri)
-    releases = Releases(_pinned_root(directory), desired=desired, signing=signing, clock=clock, config=config)
+    root = _pinned_root(directory)
+    releases = Releases(root, desired=desired, signing=signing, clock=clock, config=config)
     revocations = Revocations(credentials, desired=desired, signing=signing, clock=clock, config=config)
     async with database.transaction() as tx:
         await releases.load(tx, directory / "trust" / "bootstrap")
@@ -183,6 +188,14 @@ async def _load(
         config=config,
     )
     await intents.load()
+    enrolments = Enrolments(
+        fleet_name=credentials.node_id.fleet,
+        trust_root_sha256=hashlib.sha256(root).hexdigest(),
+        desired=desired,
+        signing=signing,
+        fleet=fleet,
+        clock=clock,
+    )
     return Core(
         database=database,
         desired=desired,
@@ -192,6 +205,7 @@ async def _load(
         waves=waves,
         intents=intents,
         fleet=fleet,
+        enrolments=enrolments,
         changes=changes,
         clock=clock,
         config=config,
@@ -212,6 +226,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         intents=core.intents,
         revocations=core.revocations,
         fleet=core.fleet,
+        enrolments=core.enrolments,
         authorities=credentials.authorities,
         clock=core.clock,
         tracing=core.tracing,
@@ -224,6 +239,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         reports=reports,
         waves=core.waves,
         intents=core.intents,
+        enrolments=core.enrolments,
         signing=core.signing,
         changes=core.changes,
         authorities=credentials.authorities,
@@ -257,6 +273,7 @@ def _api(core: Core, credentials: NodeCredentials, peers: Peers) -> operator_api
         releases=core.releases,
         revocations=core.revocations,
         fleet=core.fleet,
+        enrolments=core.enrolments,
         queries=queries,
         listings=listings,
         changes=core.changes,

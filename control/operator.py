@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from control.changes import Changes
     from control.config import Config
     from control.database import Database
+    from control.enrolments import Enrolments
     from control.fleet import Fleet
     from control.intent_rows import IntentRow
     from control.intents import Intents
@@ -90,6 +91,7 @@ class OperatorApi(OperatorServiceServicer):
         releases: Releases,
         revocations: Revocations,
         fleet: Fleet,
+        enrolments: Enrolments,
         queries: Queries,
         listings: Listings,
         changes: Changes,
@@ -106,6 +108,7 @@ class OperatorApi(OperatorServiceServicer):
         self._releases = releases
         self._revocations = revocations
         self._fleet = fleet
+        self._enrolments = enrolments
         self._queries = queries
         self._listings = listings
         self._changes = changes
@@ -483,6 +486,24 @@ class OperatorApi(OperatorServiceServicer):
         """One trace."""
         del caller
         return await self._queries.trace(request)
+
+    @for_operators
+    async def CreateEnrolment(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.CreateEnrolmentRequest, caller: NodeId
+    ) -> operator_pb2.CreateEnrolmentResponse:
+        """Let a node join once."""
+        async with self._database.transaction() as tx:
+            response = await self._enrolments.create(tx, request, caller)
+        self._changes.notify()
+        return response
+
+    @for_operators
+    async def ListNodes(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.ListNodesRequest, caller: NodeId
+    ) -> operator_pb2.ListNodesResponse:
+        """A page of nodes."""
+        del caller
+        return await self._queries.nodes(request)
 
     async def _delivered(self, row: IntentRow) -> IntentRow:
         """The intent's fate after those who are connected had a moment to take it."""

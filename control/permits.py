@@ -9,6 +9,8 @@ Rules:
   incarnation's snapshot they are written off as spent, and the devices that may still be tried get permits of a higher
   generation bound to the new one: the same devices, no more attempts, since devices burn attempts themselves.
 - A revoked device gets none, and a revoked hub none for any device; what they have outstanding is written off as spent.
+- Where the wave rotates certificates, a device gets its first permit once its certificate is younger than the wave.
+  Until then it waits, pending; a batch goes to those that wait for nothing.
 - Each issue is kept, so totals per (wave, hub) only grow: they are the number of issues.
 - Exposure is the number of devices named in outstanding permits (P6).
 """
@@ -41,6 +43,7 @@ class StoreShare:
     """One store's share of a wave: its target devices in order, their permits and outcomes, by device path.
 
     ``revoked`` are the devices that may not be given a permit now, all of them when their hub is revoked.
+    ``stale`` are devices whose certificate is older than the wave that rotates them.
     """
 
     devices: tuple[str, ...]
@@ -48,6 +51,7 @@ class StoreShare:
     outcomes: Mapping[str, Outcome]
     attempts: int
     revoked: frozenset[str] = frozenset()
+    stale: frozenset[str] = frozenset()
 
 
 def outstanding(share: StoreShare) -> tuple[str, ...]:
@@ -55,9 +59,7 @@ def outstanding(share: StoreShare) -> tuple[str, ...]:
     return tuple(
         device
         for device in share.devices
-        if (issue := share.issues.get(device)) is not None
-        and not issue.written_off
-        and not is_final(share.outcomes.get(device), share.attempts)
+        if (issue := share.issues.get(device)) is not None and not issue.written_off and not _is_done(share, device)
     )
 
 
@@ -81,9 +83,24 @@ def to_issue(share: StoreShare, *, hub_incarnation: str, batch: int | None) -> t
         for device in share.devices
         if device not in held
         and device not in share.revoked
-        and not is_final(share.outcomes.get(device), share.attempts)
+        and device not in share.stale
+        and not _is_done(share, device)
     ]
     return tuple(wanting if batch is None else wanting[: max(0, batch - len(held))])
+
+
+def waiting_for_certificate(share: StoreShare) -> tuple[str, ...]:
+    """Devices that get no permit before they have renewed their certificate, in order."""
+    held = frozenset(outstanding(share))
+    return tuple(
+        device
+        for device in share.devices
+        if device in share.stale and device not in held and not _is_done(share, device)
+    )
+
+
+def _is_done(share: StoreShare, device: str) -> bool:
+    return is_final(share.outcomes.get(device), share.attempts)
 
 
 def exposure(shares: Iterable[StoreShare]) -> int:

@@ -90,6 +90,7 @@ async def draft(
         halt_least_outcomes=policy.guardrails.halt_min_outcomes,
         state=WaveState.PLANNED,
         planned_at=now,
+        rotate_certificates=policy.guardrails.rotate_certificates,
         expires_at=now + timedelta(seconds=config.wave_lifetime_s),
     )
     return WaveView(row=row, targets=targets, outcomes={}, issues={}, pauses=())

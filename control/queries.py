@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select, union
 
 from control import intent_rows, requests, schema, store, views
 from control.rollout import region_of
@@ -201,6 +201,19 @@ class Queries:
             entries=[views.audit_message(row) for row in rows[:size]], next_page_token=token
         )
 
+    async def nodes(self, request: operator_pb2.ListNodesRequest) -> operator_pb2.ListNodesResponse:
+        """A page of nodes, by path; the token is the last path."""
+        size, below = requests.page_size(request.page_size), request.below
+        columns = (schema.stores.c.path, schema.devices.c.path, schema.certificates.c.path, schema.enrolments.c.node)
+        named = union(*(select(column.label("path")) for column in columns)).subquery()
+        query = select(named.c.path).where(named.c.path > request.page_token).order_by(named.c.path).limit(size + 1)
+        if below:
+            query = query.where(or_(named.c.path == below, named.c.path.startswith(f"{below}/", autoescape=True)))
+        async with self._database.reading() as tx:
+            paths = [row["path"] for row in await tx.all(query)]
+            shown = [views.node_message(path, await _node_rows(tx, path), self._fleet) for path in paths[:size]]
+        return operator_pb2.ListNodesResponse(nodes=shown, next_page_token=paths[size - 1] if len(paths) > size else "")
+
     def _stores(self, name: str) -> list[str]:
         """Paths of the stores of that name or path; raises NotFoundError."""
         found = [path for path in self._fleet.stores if name in {path, path.rsplit("/", 1)[1]}]
@@ -222,6 +235,16 @@ async def _require(tx: Transaction, wave_id: str) -> WaveView:
         msg = f"no wave {wave_id!r} is known here"
         raise NotFoundError(msg, wave=wave_id)
     return view
+
+
+async def _node_rows(tx: Transaction, path: str) -> views.NodeRows:
+    """What is kept of a node: its certificate, its enrolment, the device it is."""
+    certificates, enrolments, devices = schema.certificates, schema.enrolments, schema.devices
+    return views.NodeRows(
+        await tx.first(select(certificates).where(certificates.c.path == path)),
+        await tx.first(select(enrolments).where(enrolments.c.node == path)),
+        await tx.first(select(devices).where(devices.c.path == path)),
+    )
 
 
 async def _open_outcomes(tx: Transaction, paths: Sequence[str]) -> defaultdict[str, list[RowMapping]]:

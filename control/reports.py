@@ -24,6 +24,7 @@ from wavemesh.errors import PeerError
 from wavemesh.identity.certificates import load_certificate
 from wavemesh.identity.nodes import NodeId, Role, is_within
 from wavemesh.policy.gates import parse_gate
+from wavemesh.trust.enrolments import CertificateReport
 from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.statements import (
     DeviceOutcome,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from control.database import Database, Transaction
+    from control.enrolments import Enrolments
     from control.fleet import Fleet
     from control.intents import Intents
     from control.revocations import Revocations
@@ -97,7 +99,7 @@ class Dropped:
     why: str
 
 
-Finding: TypeAlias = VerifiedOutcome | VerifiedIntent | EventReport | SnapshotEnd | Dropped
+Finding: TypeAlias = VerifiedOutcome | VerifiedIntent | EventReport | CertificateReport | SnapshotEnd | Dropped
 
 
 class Reports:
@@ -111,6 +113,7 @@ class Reports:
         intents: Intents,
         revocations: Revocations,
         fleet: Fleet,
+        enrolments: Enrolments,
         authorities: Authorities,
         clock: Clock,
         tracing: Tracing,
@@ -121,6 +124,7 @@ class Reports:
         self._intents = intents
         self._revocations = revocations
         self._fleet = fleet
+        self._enrolments = enrolments
         self._authorities = authorities
         self._clock = clock
         self._tracing = tracing
@@ -155,16 +159,20 @@ class Reports:
             match report.kind:
                 case "outcome":
                     envelopes = decode(OutcomeReport, report.body).outcomes
-                    return [self._verify_outcome(child, envelope, now) for envelope in envelopes]
+                    found: list[Finding] = [self._verify_outcome(child, envelope, now) for envelope in envelopes]
                 case "snapshot":
-                    return self._read_snapshot(child, decode(SnapshotReport, report.body), now)
+                    found = self._read_snapshot(child, decode(SnapshotReport, report.body), now)
                 case "intent":
-                    return [self._verify_intent(child, decode(IntentReport, report.body), now)]
+                    found = [self._verify_intent(child, decode(IntentReport, report.body), now)]
                 case "event":
-                    return [_checked_event(child, decode(EventReport, report.body))]
+                    found = [_checked(child, decode(EventReport, report.body))]
+                case "certificate":
+                    found = [_checked(child, decode(CertificateReport, report.body))]
+                case _:
+                    found = [Dropped(f"report of unknown kind {report.kind[:_MAX_KIND_CHARACTERS]!r}")]
         except PeerError as error:
             return [Dropped(f"report {report.kind!r}: {error}")]
-        return [Dropped(f"report of unknown kind {report.kind[:_MAX_KIND_CHARACTERS]!r}")]
+        return found
 
     def _read_snapshot(self, child: NodeId, snapshot: SnapshotReport, now: datetime) -> list[Finding]:
         _check_below(child, snapshot.node, "snapshot of")
@@ -202,6 +210,9 @@ class Reports:
                 await self._submit(tx, finding)
             case EventReport():
                 await self._keep_event(tx, child, finding)
+            case CertificateReport():
+                await self._enrolments.heard(tx, child, finding)
+                touched.update(await store.open_waves_of(tx, finding.node))
             case SnapshotEnd(node, incarnation):
                 if self._fleet.knows_store(node):
                     await self._waves.hub_snapshot(tx, node, incarnation)
@@ -289,13 +300,15 @@ def _check_outcome(signer: NodeId, outcome: DeviceOutcome) -> None:
         raise BadReportError(msg)
 
 
-def _checked_event(child: NodeId, event: EventReport) -> EventReport:
-    _check_below(child, event.node, "event of")
-    NodeId(child.fleet, event.node)
-    if len(event.kind) > _MAX_KIND_CHARACTERS or len(event.event_id) > schema.EVENT_ID_CHARACTERS:
-        msg = f"event of {event.node}: kind or id is too long"
+def _checked(child: NodeId, said: EventReport | CertificateReport) -> EventReport | CertificateReport:
+    """What a super hub says of a node below it; raises PeerError."""
+    _check_below(child, NodeId(child.fleet, said.node).path, "word of")
+    if isinstance(said, EventReport) and (
+        len(said.kind) > _MAX_KIND_CHARACTERS or len(said.event_id) > schema.EVENT_ID_CHARACTERS
+    ):
+        msg = f"event of {said.node}: kind or id is too long"
         raise BadReportError(msg)
-    return event
+    return said
 
 
 def _ranked(found: VerifiedOutcome) -> Outcome:

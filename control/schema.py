@@ -24,6 +24,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     or_,
 )
 from sqlalchemy.types import TypeDecorator
@@ -119,6 +120,7 @@ waves = Table(
     Column("expires_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
     Column("closed_at", UtcTime),
+    Column("rotate_certificates", Boolean, nullable=False, server_default=false()),
 )
 
 wave_targets = Table(
@@ -260,4 +262,39 @@ telemetry_drops = Table(
     metadata,
     Column("node", String(300), primary_key=True),
     Column("dropped", BigInteger, nullable=False),
+)
+
+#: Who may join; the latest of each node. ``secret_sha256`` names the token, whose secret is known to its bearer alone.
+enrolments = Table(
+    "enrolments",
+    metadata,
+    Column("node", String(300), primary_key=True),
+    Column("device_class", String(100), nullable=False),
+    Column("hardware_revision", String(100), nullable=False),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("issued_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("created_by", String(400), nullable=False),
+    Column("used_at", UtcTime),
+)
+
+#: The youngest certificate known of each node; ``wave_id`` is the wave it was renewed for.
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("path", String(300), primary_key=True),
+    Column("serial", String(64), nullable=False),
+    Column("issued_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("device_class", String(100), nullable=False),
+    Column("hardware_revision", String(100), nullable=False),
+    Column("wave_id", String(64), nullable=False),
+)
+
+#: Start of the newest certificate that each super hub has used here; older ones are refused.
+retirements = Table(
+    "retirements",
+    metadata,
+    Column("path", String(300), primary_key=True),
+    Column("issued_at", UtcTime, nullable=False),
 )

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from control.changes import Changes
     from control.database import Database
     from control.desired import DesiredState
+    from control.enrolments import Enrolments
     from control.fleet import Fleet
     from control.intents import Intents
     from control.reports import Reports
@@ -81,6 +82,7 @@ class ControlRegistry:
         reports: Reports,
         waves: Waves,
         intents: Intents,
+        enrolments: Enrolments,
         signing: Signing,
         changes: Changes,
         authorities: Authorities,
@@ -95,6 +97,7 @@ class ControlRegistry:
         self._reports = reports
         self._waves = waves
         self._intents = intents
+        self._enrolments = enrolments
         self._signing = signing
         self._changes = changes
         self._authorities = authorities
@@ -102,6 +105,7 @@ class ControlRegistry:
         self._outbox = outbox
         self._running: dict[str, tuple[str, str, str]] = {}
         self._seen_at: dict[str, datetime] = {}
+        self._issued_at: dict[str, datetime] = {}
         self._pings: dict[str, tuple[int, str]] = {}
 
     async def load(self) -> None:
@@ -251,12 +255,18 @@ class ControlRegistry:
             for status in changed:
                 values = dict(zip(_RUNNING, _runs(status), strict=True))
                 await tx.run(update(table).where(table.c.path == status.device).values(**values, last_seen_at=now))
+                if status.certificate_issued_at is not None:
+                    await self._enrolments.device_says(tx, status.device, status.certificate_issued_at)
         for status in changed:
+            if status.certificate_issued_at is not None:
+                self._issued_at[status.device] = status.certificate_issued_at
             self._running[status.device] = _runs(status)
             self._seen_at[status.device] = now
 
     def _is_news(self, status: DeviceStatus, now: datetime) -> bool:
         seen_at = self._seen_at.get(status.device)
+        if status.certificate_issued_at not in {None, self._issued_at.get(status.device)}:
+            return True
         return self._running.get(status.device) != _runs(status) or seen_at is None or now - seen_at >= _LAST_SEEN_STEP
 
     async def _bind_hubs(self, heard: Sequence[HubStatus]) -> None:

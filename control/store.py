@@ -51,6 +51,7 @@ class WaveRow:
     state: WaveState
     planned_at: datetime
     expires_at: datetime
+    rotate_certificates: bool = False
     state_reason: str = ""
     generation: int = 1
     started_at: datetime | None = None
@@ -65,13 +66,17 @@ class WaveRow:
 
 @dataclass(frozen=True, slots=True)
 class WaveView:
-    """A wave with everything decisions about it rest on; ``targets`` are device paths by store path."""
+    """A wave with everything decisions about it rest on; ``targets`` are device paths by store path.
+
+    ``stale`` are the devices whose certificate is older than the wave, where it rotates them.
+    """
 
     row: WaveRow
     targets: Mapping[str, tuple[str, ...]]
     outcomes: Mapping[str, Outcome]
     issues: Mapping[str, Issue]
     pauses: tuple[Pause, ...]
+    stale: frozenset[str] = frozenset()
 
     @property
     def state(self) -> WaveState:
@@ -87,7 +92,8 @@ class WaveView:
 
     def share(self, store: str, revoked: frozenset[str] = frozenset()) -> StoreShare:
         """One store's share; ``revoked`` are the devices that may not be given a permit now."""
-        return StoreShare(self.targets.get(store, ()), self.issues, self.outcomes, self.row.attempts, revoked)
+        targets = self.targets.get(store, ())
+        return StoreShare(targets, self.issues, self.outcomes, self.row.attempts, revoked, self.stale)
 
     def counts(self, stores: Iterable[str] | None = None) -> Counts:
         """Outcomes summed, of some stores or of all."""
@@ -183,7 +189,26 @@ async def view(tx: Transaction, wave_id: str) -> WaveView | None:
         outcomes=await ledger(tx, wave_id),
         issues=await issues(tx, wave_id),
         pauses=await pauses(tx, wave_id),
+        stale=await stale_devices(tx, row) if row.rotate_certificates else frozenset(),
     )
+
+
+async def stale_devices(tx: Transaction, row: WaveRow) -> frozenset[str]:
+    """Target devices whose certificate was issued before the wave was planned, and not for it.
+
+    A device of which no certificate is known is of a version that cannot say, and renews none: it is not waited for.
+    """
+    targets, certificates = schema.wave_targets, schema.certificates
+    query = (
+        select(targets.c.device)
+        .join(certificates, certificates.c.path == targets.c.device)
+        .where(
+            targets.c.wave_id == row.wave_id,
+            certificates.c.issued_at < row.planned_at,
+            certificates.c.wave_id != row.wave_id,
+        )
+    )
+    return frozenset([found["device"] for found in await tx.all(query)])
 
 
 async def ledger(tx: Transaction, wave_id: str) -> dict[str, Outcome]:
@@ -233,6 +258,17 @@ async def open_waves_by_device(tx: Transaction) -> dict[str, str]:
         .where(waves_.c.state.in_([state.name for state in OPEN_STATES]))
     )
     return {row["device"]: row["wave_id"] for row in await tx.all(query)}
+
+
+async def open_waves_of(tx: Transaction, device: str) -> list[str]:
+    """Open waves that a device is a target of."""
+    targets, waves_ = schema.wave_targets, schema.waves
+    query = (
+        select(targets.c.wave_id)
+        .join(waves_, waves_.c.wave_id == targets.c.wave_id)
+        .where(targets.c.device == device, waves_.c.state.in_([state.name for state in OPEN_STATES]))
+    )
+    return [row["wave_id"] for row in await tx.all(query)]
 
 
 async def hub_incarnations(tx: Transaction, paths: Iterable[str]) -> dict[str, str]:

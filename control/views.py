@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from control.ledger import count, gate_counts
+from control.permits import waiting_for_certificate
 from control.rollout import region_of
 from control.waves import order_key
 from wavemesh.codec.statements import to_proto
@@ -63,6 +64,8 @@ def wave_message(view: WaveView, fleet: Fleet, desired: DesiredState) -> operato
             order_delivered=delivered,
         )
         message.exposure += exposed
+        if view.row.state not in _ENDED:
+            message.waiting_for_certificate += len(waiting_for_certificate(view.share(store_path)))
         hub = fleet.hubs.get(store_path)
         for pause in hub.local_pauses if hub else ():
             if pause.wave_id == row.wave_id:
@@ -184,6 +187,34 @@ def device_message(row: RowMapping, fleet: Fleet, outcomes: Iterable[RowMapping]
     if status is not None:
         message.status.CopyFrom(to_proto(status))
         message.status.connected = fleet.is_connected(row["path"])
+    return message
+
+
+class NodeRows(NamedTuple):
+    """What is kept of one node; None for what is not known."""
+
+    certificate: RowMapping | None
+    enrolment: RowMapping | None
+    device: RowMapping | None
+
+
+def node_message(path: str, rows: NodeRows, fleet: Fleet) -> operator_pb2.Node:
+    """A node's certificate and enrolment."""
+    message = operator_pb2.Node(path=path, connected=fleet.is_connected(path))
+    certificate, enrolment, device = rows
+    hub = fleet.hubs.get(path)
+    seen_at = hub.at if hub is not None else device["last_seen_at"] if device is not None else None
+    times = {"last_seen_at": seen_at}
+    if certificate is not None:
+        message.serial = certificate["serial"]
+        message.device_class = certificate["device_class"]
+        message.hardware_revision = certificate["hardware_revision"]
+        times |= {"issued_at": certificate["issued_at"], "expires_at": certificate["expires_at"]}
+    if enrolment is not None:
+        times |= {"token_expires_at": enrolment["expires_at"], "token_used_at": enrolment["used_at"]}
+    for name, at in times.items():
+        if at is not None:
+            getattr(message, name).FromDatetime(at)
     return message
 
 

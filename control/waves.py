@@ -311,6 +311,7 @@ class Waves:
                 issued_at=now,
                 expires_at=row.expires_at,
                 pauses=view.pauses,
+                planned_at=row.planned_at,
             )
             for store_path, devices in view.targets.items()
         ]

@@ -45,6 +45,8 @@ from wavemesh.runtime.durable import DiskFaultError
 from wavemesh.trust.statements import UpdateState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from device.equipment import Equipment
     from device.progress import Outcome, Progress, Target
     from device.status import StatusReporter
@@ -56,8 +58,11 @@ SIGNOFF_TRIES = 3
 class Agent:
     """Runs one device."""
 
-    def __init__(self, equipment: Equipment, status: StatusReporter) -> None:
-        """``run`` does the rest."""
+    def __init__(
+        self, equipment: Equipment, status: StatusReporter, watch: Callable[[UpdateState], None] = lambda _: None
+    ) -> None:
+        """``watch`` is told the state after every step and every look at the levels; ``run`` does the rest."""
+        self._watch = watch
         self._equipment = equipment
         self._status = status
         self._events: deque[tuple[int | None, Event]] = deque()
@@ -106,6 +111,7 @@ class Agent:
             self._levels_changed = False
             for event in events_of(self._equipment, self._progress):
                 await self._handle(group, event)
+            self._watch(self._progress.state)
             return
         if self._events:
             generation, event = self._events.popleft()
@@ -141,6 +147,7 @@ class Agent:
         for effect in step.effects:
             await self._perform(effect)
         self._status.show(self._progress)
+        self._watch(self._progress.state)
         if other_work:
             self._begin(group)
             self._levels_changed = True

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from device.agent import Agent
 from device.belief import Verifier
 from device.board import SimulatedPower
-from device.config import ClockKind, load_device_config
+from device.config import FILE_NAME, ClockKind, load_device_config
 from device.configs import ConfigStore
 from device.equipment import Equipment
 from device.health import HealthClient
@@ -30,6 +30,7 @@ from device.logs import DeviceLog
 from device.logupload import upload_logs
 from device.platform import Sensors
 from device.probes import Containment, ProbeRunner
+from device.rotation import may_renew, wave_to_renew_for
 from device.sink import DeviceSink
 from device.slots.simulated import SimulatedBootControl, SimulatedSlots
 from device.state import StateFile
@@ -39,8 +40,11 @@ from device.tracing import Tracing
 from wavemesh import __version__
 from wavemesh.artifacts.transfer import ArtifactClient
 from wavemesh.errors import LocalError
-from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.binding import binding_of
+from wavemesh.identity.live import LiveCredentials
+from wavemesh.identity.renewal import Renewal
 from wavemesh.runtime.clock import SystemClock
+from wavemesh.runtime.config import ConfigError
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 from wavemesh.runtime.grpc import make_bulk_channel
 from wavemesh.session.upstream import SessionUpstream
@@ -106,7 +110,8 @@ async def _run(
     directory: Path, config: DeviceConfig, clock: SystemClock, log: DeviceLog, power: SimulatedPower
 ) -> None:
     disk = Disk()
-    credentials = NodeCredentials.load(directory / "identity")
+    credentials = LiveCredentials.load(directory / "identity", disk)
+    _check_binding(directory, config, credentials)
     log.trace_id_of = partial(trace_id_of, credentials.node_id.fleet, device=credentials.node_id.path)
     tracing = Tracing(credentials.node_id, clock, config.telemetry)
     store = DeviceStore(_load_state(directory / "state", disk, clock, log), credentials, clock, log, tracing)
@@ -153,8 +158,7 @@ async def _run(
         tracing=tracing,
     )
     shipping = Shipping(tracing, ToParent(upstream, store), Random().uniform, config.telemetry.retry_interval_s)  # noqa: S311
-    status = StatusReporter(equipment, upstream, __version__)
-    agent = Agent(equipment, status)
+    agent, status, renewal = _compose(equipment, upstream, credentials)
     changed.call = agent.resources_changed
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -165,6 +169,7 @@ async def _run(
             group.create_task(_keep_petting(power, config.board.watchdog_s)),
             group.create_task(upload_logs(equipment, upstream)),
             group.create_task(shipping.run()),
+            group.create_task(renewal.run()),
             group.create_task(LocalSocket(directory / "run" / "agent.sock", agent, status).run()),
         ]
         await stop.wait()
@@ -172,6 +177,45 @@ async def _run(
         await upstream.drain()
         for task in tasks:
             task.cancel()
+
+
+def _compose(
+    equipment: Equipment, upstream: SessionUpstream, live: LiveCredentials
+) -> tuple[Agent, StatusReporter, Renewal]:
+    """The agent, what it shows, and what keeps its certificate fresh: each knows the others."""
+    renewal = Renewal(
+        live=live,
+        upstream=upstream,
+        clock=equipment.clock,
+        rng=Random(),  # noqa: S311  # jitter, not a secret
+        allowed=lambda: may_renew(agent.progress.state),
+        renewed=lambda: status.show(agent.progress),
+        floor=lambda: equipment.sink.clock_floor,
+    )
+    status = StatusReporter(equipment, upstream, __version__, lambda: renewal.issued_at)
+    agent = Agent(equipment, status, lambda _: renewal.want(_rotating_wave(equipment, renewal)))
+    return agent, status, renewal
+
+
+def _check_binding(directory: Path, config: DeviceConfig, credentials: LiveCredentials) -> None:
+    """Class and revision are bound at enrolment: the configuration may repeat them, and no more. Raises ConfigError."""
+    bound = binding_of(credentials.current.certificate)
+    if bound is None:
+        return
+    for key, says, is_bound in (
+        ("device_class", config.device.device_class, bound.device_class),
+        ("hardware_revision", config.device.hardware_revision, bound.hardware_revision),
+    ):
+        if is_bound and says != is_bound:
+            problem = f"{says!r}, but this device was enrolled with {is_bound!r}; correct it, or enrol the device again"
+            raise ConfigError(directory / FILE_NAME, f"device.{key}", problem)
+
+
+def _rotating_wave(equipment: Equipment, renewal: Renewal) -> str:
+    """The wave that wants a younger certificate."""
+    sink, store = equipment.sink, equipment.store
+    orders = [order for order in sink.orders() if not store.is_finished(order.wave_id)]
+    return wave_to_renew_for(orders, sink.belief.policies, renewal.issued_at)
 
 
 def _nothing() -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.credentials import Credentials
     from wavemesh.session.frames import ResourceKey
 
 MAX_HELD_RESOURCES = 2000
@@ -84,7 +84,7 @@ Statement = (
 class Verifier:
     """Knows the pinned root and who this device is; remembers the trusted metadata."""
 
-    def __init__(self, root: bytes, credentials: NodeCredentials) -> None:
+    def __init__(self, root: bytes, credentials: Credentials) -> None:
         """``root`` is the pinned TUF root."""
         self._root = root
         self._credentials = credentials

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from device.platform import BootRecord
     from device.sink import DeviceSink
     from device.store import DeviceStore
-    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.credentials import Credentials
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.seams import Upstream
@@ -61,7 +61,7 @@ class HealthClient:
         upstream: Upstream,
         store: DeviceStore,
         sink: DeviceSink,
-        credentials: NodeCredentials,
+        credentials: Credentials,
         hub: NodeId,
         clock: Clock,
         timeout_s: float,

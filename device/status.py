@@ -10,6 +10,9 @@ from wavemesh.codec.statements import encode
 from wavemesh.trust.statements import DeviceStatus, UpdateState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
     from device.equipment import Equipment
     from device.progress import Progress
     from wavemesh.session.seams import Upstream
@@ -20,8 +23,15 @@ STATUS_KEY = "device"
 class StatusReporter:
     """Builds and sets the status."""
 
-    def __init__(self, equipment: Equipment, upstream: Upstream, agent_version: str) -> None:
-        """Nothing is shown before ``show``."""
+    def __init__(
+        self,
+        equipment: Equipment,
+        upstream: Upstream,
+        agent_version: str,
+        issued_at: Callable[[], datetime | None] = lambda: None,
+    ) -> None:
+        """``issued_at`` says when the certificate in use was issued. Nothing is shown before ``show``."""
+        self._issued_at = issued_at
         self._equipment = equipment
         self._upstream = upstream
         self._agent_version = agent_version
@@ -77,6 +87,7 @@ class StatusReporter:
             agent_version=self._agent_version,
             device_class=facts.device_class,
             hardware_revision=facts.hardware_revision,
+            certificate_issued_at=self._issued_at(),
         )
 
     def _send(self, status: DeviceStatus) -> None:

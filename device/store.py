@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from device.logs import DeviceLog
     from device.orders import Facts
     from device.tracing import Tracing
-    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.credentials import Credentials
     from wavemesh.runtime.clock import Clock
 
 MAX_REPORTS = 512
@@ -50,7 +50,7 @@ class DeviceStore:
     """The durable side of one device."""
 
     def __init__(
-        self, file: StateFile, credentials: NodeCredentials, clock: Clock, log: DeviceLog, tracing: Tracing
+        self, file: StateFile, credentials: Credentials, clock: Clock, log: DeviceLog, tracing: Tracing
     ) -> None:
         """``file`` is loaded; if it was recovered the report log restarts. Outcomes name the tail of ``log``."""
         self._tracing = tracing

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edgectl.commands import (
+    authority,
     completion,
     contexts,
     devices,
@@ -60,6 +61,7 @@ for _name, _noun in {
     "cohort": places.cohort,
     "inventory": inventory.app,
     "node": nodes.app,
+    "ca": authority.app,
     "release": releases.app,
     "keys": keys.app,
     "hold": permits.hold,

@@ -94,6 +94,8 @@ def wave_parts(wave: Mapping[str, Any]) -> tuple[Table | str, ...]:
         f"  outcomes: {counts_text(wave['counts'])}; rollback ratio {wave['rollback_ratio']:.2f}; "
         f"exposure {wave['exposure']}; expires {when(wave['expires_at'])}"
     )
+    if waiting := wave["waiting_for_certificate"]:
+        lines.append(f"  waiting for certificate: {waiting} device{'s'[: waiting > 1]}; they get no permit before")
     rows = [
         (
             place(store["store"]),

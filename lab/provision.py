@@ -24,7 +24,9 @@ from lab.policies import OLD_RELEASE, RELEASE, SWAP_LIMIT, policy_text
 from lab.scenario import LEAST_OUTCOMES
 from lab.topology import Lab, port_names, save_lab
 from wavemesh.errors import LocalError
+from wavemesh.identity.binding import Binding
 from wavemesh.identity.ca import REGION_LIFETIME, FleetCa, RegionCa, write_node
+from wavemesh.identity.nodes import Role
 from wavemesh.trust.keys import create_signer
 from wavemesh.trust.repository import create_repository
 
@@ -140,7 +142,15 @@ def _make_identities(lab: Lab, now: datetime) -> None:
             not_before=since,
             not_after=now + _IDENTITY_LIFETIME,
             ip_addresses=[ipaddress.ip_address(topology.LOCALHOST)],
+            binding=_binding(node, now),
         )
+
+
+def _binding(node: NodeId, now: datetime) -> Binding:
+    """What an enrolment would bind."""
+    if node.role is not Role.DEVICE:
+        return Binding(now)
+    return Binding(now, topology.DEVICE_CLASS, topology.HARDWARE_REVISION)
 
 
 def _make_trust(lab: Lab, now: datetime) -> None:

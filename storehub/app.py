@@ -38,11 +38,14 @@ from wavemesh.artifacts.blobstore import BlobStore
 from wavemesh.artifacts.transfer import SERVICE_NAME as ARTIFACT_SERVICE
 from wavemesh.artifacts.transfer import ArtifactClient, ArtifactServer
 from wavemesh.errors import LocalError
-from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.live import LiveCredentials
 from wavemesh.identity.nodes import NodeId, Role
+from wavemesh.identity.renewal import Renewal
+from wavemesh.identity.sqlite import SqliteRetirements
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.durable import Disk
 from wavemesh.runtime.grpc import make_bulk_channel, make_server, serve_health, set_serving
+from wavemesh.runtime.joining import JoinService, make_join_server
 from wavemesh.runtime.peers import Peers
 from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.link import DownstreamOptions, SessionDownstream, SessionUpstream, UpstreamOptions
@@ -90,12 +93,24 @@ class App:
     statuses: Statuses
     asks: Asks
     intents: Intents
+    renewal: Renewal
+    joining: grpc.aio.Server | None
+    join_port: int
 
 
-async def open_hub(directory: Path, clock: Clock) -> Hub:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is durable, opened: the hub, its own identity, and which certificates of devices were seen in use."""
+
+    hub: Hub
+    live: LiveCredentials
+    retirements: SqliteRetirements
+
+
+async def open_hub(directory: Path, clock: Clock) -> Opened:
     """Open everything durable; raises LocalError."""
     config = load(directory)
-    credentials = NodeCredentials.load(directory / "identity")
+    credentials = LiveCredentials.load(directory / "identity")
     if credentials.node_id.role is not Role.STORE_HUB:
         msg = f"{directory / 'identity'} is of {credentials.node_id.uri}, not of a store hub"
         raise BadRoleError(msg)
@@ -118,8 +133,9 @@ async def open_hub(directory: Path, clock: Clock) -> Hub:
             clock_guard=ClockGuard(store, ClockSource.HARDWARE if config.hardware_clock else ClockSource.UNCONFIRMED),
             tracing=Tracing(credentials.node_id, outbox, clock),
         )
+        opened = Opened(hub, credentials, await SqliteRetirements.open(store.database))
         undo.pop_all()
-    return hub
+    return opened
 
 
 def _read_root(path: Path) -> bytes:
@@ -130,9 +146,10 @@ def _read_root(path: Path) -> bytes:
         raise BadRoleError(msg) from error
 
 
-def join(hub: Hub, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
+def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     """Join the parts; fetches of the cache become tasks of ``group``."""
-    config, credentials = hub.config, hub.credentials
+    hub, credentials = opened.hub, opened.live
+    config = hub.config
     parent = NodeId(credentials.node_id.fleet, credentials.node_id.path.rsplit("/", 2)[0])
     rng = random.Random()  # noqa: S311  # jitter, not a secret
     intents = Intents(hub)
@@ -157,7 +174,7 @@ def join(hub: Hub, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     asks = Asks(hub, upstream)
     registry = DeviceRegistry(hub, asks, statuses.device_changed)
     terms = ParentOptions(__version__, heartbeat_interval_s=config.heartbeat_interval_s)
-    peers = Peers(credentials.authorities, hub.clock)
+    peers = Peers(credentials.authorities, hub.clock, opened.retirements)
     downstream = SessionDownstream(credentials.node_id, registry, hub.clock, peers, DownstreamOptions(terms=terms))
     server, port = make_server(
         credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs, peers=peers
@@ -171,18 +188,45 @@ def join(hub: Hub, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     hub.tracing.is_dark = lambda: not upstream.is_connected
     if isinstance(hub.log, HubReportLog):
         hub.log.listener = intents.acknowledged
-    return App(hub, server, port, upstream, downstream, scheduler, cache, statuses, asks, intents)
+    renewal = Renewal(
+        live=credentials, upstream=upstream, clock=hub.clock, rng=rng, floor=lambda: hub.clock_guard.floor
+    )
+    joining, join_port = _joining(hub, asks, port)
+    return App(
+        hub=hub,
+        server=server,
+        port=port,
+        upstream=upstream,
+        downstream=downstream,
+        scheduler=scheduler,
+        cache=cache,
+        statuses=statuses,
+        asks=asks,
+        intents=intents,
+        renewal=renewal,
+        joining=joining,
+        join_port=join_port,
+    )
+
+
+def _joining(hub: Hub, asks: Asks, session_port: int) -> tuple[grpc.aio.Server | None, int]:
+    """The port where devices join, if there is to be one."""
+    if not hub.config.join_listen:
+        return None, 0
+    service = JoinService(hub.credentials.node_id, asks.certificates.join, hub.clock, session_port)
+    return make_join_server(hub.credentials, hub.config.join_listen, service)
 
 
 async def run(
     directory: Path, stop: asyncio.Event, ready: Callable[[App], None] | None = None, clock: Clock | None = None
 ) -> None:
     """Run a store hub until ``stop`` is set; ``ready`` is called once it listens. Raises LocalError."""
-    hub = await open_hub(directory, clock or SystemClock())
+    opened = await open_hub(directory, clock or SystemClock())
+    hub = opened.hub
     try:
         blobs = await BlobStore.open(directory / "state" / "cache", hub.config.quota_bytes, hub.clock)
         async with asyncio.TaskGroup() as group:
-            app = join(hub, blobs, group)
+            app = join(opened, blobs, group)
             await app.intents.acknowledged(hub.log.first_number - 1)
             await _start(app)
             for part in (
@@ -193,6 +237,7 @@ async def run(
                 app.statuses.run(),
                 _prune(app),
                 ship(hub.tracing.outbox, way_for(hub.config.telemetry, app.upstream, hub.log), random.Random()),  # noqa: S311
+                app.renewal.run(),
             ):
                 group.create_task(part)
             if ready is not None:
@@ -212,6 +257,9 @@ async def _start(app: App) -> None:
     await app.server.start()
     await set_serving(health, services)
     _LOG.info("%s listens at port %d", app.hub.path, app.port)
+    if app.joining is not None:
+        await app.joining.start()
+        _LOG.info("devices join at port %d", app.join_port)
 
 
 async def _prune(app: App) -> None:
@@ -225,6 +273,8 @@ async def _prune(app: App) -> None:
 
 async def _drain(app: App) -> None:
     _LOG.info("stopping")
+    if app.joining is not None:
+        await app.joining.stop(0)
     await app.downstream.drain(RETURN_AFTER_S)
     await app.upstream.drain()
     await app.server.stop(STOP_GRACE_S)

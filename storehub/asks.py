@@ -1,10 +1,12 @@
-"""Answers what devices ask: health pings, uploads of logs and of telemetry.
+"""Answers what devices ask: health pings, renewals of certificates, uploads of logs and of telemetry.
 
 *Pings.* The hub verifies the device's signature before anything else. Authority ``control``: relayed up, bounded in
 time; when the path is down the device gets the hub's signed word that it was, and its trial ends inconclusive instead
 of in the ratio. ``hub``: the hub acknowledges with its own key. ``either``: control's word when the path is up, else
 the hub's. Every answer carries the state of the device's lease, by which a trial learns of a halt. A ping whose counter
 is below one already answered is a replay.
+
+*Renewals.* Passed on to the authority of the region (``certificates.py``).
 
 *Telemetry.* Into the outbox, which judges it (wavemesh/telemetry/outbox.py).
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Protocol
 
+from storehub.certificates import CertificateRelay
 from storehub.schema import to_stamp
 from storehub.standing import Standing
 from wavemesh.codec.statements import decode, encode
@@ -67,6 +70,7 @@ class Asks:
         """``relay`` leads to the super hub and on to control."""
         self._hub = hub
         self._relay = relay
+        self.certificates = CertificateRelay(hub, relay)
         self._counters: dict[str, int] = {}
 
     async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
@@ -74,6 +78,8 @@ class Asks:
         match kind:
             case "health-ping":
                 return encode(await self._ping(child, body))
+            case "renew":
+                return await self.certificates.renew(child, body)
             case "logs":
                 return encode(await self._logs(child, decode(LogUpload, body)))
             case batches.ASK_KIND:

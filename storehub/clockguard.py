@@ -33,6 +33,11 @@ class ClockGuard:
         self._source = source
         self._floor = from_stamp(int(store.fact(FLOOR_FACT) or "0"))
 
+    @property
+    def floor(self) -> datetime:
+        """A time that has passed for certain."""
+        return self._floor
+
     def distrust(self, now: datetime) -> str:
         """Why time is not trusted; empty when it is."""
         try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from storehub.config import Config
     from storehub.store import HubStore
     from storehub.tracing import Tracing
-    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.credentials import Credentials
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
@@ -73,7 +73,7 @@ class Hub:
     updates from the super hub; ``is_cached`` says whether a blob is whole in the cache.
     """
 
-    credentials: NodeCredentials
+    credentials: Credentials
     config: Config
     clock: Clock
     store: HubStore

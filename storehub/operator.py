@@ -375,6 +375,8 @@ class OperatorApi:
     ListAudit = answers(_ask_control)
     RevokeNode = answers(_ask_control)
     ListCohorts = answers(_ask_control)
+    CreateEnrolment = answers(_ask_control)
+    ListNodes = answers(_ask_control)
 
 
 def _page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from wavemesh.identity.sqlite import RETIREMENTS_SCHEMA
 from wavemesh.session.sqlite import SESSION_SCHEMA
 from wavemesh.telemetry.outbox import TABLES as TELEMETRY_TABLES
 
@@ -84,7 +85,7 @@ CREATE TABLE device_logs (
 CREATE INDEX device_logs_by_age ON device_logs (received_at);
 """
 
-MIGRATIONS = (SESSION_SCHEMA + ";\n" + _TABLES, TELEMETRY_TABLES)
+MIGRATIONS = (SESSION_SCHEMA + ";\n" + _TABLES, RETIREMENTS_SCHEMA, TELEMETRY_TABLES)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

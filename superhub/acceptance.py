@@ -1,8 +1,8 @@
 """What the super hub believes of what control sent: each resource verified before it is durable, or refused by gate.
 
 * ``tuf``: a TUF client's full checks from the pinned root, never behind what was accepted before.
-* ``holds, policy, order, permit, closed``: signed by the role control of that metadata, named as their content says, in
-  this region; hold lists, revocations, orders and permits never go back: gate ``replay``.
+* ``holds, policy, order, permit, closed, enrolment``: signed by the role control of that metadata, named as their
+  content says, in this region; hold lists, revocations, orders, permits and enrolments never go back: gate ``replay``.
 * ``revocations``: the same, and in force in this process once they are durable (``sink.py``).
 * ``intent``: signed by an operator's own certificate.
 * A type that is not known here cannot be verified, so it is refused.
@@ -21,6 +21,7 @@ from wavemesh.identity.nodes import Role, is_within
 from wavemesh.identity.revocations import check_successor as check_revocations
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_from_json
 from wavemesh.policy.gates import Gate
+from wavemesh.trust.enrolments import Enrolment
 from wavemesh.trust.envelope import SignatureGateError, verify_node, verify_role, verify_role_payload
 from wavemesh.trust.holds import check_successor
 from wavemesh.trust.metadata import TrustedMetadata, load_trusted, recall_trusted
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 TRUST_TYPE = "tuf"
 REVOCATIONS_TYPE = "revocations"
+ENROLMENT_TYPE = "enrolment"
 
 
 class Acceptance:
@@ -59,6 +61,8 @@ class Acceptance:
         self.revocations: RevocationList | None = None
         self._orders: dict[ResourceKey, WaveOrder] = {}
         self._permits: dict[ResourceKey, int] = {}
+        #: Who may join with a token, by path. They stay here: no store has a use for them.
+        self.enrolments: dict[str, Enrolment] = {}
 
     def orders_of(self, store_path: str) -> list[WaveOrder]:
         """The orders held for one store."""
@@ -119,6 +123,8 @@ class Acceptance:
         """Control took a resource back. Trust, holds and revocations only ever give way to newer ones."""
         self._orders.pop(key, None)
         self._permits.pop(key, None)
+        if key.type == ENROLMENT_TYPE:
+            self.enrolments.pop(key.name, None)
 
     def _accept_signed(self, key: ResourceKey, envelope: Envelope, trusted: TrustedMetadata) -> None:
         match key.type:
@@ -138,6 +144,8 @@ class Acceptance:
                 self._accept_order(key, verify_role(envelope, WaveOrder, trusted))
             case "permit":
                 self._accept_permit(key, verify_role(envelope, Permit, trusted))
+            case "enrolment":
+                self._accept_enrolment(key, verify_role(envelope, Enrolment, trusted))
             case "closed":
                 _check_name(key, verify_role(envelope, WaveClosed, trusted).wave_id)
             case _:
@@ -160,6 +168,16 @@ class Acceptance:
         if permit.generation < held:
             raise _replay(key, permit.generation, held)
         self._permits[key] = permit.generation
+
+    def _accept_enrolment(self, key: ResourceKey, enrolment: Enrolment) -> None:
+        self._check_place(key, enrolment.node)
+        _check_name(key, enrolment.node)
+        held = self.enrolments.get(key.name)
+        if held is not None and enrolment.issued_at < held.issued_at:
+            at, since = enrolment.issued_at.isoformat(), held.issued_at.isoformat()
+            msg = f"enrolment of {key.name} signed at {at} is older than the one of {since}, which is held"
+            raise GateError(Gate.REPLAY.value, msg)
+        self.enrolments[key.name] = enrolment
 
     def _check_place(self, key: ResourceKey, path: str) -> None:
         if path == self._region_path or not is_within(path, self._region_path):

@@ -17,6 +17,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from superhub.acceptance import Acceptance
+from superhub.authority import Authority, load_authority
 from superhub.config import SuperHubConfig
 from superhub.events import Events
 from superhub.intake import Intake
@@ -36,11 +37,14 @@ from wavemesh.artifacts.transfer import SERVICE_NAME as ARTIFACT_SERVICE
 from wavemesh.artifacts.transfer import ArtifactServer
 from wavemesh.codec.statements import encode
 from wavemesh.errors import LinkDownError, LocalError
-from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.live import LiveCredentials
 from wavemesh.identity.nodes import NodeId, Role
+from wavemesh.identity.renewal import Renewal
+from wavemesh.identity.sqlite import SqliteRetirements
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.config import ConfigError, load_config
 from wavemesh.runtime.grpc import make_server, serve_health, set_serving
+from wavemesh.runtime.joining import JoinService, make_join_server
 from wavemesh.runtime.peers import Peers
 from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
@@ -52,12 +56,16 @@ from wavemesh.telemetry.outbox import Outbox
 from wavemesh.trust.statements import HubStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from random import Random
+
+    import grpc
 
     from wavemesh.artifacts.blobstore import BlobWriter
     from wavemesh.artifacts.download import BlobReader
     from wavemesh.runtime.clock import Clock
+    from wavemesh.trust.enrolments import IssuedCertificate
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,7 +82,20 @@ class TrustRootError(LocalError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class Ground:
+    """What the parts stand on: all that was opened from disk."""
+
+    store: RegionStore
+    blobs: BlobStore
+    fetches: Fetches
+    log: SqliteReportLog
+    resources: SqliteResources
+    tracing: Tracing
+    peers: Peers
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
     """What runs, wired."""
 
     sink: RegionSink
@@ -84,26 +105,40 @@ class _Parts:
     statuses: StatusRelay
     registry: RegionRegistry
     peers: Peers
+    authority: Authority
+    renewal: Renewal
 
 
 class SuperHub:
     """One super hub, from its directory. ``run`` is its life."""
 
     def __init__(self, directory: Path, clock: Clock, rng: Random) -> None:
-        """Read configuration and identity; raises ConfigError, CredentialsError, TrustRootError."""
+        """Read configuration and identity; raises ConfigError, CredentialsError, CaFilesError, TrustRootError."""
         self._directory = directory
         self._clock = clock
         self._rng = rng
         self.config = load_config(directory / "config.toml", SuperHubConfig)
-        self.credentials = NodeCredentials.load(directory / "identity")
+        self.credentials = LiveCredentials.load(directory / "identity")
         self.node_id = self.credentials.node_id
         if self.node_id.role is not Role.SUPER_HUB:
             raise ConfigError(directory / "identity", "", f"{self.node_id.uri} is not a super hub")
+        self._ca = load_authority(directory / "authority", self.node_id)
         self._root = _read_root(directory / "trust" / "root.json")
+        self._parts: Parts | None = None
+        self._renewed: Callable[[], None] = lambda: None
         self._stopping = asyncio.Event()
         self.port = 0
+        self.join_port = 0
         self.started = asyncio.Event()
         self.outbox: Outbox
+
+    @property
+    def parts(self) -> Parts:
+        """What runs; RuntimeError before it does."""
+        if self._parts is None:
+            msg = "the super hub does not run yet"
+            raise RuntimeError(msg)
+        return self._parts
 
     def stop(self) -> None:
         """Begin to drain; ``run`` returns when that is done."""
@@ -121,6 +156,7 @@ class SuperHub:
             origin = await stack.enter_async_context(
                 origin_at(self.config.origin.url, self._directory / "identity", parallel)
             )
+            self._renewed = origin.reload
             async with asyncio.TaskGroup() as group:
                 fetches = Fetches(blobs, partial(self._fetch, origin), group, parallel)
                 await self._serve(store, blobs, fetches, group)
@@ -132,14 +168,16 @@ class SuperHub:
         """Run the parts, and take them down in order."""
         log = await SqliteReportLog.open(store.database, partial(store.snapshot, self.node_id.path))
         resources = await SqliteResources.open(store.database)
+        peers = Peers(self.credentials.authorities, self._clock, await SqliteRetirements.open(store.database))
         outbox = self.outbox = Outbox(self.node_id, store.database, self._clock, self.config.telemetry)
         await outbox.load()
         tracing = Tracing(self.node_id, outbox, store.database, self._clock)
-        parts = self._wire(store, blobs, fetches, log, resources=resources, tracing=tracing)
+        parts = self._parts = self._wire(Ground(store, blobs, fetches, log, resources, tracing, peers))
         await parts.sink.restore()
         background = [
             group.create_task(parts.upstream.run(), name="upstream"),
             group.create_task(parts.statuses.run(), name="status relay"),
+            group.create_task(parts.renewal.run(), name="renewal"),
             group.create_task(self._report_status(parts, blobs, log), name="own status"),
             group.create_task(
                 ship(outbox, way_for(self.config.telemetry, parts.upstream, log), self._rng), name="telemetry"
@@ -152,20 +190,11 @@ class SuperHub:
             for task in background:
                 task.cancel()
 
-    def _wire(
-        self,
-        store: RegionStore,
-        blobs: BlobStore,
-        fetches: Fetches,
-        log: SqliteReportLog,
-        *,
-        resources: SqliteResources,
-        tracing: Tracing,
-    ) -> _Parts:
+    def _wire(self, ground: Ground) -> Parts:
         """Make the parts and let them know each other."""
         clock, authorities, path = self._clock, self.credentials.authorities, self.node_id.path
+        store, log, tracing = ground.store, ground.log, ground.tracing
         acceptance, shelf = Acceptance(path, self._root, authorities), Shelf(path)
-        cursors = SqliteCursors(store.database)
 
         def appended() -> None:
             upstream.wake()
@@ -175,20 +204,10 @@ class SuperHub:
             downstream.changed()
 
         events = Events(path, store, log, clock, appended)
-        seeding = Seeding(
-            region=self.node_id.name,
-            max_age=self.config.compliance.max_age,
-            store=store,
-            blobs=blobs,
-            fetches=fetches,
-            acceptance=acceptance,
-            events=events,
-            clock=clock,
-            tracing=tracing,
-        )
+        seeding = self._seeding(ground, acceptance, events)
         sink = RegionSink(
             store=store,
-            resources=resources,
+            resources=ground.resources,
             acceptance=acceptance,
             shelf=shelf,
             clock=clock,
@@ -196,6 +215,7 @@ class SuperHub:
             changed=changed,
         )
         upstream = self._upstream(log, sink)
+        cursors = SqliteCursors(store.database)
         intake = Intake(
             store=store,
             log=log,
@@ -207,22 +227,38 @@ class SuperHub:
             appended=appended,
         )
         statuses = StatusRelay(upstream)
+        authority = self._authority(store, log, acceptance, appended)
         registry = RegionRegistry(
             node_id=self.node_id,
-            epoch=resources.epoch,
+            epoch=ground.resources.epoch,
             shelf=shelf,
             cursors=cursors,
             intake=intake,
             events=events,
             statuses=statuses,
             upstream=upstream,
+            authority=authority,
             clock=clock,
             tracing=tracing,
         )
-        peers = Peers(authorities, clock)
-        downstream = self._downstream(registry, peers)
-        artifacts = ArtifactServer(self.node_id, seeding, peers)
-        return _Parts(sink, upstream, downstream, artifacts, statuses, registry, peers)
+        downstream = self._downstream(registry, ground.peers)
+        artifacts = ArtifactServer(self.node_id, seeding, ground.peers)
+        renewal = self._renewal(authority, upstream)
+        return Parts(sink, upstream, downstream, artifacts, statuses, registry, ground.peers, authority, renewal)
+
+    def _seeding(self, ground: Ground, acceptance: Acceptance, events: Events) -> Seeding:
+        """What stores may fetch."""
+        return Seeding(
+            region=self.node_id.name,
+            max_age=self.config.compliance.max_age,
+            store=ground.store,
+            blobs=ground.blobs,
+            fetches=ground.fetches,
+            acceptance=acceptance,
+            events=events,
+            clock=self._clock,
+            tracing=ground.tracing,
+        )
 
     def _upstream(self, log: SqliteReportLog, sink: RegionSink) -> SessionUpstream:
         """The session with control."""
@@ -246,7 +282,39 @@ class SuperHub:
         options = DownstreamOptions(terms, max_sessions=self.config.maximum_stores)
         return SessionDownstream(self.node_id, registry, self._clock, peers, options)
 
-    async def _listen(self, parts: _Parts) -> None:
+    def _authority(
+        self, store: RegionStore, log: SqliteReportLog, acceptance: Acceptance, appended: Callable[[], None]
+    ) -> Authority:
+        """Who issues in this region."""
+        return Authority(
+            node_id=self.node_id,
+            ca=self._ca,
+            lifetime=self.config.authority.lifetime,
+            root=self._root,
+            store=store,
+            log=log,
+            acceptance=acceptance,
+            authorities=self.credentials.authorities,
+            clock=self._clock,
+            appended=appended,
+        )
+
+    def _renewal(self, authority: Authority, upstream: SessionUpstream) -> Renewal:
+        """The super hub renews itself: the authority is its own."""
+
+        async def obtain(csr: bytes, _: str) -> IssuedCertificate:
+            return await authority.renew_own(self.credentials.current.certificate, csr)
+
+        return Renewal(
+            live=self.credentials,
+            upstream=upstream,
+            clock=self._clock,
+            rng=self._rng,
+            obtain=obtain,
+            renewed=self._renewed,
+        )
+
+    async def _listen(self, parts: Parts) -> None:
         """Serve the stores until the drain; say goodbye downwards, then upwards."""
         server, self.port = make_server(
             self.credentials,
@@ -259,6 +327,7 @@ class SuperHub:
         services = (SESSION_SERVICE, ARTIFACT_SERVICE)
         health = serve_health(server, services)
         await server.start()
+        joining = await self._listen_for_joins(parts.authority)
         try:
             await set_serving(health, services)
             _LOG.info("%s listens at port %d", self.node_id.uri, self.port)
@@ -268,9 +337,21 @@ class SuperHub:
             await parts.downstream.drain(self.config.drain_s)
             await parts.upstream.drain()
         finally:
+            if joining is not None:
+                await joining.stop(0)
             await server.stop(self.config.drain_s if self._stopping.is_set() else 0)
 
-    async def _report_status(self, parts: _Parts, blobs: BlobStore, log: SqliteReportLog) -> None:
+    async def _listen_for_joins(self, authority: Authority) -> grpc.aio.Server | None:
+        """The port where store hubs join, if there is to be one."""
+        if not self.config.join_listen:
+            return None
+        service = JoinService(self.node_id, partial(authority.join, self.node_id), self._clock, self.port)
+        server, self.join_port = make_join_server(self.credentials, self.config.join_listen, service)
+        await server.start()
+        _LOG.info("store hubs join at port %d", self.join_port)
+        return server
+
+    async def _report_status(self, parts: Parts, blobs: BlobStore, log: SqliteReportLog) -> None:
         """This hub's own status, now and then."""
         while True:
             status = HubStatus(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from wavemesh.identity.ca import NODE_LIFETIME
 from wavemesh.runtime.config import bounded
 from wavemesh.telemetry.config import TelemetryConfig
 
@@ -47,8 +48,22 @@ class ComplianceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthorityConfig:
+    """How long the certificates last that this hub issues: longer than any node is offline, and a margin."""
+
+    lifetime_days: float = field(default=NODE_LIFETIME.days, metadata=bounded(0.0001, 3650))
+
+    @property
+    def lifetime(self) -> timedelta:
+        """The same as a time span."""
+        return timedelta(days=self.lifetime_days)
+
+
+@dataclass(frozen=True, slots=True)
 class SuperHubConfig:
     """All of it. ``listen`` is "HOST:PORT"; the region and the fleet come from the certificate.
+
+    ``join_listen`` is where store hubs join that have no certificate yet; empty serves nobody.
 
     ``heartbeat_s`` is how often a silent session with a store shows life, both ways; ``reconnect_*`` bound the back-off
     towards control; ``drain_s`` is the time stores are told to stay away at a stop, and that transfers have to end.
@@ -58,6 +73,8 @@ class SuperHubConfig:
     control: ControlConfig
     origin: OriginConfig
     cache_quota_bytes: int = field(default=64 * 1024 * _MIB, metadata=bounded(_MIB, 1 << 50))
+    join_listen: str = ""
+    authority: AuthorityConfig = field(default_factory=AuthorityConfig)
     compliance: ComplianceConfig = field(default_factory=ComplianceConfig)
     maximum_stores: int = field(default=2000, metadata=bounded(1, 20_000))
     parallel_fetches: int = field(default=4, metadata=bounded(1, 64))

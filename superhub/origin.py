@@ -10,6 +10,7 @@ import asyncio
 import re
 import ssl
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -17,11 +18,11 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 
 from wavemesh.errors import BusyError, LinkDownError, LocalError, NotFoundError
+from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, pair_directory
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-    from wavemesh.artifacts.download import BlobReader
     from wavemesh.trust.statements import Digest
 
 STEP_BYTES = 512 * 1024
@@ -38,19 +39,32 @@ class OriginTlsError(LocalError):
 
 
 def client_context(identity: Path) -> ssl.SSLContext:
-    """TLS with node.key and node.crt, trusting ca.crt alone; raises OriginTlsError."""
+    """TLS with the pair in use, trusting ca.crt alone; raises OriginTlsError, IdentitySwitchError."""
     try:
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(identity / "ca.crt"))
-        context.load_cert_chain(identity / "node.crt", identity / "node.key")
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(identity / CA_FILE))
     except (OSError, ssl.SSLError) as error:
-        msg = f"{identity}: {error}; enrol the node again"
-        raise OriginTlsError(msg) from error
+        raise _tls_error(identity, error) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_pair(context, identity)
     return context
 
 
+def _load_pair(context: ssl.SSLContext, identity: Path) -> None:
+    """Take the pair in use, in the place of one loaded before; raises OriginTlsError, IdentitySwitchError."""
+    pair = pair_directory(identity)
+    try:
+        context.load_cert_chain(pair / CERTIFICATE_FILE, pair / KEY_FILE)
+    except (OSError, ssl.SSLError) as error:
+        raise _tls_error(identity, error) from error
+
+
+def _tls_error(identity: Path, error: OSError) -> OriginTlsError:
+    msg = f"{identity}: {error}; enrol the node again"
+    return OriginTlsError(msg)
+
+
 @asynccontextmanager
-async def origin_at(url: str, identity: Path, parallel: int) -> AsyncIterator[BlobReader]:
+async def origin_at(url: str, identity: Path, parallel: int) -> AsyncIterator[Origin | DirectoryOrigin]:
     """The origin of that URL, ``https://…`` or ``file:///DIRECTORY``, to read from."""
     if url.startswith("file:"):
         yield DirectoryOrigin(Path(unquote(urlsplit(url).path)))
@@ -65,6 +79,9 @@ class DirectoryOrigin:
     def __init__(self, directory: Path) -> None:
         """``directory`` is where `edgectl release publish --origin` put the artifacts; it is only read."""
         self._directory = directory
+
+    def reload(self) -> None:
+        """A renewed certificate changes nothing here."""
 
     async def read(self, digest: Digest, offset: int) -> AsyncGenerator[memoryview, None]:
         """The bytes from ``offset`` on; raises NotFoundError, LinkDownError."""
@@ -88,8 +105,10 @@ class DirectoryOrigin:
 class Origin:
     """A BlobReader over one HTTPS origin."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, session: aiohttp.ClientSession, reload: Callable[[], None]) -> None:
         """Use ``connect``."""
+        self.reload = reload
+        """Present the node's renewed certificate on connections from now on; raises OriginTlsError."""
         self._url = url.rstrip("/")
         self._session = session
 
@@ -98,11 +117,12 @@ class Origin:
     async def connect(cls, url: str, identity: Path, parallel: int) -> AsyncIterator[Origin]:
         """An origin to read from; at most ``parallel`` connections are open at a time."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
-        connector = aiohttp.TCPConnector(ssl=client_context(identity), limit=parallel)
+        context = client_context(identity)
+        connector = aiohttp.TCPConnector(ssl=context, limit=parallel)
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=2 * STEP_BYTES
         ) as session:
-            yield cls(url, session)
+            yield cls(url, session, partial(_load_pair, context, identity))
 
     async def read(self, digest: Digest, offset: int) -> AsyncGenerator[memoryview, None]:
         """The bytes from ``offset`` on; raises NotFoundError, BusyError, LinkDownError."""

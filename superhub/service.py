@@ -17,11 +17,13 @@ from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, NotFoundEr
 from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role
 from wavemesh.session.frames import MAX_ASKS_IN_FLIGHT
 from wavemesh.telemetry import batches
-from wavemesh.trust.statements import HubStatus
+from wavemesh.trust.enrolments import JoinRequest
+from wavemesh.trust.statements import Envelope, HubStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from superhub.authority import Authority
     from superhub.events import Events
     from superhub.intake import Intake
     from superhub.shelf import Shelf
@@ -54,6 +56,7 @@ class RegionRegistry:
         events: Events,
         statuses: StatusRelay,
         upstream: Upstream,
+        authority: Authority,
         clock: Clock,
         tracing: Tracing,
     ) -> None:
@@ -66,6 +69,7 @@ class RegionRegistry:
         self._events = events
         self._statuses = statuses
         self._upstream = upstream
+        self._authority = authority
         self._clock = clock
         self._tracing = tracing
         self._hubs: dict[str, HubStatus] = {}
@@ -122,19 +126,30 @@ class RegionRegistry:
                 self._statuses.set(f"store/{child.name}/{entry.key}", entry.body)
 
     async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
-        """Take telemetry, or relay a health ping; raises BusyError, LinkDownError, NotFoundError, what control said."""
-        if kind == batches.ASK_KIND:
-            return encode(await self._tracing.outbox.take(child, decode(batches.TelemetryUpload, body)))
-        if kind != HEALTH_PING:
-            msg = f"{child.path} asks {kind[:100]!r}, which a super hub does not answer"
-            raise NotFoundError(msg)
+        """Relay a health ping to control, let a node below the child join or renew, take telemetry.
+
+        Raises BusyError, LinkDownError, NotFoundError, what control answered.
+        """
+        match kind:
+            case str() if kind == HEALTH_PING:
+                return await self._relay_ping(body)
+            case batches.ASK_KIND:
+                return encode(await self._tracing.outbox.take(child, decode(batches.TelemetryUpload, body)))
+            case "join":
+                return encode(await self._authority.join(child, decode(JoinRequest, body)))
+            case "renew":
+                return encode(await self._authority.renew(child, decode(Envelope, body)))
+        msg = f"{child.path} asks {kind[:100]!r}, which a super hub does not answer"
+        raise NotFoundError(msg)
+
+    async def _relay_ping(self, body: bytes) -> bytes:
         if self._pings_waiting >= MAX_PINGS_WAITING:
             msg = f"{self._pings_waiting} pings wait for control"
             raise BusyError(msg, PING_RETRY_S)
         self._pings_waiting += 1
         try:
             async with asyncio.timeout(PING_TIMEOUT_S), self._pings:
-                return await self._upstream.ask(kind, body, PING_TIMEOUT_S)
+                return await self._upstream.ask(HEALTH_PING, body, PING_TIMEOUT_S)
         except TimeoutError as error:
             msg = f"control did not answer a ping within {PING_TIMEOUT_S:g} s"
             raise LinkDownError(msg) from error

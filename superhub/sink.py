@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from superhub.acceptance import REVOCATIONS_TYPE, TRUST_TYPE
+from superhub.acceptance import ENROLMENT_TYPE, REVOCATIONS_TYPE, TRUST_TYPE
 from wavemesh.artifacts.digests import in_thread
 from wavemesh.errors import GateError
 from wavemesh.session.frames import MAX_REASON_BYTES, Rejection
@@ -62,7 +62,8 @@ class RegionSink:
             async with self._store.database.transaction() as tx:
                 await self._resources.store(tx, (), doubtful)
         for resource in self._resources.all().values():
-            self._shelf.put(resource)
+            if resource.key.type != ENROLMENT_TYPE:
+                self._shelf.put(resource)
             self._tracing.restored(resource)
         self._acceptance.enforce()
 
@@ -93,7 +94,7 @@ class RegionSink:
             self._tracing.forget(key)
         for resource in accepted:
             served = self._resources.get(resource.key)
-            if served is not None:
+            if served is not None and resource.key.type != ENROLMENT_TYPE:
                 self._shelf.put(served)
                 self._tracing.held(served)
         if accepted or removed:

@@ -13,7 +13,9 @@ from dataclasses import astuple
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from superhub.issued import ISSUED_SCHEMA
 from wavemesh.codec.statements import decode, encode
+from wavemesh.identity.sqlite import RETIREMENTS_SCHEMA
 from wavemesh.outcomes import Rank
 from wavemesh.runtime.sqlite import Database
 from wavemesh.session.frames import MAX_REPORT_BYTES, Report
@@ -56,7 +58,7 @@ CREATE TABLE entered (
     PRIMARY KEY (release, main_sha256)
 ) WITHOUT ROWID
 """
-MIGRATIONS = (f"{SESSION_SCHEMA};\n{_SCHEMA}", TELEMETRY_TABLES)
+MIGRATIONS = (f"{SESSION_SCHEMA};\n{_SCHEMA}", f"{RETIREMENTS_SCHEMA};\n{ISSUED_SCHEMA}", TELEMETRY_TABLES)
 
 
 class RegionStore:

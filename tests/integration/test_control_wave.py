@@ -438,6 +438,7 @@ async def test_reports_below_the_cursor_are_passed_over(world: World) -> None:
             intents=core.intents,
             revocations=core.revocations,
             fleet=core.fleet,
+            enrolments=core.enrolments,
             authorities=world.credentials(CONTROL.path).authorities,
             clock=core.clock,
             tracing=core.tracing,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from wavemesh.errors import WavemeshError
 
 #: RPCs of OperatorService by name. SetHold is missing on purpose: a lift repeated late could undo somebody else's hold.
-#: So is RevokeNode: repeated late, it would take back what was issued in between.
+#: So are RevokeNode, which would take back what was issued in between, and CreateEnrolment, whose token repeated late
+#: could take the place of a newer one.
 REPEATABLE = frozenset(
     {
         "ApplyInventory",
@@ -43,6 +44,7 @@ REPEATABLE = frozenset(
         "ListIntents",
         "ListPermits",
         "ListPolicies",
+        "ListNodes",
         "ListReleases",
         "ListRevocations",
         "ListStores",

@@ -32,8 +32,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wavemesh.errors import PeerError
 from wavemesh.telemetry import batches as t
+from wavemesh.trust import enrolments as e
 from wavemesh.trust import statements as s
-from wavemesh.v1 import artifact_pb2, envelope_pb2, report_pb2, rollout_pb2, telemetry_pb2
+from wavemesh.v1 import artifact_pb2, enrolment_pb2, envelope_pb2, report_pb2, rollout_pb2, telemetry_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -80,6 +81,13 @@ _MESSAGES: Mapping[type, type[Message]] = {
     t.TelemetryBatch: telemetry_pb2.TelemetryBatch,
     t.TelemetryUpload: telemetry_pb2.TelemetryUpload,
     t.TelemetryUploadAnswer: telemetry_pb2.TelemetryUploadAnswer,
+    e.Enrolment: enrolment_pb2.Enrolment,
+    e.JoinRequest: enrolment_pb2.JoinRequest,
+    e.IssuedCertificate: enrolment_pb2.IssuedCertificate,
+    e.JoinResponse: enrolment_pb2.JoinResponse,
+    e.RenewalRequest: enrolment_pb2.RenewalRequest,
+    e.IssueAnswer: enrolment_pb2.IssueAnswer,
+    e.CertificateReport: enrolment_pb2.CertificateReport,
 }
 _MAX_BYTES: Mapping[type, int] = {
     s.OutcomeReport: MAX_REPORT_BYTES,
@@ -110,6 +118,8 @@ _MAX_LENGTH_BYTES: Mapping[str, int] = {
     "sig": 8192,
     "certificate": 16 * 1024,
     "intermediates": 16 * 1024,
+    "csr": 4096,
+    "trust_root": 48 * 1024,
     "policy_yaml": 256 * 1024,
     "payload": MAX_STATEMENT_BYTES,
     "roots": 256 * 1024,
@@ -135,7 +145,9 @@ _MAX_COUNTS: Mapping[str, int] = {
     "batches": t.MAX_BATCHES,
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DIGEST_FIELDS = frozenset({"sha256", "firmware_sha256", "log_sha256", "ping_sha256", "policy_digest"})
+_DIGEST_FIELDS = frozenset(
+    {"sha256", "firmware_sha256", "log_sha256", "ping_sha256", "policy_digest", "secret_sha256", "trust_root_sha256"}
+)
 
 
 class MalformedStatementError(PeerError):

@@ -8,10 +8,12 @@ more than in an envelope; whoever serves is told when the list changes, so that 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 
+from wavemesh.identity.binding import issued_at
 from wavemesh.identity.certificates import (
     CERTIFICATE_ERRORS,
     MAX_CHAIN_CERTIFICATES,
@@ -68,10 +70,6 @@ class Authorities:
         if self._revocations is not None:
             self._revocations.check(proof)
 
-    def earliest_start(self, path: str) -> datetime | None:
-        """When a certificate issued now for that node may begin at the earliest; None: any time."""
-        return self._revocations.earliest_start(path) if self._revocations is not None else None
-
     # -- what a certificate proves -----------------------------------------------------------------------------------
 
     def prove(self, leaf: x509.Certificate, now: datetime, shown: Sequence[x509.Certificate] = ()) -> Proof:
@@ -83,7 +81,7 @@ class Authorities:
             msg = f"{len(shown)} certificates shown beside the leaf; at most {MAX_CHAIN_CERTIFICATES} are accepted"
             raise BadCertificateError(msg)
         linking = [certificate for certificate in shown if not is_root(certificate)]
-        proof = verify_certificate(leaf, [*self.certificates, *linking], now)
+        proof = replace(verify_certificate(leaf, [*self.certificates, *linking], now), issued_at=issued_at(leaf))
         self.check_not_revoked(proof)
         return proof
 

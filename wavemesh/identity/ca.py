@@ -24,7 +24,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wavemesh.errors import LocalError
 from wavemesh.identity.certificates import MAX_CHAIN_CERTIFICATES, authority_scope, fleet_uri
-from wavemesh.identity.credentials import CA_FILE, CERTIFICATE_FILE, KEY_FILE, NodeCredentials
+from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, PRIVATE_MODE, PUBLIC_MODE
 from wavemesh.identity.nodes import NodeId, Role, is_within
 from wavemesh.runtime.durable import write_file
 
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
 
+    from wavemesh.identity.binding import Binding
 
 CA_KEY_FILE = "ca.key"
 ROOT_LIFETIME = timedelta(days=3650)
 REGION_LIFETIME = timedelta(days=1825)
 NODE_LIFETIME = timedelta(days=90)
 """At least the longest time offline (30 days, docs/adr/0003-trust.md) and a margin; renewed well before."""
-PRIVATE_MODE = 0o600
 _SERVING = frozenset({Role.CONTROL, Role.SUPER_HUB, Role.STORE_HUB})
 
 
@@ -72,6 +73,7 @@ class Issuer(Protocol):
         not_after: datetime,
         ip_addresses: Sequence[IPv4Address | IPv6Address] = (),
         dns_names: Sequence[str] = (),
+        binding: Binding | None = None,
     ) -> x509.Certificate:
         """A leaf for that node; RuntimeError for one this issuer may not speak for."""
         ...
@@ -125,7 +127,7 @@ class FleetCa:
                 path_length=0,
             )
             .add_extension(x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None), critical=True)
-            .not_valid_before(not_before)
+            .not_valid_before(max(not_before, self.certificate.not_valid_before_utc))
             .not_valid_after(min(not_after, self.certificate.not_valid_after_utc))
             .sign(self._key, hashes.SHA256())
         )
@@ -139,6 +141,7 @@ class FleetCa:
         not_after: datetime,
         ip_addresses: Sequence[IPv4Address | IPv6Address] = (),
         dns_names: Sequence[str] = (),
+        binding: Binding | None = None,
     ) -> x509.Certificate:
         """A leaf for that node. RuntimeError for a node of another fleet."""
         if node_id.fleet != self.fleet:
@@ -153,18 +156,19 @@ class FleetCa:
             issuer_key=self._key,
             not_before=not_before,
             not_after=not_after,
+            binding=binding,
         )
 
-    def save(self, directory: Path) -> None:
-        """Write ca.key (0600) and ca.crt."""
+    def save(self, directory: Path, passphrase: bytes | None = None) -> None:
+        """Write ca.key (0600, encrypted where there is a passphrase) and ca.crt."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_file(directory / CA_KEY_FILE, key_pem(self._key), PRIVATE_MODE)
-        write_file(directory / CA_FILE, certificates_pem([self.certificate]))
+        write_file(directory / CA_KEY_FILE, key_pem(self._key, passphrase), PRIVATE_MODE)
+        write_file(directory / CA_FILE, certificates_pem([self.certificate]), PUBLIC_MODE)
 
     @classmethod
-    def load(cls, directory: Path) -> FleetCa:
+    def load(cls, directory: Path, passphrase: bytes | None = None) -> FleetCa:
         """Read what ``save`` wrote; raises CaFilesError."""
-        key, (certificate, *_) = _load(directory)
+        key, (certificate, *_) = _load(directory, passphrase)
         scope = authority_scope(certificate)
         if scope is None or scope.region:
             msg = f"{directory / CA_FILE} is not the certificate of a fleet's root; use the offline CA's directory"
@@ -203,6 +207,7 @@ class RegionCa:
         not_after: datetime,
         ip_addresses: Sequence[IPv4Address | IPv6Address] = (),
         dns_names: Sequence[str] = (),
+        binding: Binding | None = None,
     ) -> x509.Certificate:
         """A leaf for that node of the region, never valid for longer than the authority itself.
 
@@ -224,6 +229,7 @@ class RegionCa:
             issuer_key=self._key,
             not_before=not_before,
             not_after=until,
+            binding=binding,
         )
 
     def save(self, directory: Path) -> None:
@@ -252,6 +258,7 @@ def write_node(
     not_after: datetime,
     ip_addresses: Sequence[IPv4Address | IPv6Address] = (),
     dns_names: Sequence[str] = (),
+    binding: Binding | None = None,
 ) -> NodeCredentials:
     """Make a key and certificate for the node and write node.key (0600), node.crt and ca.crt."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -262,6 +269,7 @@ def write_node(
         not_after=not_after,
         ip_addresses=ip_addresses,
         dns_names=dns_names,
+        binding=binding,
     )
     directory.mkdir(parents=True, exist_ok=True)
     write_file(directory / KEY_FILE, key_pem(key), PRIVATE_MODE)
@@ -270,11 +278,10 @@ def write_node(
     return NodeCredentials.load(directory)
 
 
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as it is kept in a file: PKCS#8, unencrypted."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """A private key as it is kept in a file: PKCS#8, encrypted where there is a passphrase."""
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 def certificates_pem(certificates: Sequence[x509.Certificate]) -> bytes:
@@ -315,19 +322,21 @@ def _leaf(
     issuer_key: ec.EllipticCurvePrivateKey,
     not_before: datetime,
     not_after: datetime,
+    binding: Binding | None,
 ) -> x509.Certificate:
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if node_id.role in _SERVING:
         usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
     names = [x509.UniformResourceIdentifier(node_id.uri), x509.DNSName(node_id.dns_name), *further_names]
     authority = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    return (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node_id.name)]))
         .issuer_name(issuer.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(not_before)
+        # A start before the issuer's would make a chain that is good at no time its own leaf names.
+        .not_valid_before(max(not_before, issuer.not_valid_before_utc))
         .not_valid_after(not_after)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(certifies=False), critical=True)
@@ -335,16 +344,20 @@ def _leaf(
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority), critical=False)
-        .sign(issuer_key, hashes.SHA256())
     )
+    if binding is not None:
+        builder = builder.add_extension(binding.extension(), critical=False)
+    return builder.sign(issuer_key, hashes.SHA256())
 
 
-def _load(directory: Path) -> tuple[ec.EllipticCurvePrivateKey, list[x509.Certificate]]:
+def _load(
+    directory: Path, passphrase: bytes | None = None
+) -> tuple[ec.EllipticCurvePrivateKey, list[x509.Certificate]]:
     """An authority's key and certificates, its own first; raises CaFilesError."""
     try:
-        key = serialization.load_pem_private_key((directory / CA_KEY_FILE).read_bytes(), password=None)
+        key = serialization.load_pem_private_key((directory / CA_KEY_FILE).read_bytes(), passphrase)
         certificates = x509.load_pem_x509_certificates((directory / CA_FILE).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         msg = f"cannot read the CA in {directory} ({CA_KEY_FILE}, {CA_FILE}): {error}; restore it from its backup"
         raise CaFilesError(msg) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificates[0].public_key():

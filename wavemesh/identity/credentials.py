@@ -8,7 +8,7 @@ or certificate is wrong must still start, run and roll back; tiers that want to 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 from cryptography import x509
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from wavemesh.errors import LocalError, PeerError
 from wavemesh.identity.authorities import Authorities
 from wavemesh.identity.certificates import CERTIFICATE_ERRORS, MAX_CA_CERTIFICATES, is_root, validity_problem
+from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, pair_directory
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
     from wavemesh.identity.nodes import NodeId
 
-KEY_FILE = "node.key"
-CERTIFICATE_FILE = "node.crt"
-CA_FILE = "ca.crt"
 _MAX_FILE_BYTES = 256 * 1024
 
 
@@ -35,6 +33,37 @@ class CredentialsError(LocalError):
     """A file of this node's identity is missing, malformed, expired or does not fit the others."""
 
     reason = "CREDENTIALS"
+
+
+class Credentials(Protocol):
+    """A node's identity as servers, channels and signers take it: fixed, or renewed while they run (``live.py``)."""
+
+    @property
+    def current(self) -> NodeCredentials:
+        """What to use for the next connection or signature."""
+        ...
+
+    @property
+    def node_id(self) -> NodeId:
+        """Who the node is, whatever certificate it has."""
+        ...
+
+    @property
+    def authorities(self) -> Authorities:
+        """Whom the node believes; one object for its life."""
+        ...
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """For a server that demands a certificate of this fleet from every client."""
+        ...
+
+    def joining_credentials(self) -> grpc.ServerCredentials:
+        """For a server whose callers have no certificate yet."""
+        ...
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For a channel to a server of this fleet."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -52,27 +81,58 @@ class NodeCredentials:
 
     @classmethod
     def load(cls, directory: Path) -> NodeCredentials:
-        """Read node.key, node.crt (leaf first, then intermediates) and ca.crt; raises CredentialsError."""
-        key_pem, chain_pem, ca_pem = (_read(directory / name) for name in (KEY_FILE, CERTIFICATE_FILE, CA_FILE))
-        key = _parse_key(directory / KEY_FILE, key_pem)
-        leaf, *chain = _parse_certificates(directory / CERTIFICATE_FILE, chain_pem)
+        """Read the pair in use (node.key; node.crt, leaf first, then intermediates) and ca.crt.
+
+        Raises CredentialsError, IdentitySwitchError.
+        """
+        pair = pair_directory(directory)
+        files = pair / KEY_FILE, pair / CERTIFICATE_FILE, directory / CA_FILE
+        return cls.parse(files, *map(_read, files))
+
+    @classmethod
+    def parse(cls, files: tuple[Path, Path, Path], key_pem: bytes, chain_pem: bytes, ca_pem: bytes) -> NodeCredentials:
+        """The same of bytes that are, or will be, in those files; raises CredentialsError."""
+        key_file, certificate_file, ca_file = files
+        key = _parse_key(key_file, key_pem)
+        leaf, *chain = _parse_certificates(certificate_file, chain_pem)
         # Whom to trust is for ca.crt alone to say: what came with the leaf may link to an anchor, never be one.
         intermediates = [certificate for certificate in chain if not is_root(certificate)]
-        authorities = _parse_certificates(directory / CA_FILE, ca_pem)
+        authorities = _parse_certificates(ca_file, ca_pem)
         if leaf.public_key() != key.public_key():
-            msg = f"{directory / KEY_FILE} is not the key of {directory / CERTIFICATE_FILE}: enrol the node again"
+            msg = f"{key_file} is not the key of {certificate_file}: enrol the node again"
             raise CredentialsError(msg)
         try:
             known = Authorities([*authorities, *intermediates])
             node_id = known.verify(leaf, leaf.not_valid_before_utc)
         except PeerError as error:
-            msg = f"{directory / CERTIFICATE_FILE} does not fit {directory / CA_FILE}: {error}; enrol the node again"
+            msg = f"{certificate_file} does not fit {ca_file}: {error}; enrol the node again"
             raise CredentialsError(msg) from error
         return cls(node_id, leaf, tuple(intermediates), known, key, key_pem, chain_pem, ca_pem)
 
     def __repr__(self) -> str:
         """Never show the key."""
         return f"NodeCredentials({self.node_id.uri})"
+
+    @property
+    def current(self) -> NodeCredentials:
+        """Itself."""
+        return self
+
+    @property
+    def certificate_configuration(self) -> grpc.ServerCertificateConfiguration:
+        """What a server proves itself with, and whom it lets in."""
+        return grpc.ssl_server_certificate_configuration([(self._key_pem, self._chain_pem)], self._ca_pem)
+
+    @property
+    def ca_pem(self) -> bytes:
+        """The fleet's root, as ca.crt has it."""
+        return self._ca_pem
+
+    @property
+    def root_der(self) -> bytes:
+        """The fleet's root, as a token carries it."""
+        root = next(one for one in x509.load_pem_x509_certificates(self._ca_pem) if is_root(one))
+        return root.public_bytes(serialization.Encoding.DER)
 
     @property
     def certificate_der(self) -> bytes:
@@ -100,6 +160,10 @@ class NodeCredentials:
         return grpc.ssl_server_credentials(
             [(self._key_pem, self._chain_pem)], root_certificates=self._ca_pem, require_client_auth=True
         )
+
+    def joining_credentials(self) -> grpc.ServerCredentials:
+        """For a server whose callers have no certificate yet: it proves itself, and asks for nothing."""
+        return grpc.ssl_server_credentials([(self._key_pem, self._chain_pem)])
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a channel to a server of this fleet. Which node it is, the caller pins by ``NodeId.dns_name``."""

@@ -1,7 +1,7 @@
 """Which certificates are taken back: revocations by path and by time of issue, never by serial number.
 
 Rules:
-- A revocation hits every certificate of its path whose validity begins before ``issued_before``: reach NODE that node's
+- A revocation hits every certificate of its path that was issued before ``issued_before``: reach NODE that node's
   own, BELOW also those of all nodes below it, AUTHORITY the certificate of that region's authority and, whenever they
   were issued, all that hang on it. One entry a node suffices for ever, and a node enrolled again gets through.
 - No clock is asked: both times were signed, by control and by whoever issued. A node whose own clock is wrong revokes
@@ -12,8 +12,8 @@ Rules:
   too early is a clock by which control's own certificate has expired, and then control drops nothing
   (``control/revocations.py``).
 
-Who issues a certificate after a revocation starts it no earlier than ``earliest_start`` says; the usual five minutes
-of slack would put it among those taken back.
+A certificate says when it was issued (``binding.py``); its start has five minutes of slack and would put one that was
+issued right after a revocation among those taken back.
 """
 
 from __future__ import annotations
@@ -86,14 +86,6 @@ class RevocationIndex:
                 f"{describe(entry)}; enrol the node again"
             )
             raise RevokedError(msg, node=proof.node_id.path, revocation=entry.path, epoch=str(self.listed.epoch))
-
-    def earliest_start(self, path: str) -> datetime | None:
-        """When a certificate issued now for that node may begin, lest it count among those taken back; None: any time.
-
-        It says nothing of the authority that issues, which is renewed by the offline root.
-        """
-        own = (one for one in self.concerning(path) if one.reach is not RevocationReach.AUTHORITY)
-        return max((one.issued_before for one in own), default=None)
 
 
 def check_successor(new: RevocationList, held: RevocationList | None) -> None:

@@ -1,10 +1,10 @@
-"""A policy as values, and its signed form: canonical JSON with every default explicit.
+"""A policy as values, and its signed form: canonical JSON with the defaults of the first version explicit.
 
 The fields mirror the keys of ``policy.yaml`` (``schema.py`` has their meaning, units and bounds). ``reader.py`` reads
 YAML; devices read only the JSON that control signed, and this module imports no YAML. The JSON is a policy document
 like the YAML: same keys, same schema, sorted keys, no spaces, whole numbers without a fraction. Exactly one sequence of
-bytes is accepted for one policy. A key added later comes with a payload type of its own, since a reader refuses keys it
-does not know: a guardrail that is not understood must not be passed over.
+bytes is accepted for one policy. A key added later is written only where it is not at its default: a reader refuses
+keys it does not know, as a guardrail that is not understood must not be passed over, and so what uses one, no more.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Guardrails:
     halt_rollback_ratio: float
     halt_min_outcomes: int
     hold_max_age_hours: float
+    rotate_certificates: bool
     availability: tuple[AvailabilityGroup, ...]
 
     @property
@@ -169,9 +170,19 @@ def policy_of(document: dict[str, Any]) -> Policy:
     )
 
 
+#: Keys younger than the first version, by section and name, with their defaults: written only where they are not at it,
+#: so that a policy that does not use one has the bytes, and the digest, that earlier versions know.
+_LATER_KEYS: dict[tuple[str, str], object] = {("guardrails", "rotateCertificates"): True}
+
+
 def policy_to_json(policy: Policy) -> bytes:
     """The payload that control signs and whose digest names the policy."""
-    return json.dumps(_plain(policy), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    sections = {_key(field.name): _plain(getattr(policy, field.name)) for field in dataclasses.fields(policy)}
+    for (section, name), default in _LATER_KEYS.items():
+        content = sections[section]
+        if isinstance(content, dict) and content[name] == default:
+            del content[name]
+    return json.dumps(sections, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def policy_from_json(payload: bytes) -> Policy:
@@ -189,7 +200,7 @@ def policy_from_json(payload: bytes) -> Policy:
     policy = policy_of(document)
     # Equality of bytes also refuses doubled keys, other orders and spellings, and defaults left out.
     if policy_to_json(policy) != payload:
-        raise PolicyError((Problem(name, 0, 0, "", "is not in canonical form, with every key explicit"),))
+        raise PolicyError((Problem(name, 0, 0, "", "is not in canonical form"),))
     return policy
 
 

@@ -98,6 +98,12 @@ _GUARDRAILS = Section(
             "Age of a device's view of the holds above which it does not reboot into a new slot, hours.",
             24,
         ),
+        Key(
+            "rotateCertificates",
+            Truth(),
+            "Whether a device renews its certificate before it gets its permit, when it is older than the wave.",
+            True,
+        ),
         Key("availability", Listing(_AVAILABILITY, 64), "Groups of which some devices must stay up.", []),
     )
 )

@@ -71,6 +71,11 @@ class Disk:
         with disk_errors(path):
             path.unlink(missing_ok=True)
 
+    def remove_dir(self, directory: Path) -> None:
+        """Remove an empty directory; durable only after ``fsync_dir(directory.parent)``."""
+        with disk_errors(directory):
+            directory.rmdir()
+
     def fsync_dir(self, directory: Path) -> None:
         """Flush a directory: the names in it."""
         with disk_errors(directory):

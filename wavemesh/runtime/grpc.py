@@ -24,7 +24,7 @@ from wavemesh.session.frames import MAX_FRAME_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.credentials import Credentials
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.peers import Peers
 
@@ -80,7 +80,7 @@ class ListenError(LocalError):
 
 
 def make_server(
-    credentials: NodeCredentials,
+    credentials: Credentials,
     *,
     address: str,
     maximum_concurrent_rpcs: int,
@@ -97,12 +97,16 @@ def make_server(
         options=_overridden(SERVER_OPTIONS, options),
         maximum_concurrent_rpcs=maximum_concurrent_rpcs,
     )
+    return server, bind(server, address, credentials.server_credentials())
+
+
+def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> int:
+    """Make the server listen at ``address`` too; the port. Raises ListenError."""
     try:
-        port = server.add_secure_port(address, credentials.server_credentials())
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         msg = f"cannot listen at {address}: {error}"
         raise ListenError(msg, address=address) from error
-    return server, port
 
 
 def serve_health(server: grpc.aio.Server, service_names: Sequence[str]) -> health.aio.HealthServicer:
@@ -121,14 +125,14 @@ async def set_serving(servicer: health.aio.HealthServicer, service_names: Sequen
 
 
 def make_channel(
-    credentials: NodeCredentials, address: str, peer: NodeId, options: Sequence[tuple[str, Any]] = ()
+    credentials: Credentials, address: str, peer: NodeId, options: Sequence[tuple[str, Any]] = ()
 ) -> grpc.aio.Channel:
     """A channel for calls and sessions, on a connection of its own, that accepts only ``peer``'s certificate."""
     return _channel(credentials, address, peer, _overridden(SESSION_OPTIONS, options))
 
 
 def make_bulk_channel(
-    credentials: NodeCredentials, address: str, peer: NodeId, options: Sequence[tuple[str, Any]] = ()
+    credentials: Credentials, address: str, peer: NodeId, options: Sequence[tuple[str, Any]] = ()
 ) -> grpc.aio.Channel:
     """A channel for bulk bytes, on a connection of its own; close it when the transfer ends."""
     return _channel(credentials, address, peer, _overridden(BULK_OPTIONS, options))
@@ -139,7 +143,7 @@ def _overridden(options: Options, by: Sequence[tuple[str, Any]]) -> Options:
     return list({**dict(options), **dict(by)}.items())
 
 
-def _channel(credentials: NodeCredentials, address: str, peer: NodeId, options: Options) -> grpc.aio.Channel:
+def _channel(credentials: Credentials, address: str, peer: NodeId, options: Options) -> grpc.aio.Channel:
     # Children dial addresses (NAT, a proxy, a spare box), but trust a name: the peer's own dns_name, a DNS SAN that the
     # fleet CA put into its certificate. The override makes TLS ask for that name (SNI) and check it; without it any
     # node of the fleet could stand in for the parent, as all have certificates of the same CA.

@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from wavemesh.errors import ForbiddenError, PeerError
+from wavemesh.identity.retirement import NoRetirements, check_in_use
 from wavemesh.identity.revocations import RevokedError
 from wavemesh.runtime.status import answers
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.certificates import Proof
     from wavemesh.identity.nodes import NodeId
+    from wavemesh.identity.retirement import Retirements
     from wavemesh.runtime.clock import Clock
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -56,20 +58,31 @@ class _Call:
 class Peers:
     """The callers of one server."""
 
-    def __init__(self, authorities: Authorities, clock: Clock) -> None:
-        """Believe those authorities, at the clock's time."""
+    def __init__(self, authorities: Authorities, clock: Clock, retirements: Retirements | None = None) -> None:
+        """Believe those authorities, at the clock's time, but no certificate that has retired."""
         self._authorities = authorities
         self._clock = clock
+        self._retirements = retirements or NoRetirements()
         self._calls: dict[Context, _Call] = {}
         authorities.on_change(self._judge_again)
 
     def of(self, context: Context) -> NodeId:
         """Who makes this call. RuntimeError in a server that has no ``Peers`` before its services."""
+        return self.proof(context).node_id
+
+    def proof(self, context: Context) -> Proof:
+        """The same, with the certificate it was proved by."""
         call = self._calls.get(context)
         if call is None:
             msg = "a call that was not admitted: make the server by make_server, with these peers"
             raise RuntimeError(msg)
-        return call.proof.node_id
+        return call.proof
+
+    async def used(self, proof: Proof) -> None:
+        """A session was opened with that certificate: older ones of the node retire. Durable before it returns."""
+        newest = self._retirements.newest(proof.node_id.path)
+        if newest is None or proof.issued_at > newest:
+            await self._retirements.used(proof.node_id.path, proof.issued_at)
 
     @asynccontextmanager
     async def admitted(self, context: Context) -> AsyncGenerator[None]:
@@ -104,12 +117,14 @@ class Peers:
         leaf = b"".join(map(bytes, shown.get("x509_pem_cert", ())))
         chain = b"".join(map(bytes, shown.get("x509_pem_cert_chain", ())))
         try:
-            return self._authorities.prove_pem(leaf, self._clock.now(), chain)
+            proof = self._authorities.prove_pem(leaf, self._clock.now(), chain)
         except RevokedError:
             raise
         except PeerError as error:
             msg = f"the client certificate proves no node of this fleet: {error}"
             raise ForbiddenError(msg) from error
+        check_in_use(self._retirements, proof.node_id.path, proof.issued_at)
+        return proof
 
     def _judge_again(self) -> None:
         """The list of revocations changed: end what it hits, now."""

@@ -42,6 +42,7 @@ from wavemesh.v1 import session_pb2
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from wavemesh.identity.certificates import Proof
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.peers import Peers
@@ -65,12 +66,24 @@ class DownstreamOptions:
 class _Session:
     """One child's stream."""
 
-    __slots__ = ("_clock", "_context", "_downstream", "child", "closed", "hello", "is_stale", "machine", "pump")
+    __slots__ = (
+        "_clock",
+        "_context",
+        "_downstream",
+        "child",
+        "closed",
+        "hello",
+        "is_stale",
+        "machine",
+        "proof",
+        "pump",
+    )
 
-    def __init__(self, downstream: SessionDownstream, child: NodeId, context: Any, machine: ParentMachine) -> None:
+    def __init__(self, downstream: SessionDownstream, proof: Proof, context: Any, machine: ParentMachine) -> None:
         self._downstream = downstream
         self._context = context
-        self.child = child
+        self.proof = proof
+        self.child = proof.node_id
         self.machine = machine
         self.pump: Pump[ChildFrame, ParentFrame, ParentEffect] = Pump(machine, self, downstream.clock)
         self.hello: Hello | None = None
@@ -203,7 +216,8 @@ class SessionDownstream:
     @answers
     async def _connect(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Serve one child's stream to its end."""
-        child = self._peers.of(context)
+        proof = self._peers.proof(context)
+        child = proof.node_id
         if not child.is_child_of(self._node_id):
             raise ForbiddenError(f"{child.path} is not a child of {self._node_id.path}", child=child.path)
         self._shed()
@@ -213,7 +227,7 @@ class SessionDownstream:
             epoch=self.registry.epoch,
             now=self.clock.monotonic(),
         )
-        session = _Session(self, child, context, machine)
+        session = _Session(self, proof, context, machine)
         self._streams.add(session)
         reason = "the stream ended"
         try:
@@ -245,6 +259,7 @@ class SessionDownstream:
         session.machine.admitted(cursor, self.clock.monotonic())
         if session.machine.state is not ParentState.OPEN:
             return
+        await self._peers.used(session.proof)
         await self.registry.child_connected(session.child, hello)
         session.hello = hello
         session.is_stale = True

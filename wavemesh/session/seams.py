@@ -180,6 +180,10 @@ class Upstream(Protocol):
         """Ask the parent; raises LinkDownError, AskFailedError or TimeoutError."""
         ...
 
+    async def move(self) -> None:
+        """Take the session over to a channel with the credentials in use now; raises LinkDownError."""
+        ...
+
     async def drain(self) -> None:
         """Say goodbye and end run()."""
         ...

@@ -9,6 +9,8 @@ Rules.
    Whom the parent refuses because its certificate was taken back stays away for ``revoked_retry_s`` and more: only a
    new certificate can help.
 3. Whatever the end, unanswered asks fail with LinkDownError; reports, resources and status lose nothing.
+4. A session moves to renewed credentials without a gap worth the name: the new channel is ready before the old session
+   says goodbye, asks under way are answered first, and those of the moment between wait for the new session.
 """
 
 from __future__ import annotations
@@ -47,13 +49,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
-    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.credentials import Credentials
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.seams import ReportLog, ResourceSink
 
 _LOG = logging.getLogger(__name__)
 MAX_STATUS_KEYS = 131_072
+MOVE_PATIENCE_S = 2.0
+"""How long a session that moves waits for answers that are under way."""
 _FAILED = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
 _ENDINGS = {ProtocolVersionError.reason: Ending.INCOMPATIBLE, RevokedError.reason: Ending.REVOKED}
 # After a restart of the log, whoever asked for it.
@@ -126,7 +130,7 @@ class SessionUpstream:
     def __init__(
         self,
         *,
-        credentials: NodeCredentials,
+        credentials: Credentials,
         parent: NodeId,
         address: str | Callable[[], str],
         log: ReportLog,
@@ -151,6 +155,10 @@ class SessionUpstream:
         self._options = options
         self._status: dict[str, bytes | None] = {}
         self._stream: _Stream | None = None
+        self._next: grpc.aio.Channel | None = None
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
+        self._answered = asyncio.Event()
         self._refusal = ""
         self._is_draining = False
         self._drain_asked = asyncio.Event()
@@ -161,7 +169,11 @@ class SessionUpstream:
 
     @property
     def is_connected(self) -> bool:
-        """Whether a session is welcomed now."""
+        """Whether a session is welcomed now, or just moves to another channel."""
+        return self._is_open or not self._at_rest.is_set()
+
+    @property
+    def _is_open(self) -> bool:
         return self._stream is not None and self._stream.opened_at is not None
 
     @property
@@ -193,19 +205,56 @@ class SessionUpstream:
 
     async def ask(self, kind: str, body: bytes, timeout_s: float) -> bytes:
         """Ask the parent; raises LinkDownError, AskFailedError, BusyError or TimeoutError."""
-        stream = self._stream
-        if stream is None or stream.opened_at is None:
-            raise LinkDownError(f"no session with {self._parent.path}")
-        ask_id = stream.machine.ask(kind, body)
-        future = asyncio.get_running_loop().create_future()
-        stream.answers[ask_id] = future
-        stream.pump.wake()
-        try:
-            async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s):
+            await self._at_rest.wait()
+            stream = self._stream
+            if stream is None or stream.opened_at is None:
+                raise LinkDownError(f"no session with {self._parent.path}")
+            ask_id = stream.machine.ask(kind, body)
+            future = asyncio.get_running_loop().create_future()
+            stream.answers[ask_id] = future
+            stream.pump.wake()
+            try:
                 answer: bytes = await future
-        finally:
-            stream.answers.pop(ask_id, None)
+            finally:
+                stream.answers.pop(ask_id, None)
+                self._answered.set()
         return answer
+
+    async def move(self) -> None:
+        """Take the session over to a channel with the credentials in use now; returns once the new one is welcomed.
+
+        Without a session there is nothing to move: the next attempt takes them anyway. Raises LinkDownError, and the
+        old session goes on, when the parent cannot be reached with them.
+        """
+        if not self._is_open or self._next is not None:
+            return
+        channel, address = self._channel()
+        try:
+            await self._connect(channel, address)
+        except BaseException:
+            await channel.close()
+            raise
+        began_s = self._clock.monotonic()
+        self._next = channel
+        self._at_rest.clear()
+        if (stream := self._stream) is not None:
+            await self._wait_for_answers(stream)
+            stream.machine.close("moving to a renewed certificate")
+            stream.pump.wake()
+        await self._at_rest.wait()
+        if not self._is_open:
+            raise LinkDownError(f"{self._parent.path} did not welcome the session that moved")
+        _LOG.info("session with %s moved in %.0f ms", self._parent.path, (self._clock.monotonic() - began_s) * 1e3)
+
+    async def _wait_for_answers(self, stream: _Stream) -> None:
+        try:
+            async with asyncio.timeout(MOVE_PATIENCE_S):
+                while stream.answers:
+                    self._answered.clear()
+                    await self._answered.wait()
+        except TimeoutError:
+            return
 
     async def drain(self) -> None:
         """Say goodbye and end run(); returns when it has ended."""
@@ -229,6 +278,9 @@ class SessionUpstream:
         try:
             while not self._is_draining:
                 end, lasted_s = await self._attempt()
+                if self._next is not None:
+                    attempt = 0
+                    continue
                 attempt = 0 if lasted_s >= self._options.stable_s else attempt
                 delay_s = self._delay_s(end, attempt)
                 attempt += 1
@@ -239,21 +291,33 @@ class SessionUpstream:
                 _LOG.log(level, "no session with %s: %s; next attempt in %.2f s", parent, end.reason, delay_s)
                 await self._pause(delay_s)
         finally:
+            if self._next is not None:
+                await self._next.close()
+                self._next = None
+            self._at_rest.set()
             self._over.set()
 
     # -- one attempt -------------------------------------------------------------------------------------------------
 
     async def _attempt(self) -> tuple[SessionEnd, float]:
         """Dial and hold one session; how it ended, and for how many seconds it was open."""
-        address = self._address if isinstance(self._address, str) else self._address()
-        channel = make_channel(self._credentials, address, self._parent, self._options.channel_options)
+        ready, self._next = self._next, None
+        channel, address = self._channel() if ready is None else (ready, "")
         try:
-            await self._connect(channel, address)
+            if ready is None:
+                await self._connect(channel, address)
             return await self._session(channel)
         except WavemeshError as error:
             return _end_by(error), 0.0
         finally:
+            if self._next is None:
+                self._at_rest.set()
             await channel.close()
+
+    def _channel(self) -> tuple[grpc.aio.Channel, str]:
+        """A channel with the credentials and the address of now, not yet connected."""
+        address = self._address if isinstance(self._address, str) else self._address()
+        return make_channel(self._credentials, address, self._parent, self._options.channel_options), address
 
     async def _connect(self, channel: grpc.aio.Channel, address: str) -> None:
         """Wait for the channel to be ready: streams opened on a dead one pile up in gRPC core. Raises LinkDownError."""
@@ -336,6 +400,7 @@ class SessionUpstream:
         match effect:
             case SessionOpened():
                 stream.opened_at = self._clock.monotonic()
+                self._at_rest.set()
                 self._refusal = ""
                 _LOG.info("session %s with %s", effect.welcome.session_id, self._parent.path)
                 await self._sink.connected()

@@ -26,6 +26,7 @@ from wavemesh.codec.statements import MAX_STATEMENT_BYTES, MalformedStatementErr
 from wavemesh.errors import GateError, PeerError
 from wavemesh.identity.nodes import Role, is_within
 from wavemesh.policy.gates import Gate
+from wavemesh.trust.enrolments import RenewalRequest
 from wavemesh.trust.statements import (
     AuthorityDown,
     DeviceOutcome,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer
 
     from wavemesh.identity.authorities import Authorities
-    from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.credentials import Credentials
     from wavemesh.identity.nodes import NodeId
     from wavemesh.trust.metadata import TrustedMetadata
 
@@ -70,6 +71,7 @@ _NODE_SIGNERS: Mapping[type, frozenset[Role]] = {
     DeviceOutcome: frozenset({Role.DEVICE, Role.STORE_HUB}),
     OperatorIntent: frozenset({Role.OPERATOR}),
     IntentCancellation: frozenset({Role.OPERATOR}),
+    RenewalRequest: frozenset({Role.STORE_HUB, Role.DEVICE}),
 }
 
 
@@ -87,11 +89,12 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def sign_as_node(statement: Statement, credentials: NodeCredentials) -> Envelope:
+def sign_as_node(statement: Statement, credentials: Credentials) -> Envelope:
     """Sign with a node's key; the certificate goes along. Raises MalformedStatementError."""
     payload = encode(statement)
-    sig = credentials.sign(pae(statement.payload_type, payload))
-    signature = Signature(credentials.node_id.uri, sig, credentials.certificate_der, credentials.intermediates_der)
+    own = credentials.current
+    sig = own.sign(pae(statement.payload_type, payload))
+    signature = Signature(own.node_id.uri, sig, own.certificate_der, own.intermediates_der)
     return Envelope(statement.payload_type, payload, (signature,))
 
 

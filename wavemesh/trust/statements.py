@@ -137,6 +137,7 @@ class WaveOrder:
     issued_at: datetime
     expires_at: datetime
     pauses: tuple[Pause, ...] = ()
+    planned_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,6 +400,7 @@ class DeviceStatus:
     connected: bool = False
     device_class: str = ""
     hardware_revision: str = ""
+    certificate_issued_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

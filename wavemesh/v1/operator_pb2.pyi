@@ -374,6 +374,7 @@ class Wave(_message.Message):
     EXPOSURE_FIELD_NUMBER: _builtins.int
     PLANNED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_CERTIFICATE_FIELD_NUMBER: _builtins.int
     wave_id: _builtins.str
     """The wave."""
     cohort: _builtins.str
@@ -388,6 +389,8 @@ class Wave(_message.Message):
     """(rolled_back + failed + silent) / (updated + rolled_back + failed + silent); 0 without any."""
     exposure: _builtins.int
     """Devices named in outstanding permits: what a halt that cannot cross the WAN exposes at most."""
+    waiting_for_certificate: _builtins.int
+    """Devices that get no permit before their certificate is younger than the wave; they count as pending. Control only."""
     @_builtins.property
     def pauses(self) -> _containers.RepeatedCompositeFieldContainer[_rollout_pb2.Pause]:
         """Pauses in force here, of all origins."""
@@ -423,10 +426,11 @@ class Wave(_message.Message):
         exposure: _builtins.int = ...,
         planned_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        waiting_for_certificate: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "expires_at", b"expires_at", "planned_at", b"planned_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "counts", b"counts", "expires_at", b"expires_at", "exposure", b"exposure", "pauses", b"pauses", "planned_at", b"planned_at", "release", b"release", "rollback_ratio", b"rollback_ratio", "state", b"state", "state_reason", b"state_reason", "stores", b"stores", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "counts", b"counts", "expires_at", b"expires_at", "exposure", b"exposure", "pauses", b"pauses", "planned_at", b"planned_at", "release", b"release", "rollback_ratio", b"rollback_ratio", "state", b"state", "state_reason", b"state_reason", "stores", b"stores", "waiting_for_certificate", b"waiting_for_certificate", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3089,3 +3093,233 @@ class TraceSpan(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TraceSpan: _TypeAlias = TraceSpan  # noqa: Y015
+
+@_typing.final
+class CreateEnrolmentRequest(_message.Message):
+    """Lets a node join."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NODE_FIELD_NUMBER: _builtins.int
+    SECRET_SHA256_FIELD_NUMBER: _builtins.int
+    LIFETIME_S_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    HARDWARE_REVISION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Path of the node: a store hub or a device."""
+    secret_sha256: _builtins.str
+    """SHA-256 of the token's secret, lower-case hex. The secret itself stays with the caller."""
+    lifetime_s: _builtins.int
+    """How long the token may be used, seconds; 0 means 24 hours, at most 90 days."""
+    device_class: _builtins.str
+    """Device class; may be empty for a device that is registered."""
+    hardware_revision: _builtins.str
+    """Hardware revision; may be empty for a device that is registered."""
+    time_zone: _builtins.str
+    """IANA time zone of a store that is not registered yet."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of a device that is not registered yet."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        secret_sha256: _builtins.str = ...,
+        lifetime_s: _builtins.int = ...,
+        device_class: _builtins.str = ...,
+        hardware_revision: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        time_zone: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "hardware_revision", b"hardware_revision", "labels", b"labels", "lifetime_s", b"lifetime_s", "node", b"node", "secret_sha256", b"secret_sha256", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateEnrolmentRequest: _TypeAlias = CreateEnrolmentRequest  # noqa: Y015
+
+@_typing.final
+class CreateEnrolmentResponse(_message.Message):
+    """What the token is made of, besides the secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLEET_FIELD_NUMBER: _builtins.int
+    TRUST_ROOT_SHA256_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    fleet: _builtins.str
+    """The fleet."""
+    trust_root_sha256: _builtins.str
+    """SHA-256 of the TUF root that the node will pin, lower-case hex."""
+    duplicate: _builtins.bool
+    """True when the same secret was given before for that node."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """The token is refused after this."""
+
+    def __init__(
+        self,
+        *,
+        fleet: _builtins.str = ...,
+        trust_root_sha256: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "expires_at", b"expires_at", "fleet", b"fleet", "trust_root_sha256", b"trust_root_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateEnrolmentResponse: _TypeAlias = CreateEnrolmentResponse  # noqa: Y015
+
+@_typing.final
+class ListNodesRequest(_message.Message):
+    """Lists nodes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 100, at most 1,000."""
+    page_token: _builtins.str
+    """From the previous answer, to the same filters; empty for the first page."""
+    below: _builtins.str
+    """Only this node and those below it, by path; empty for all."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        below: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below", b"below", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
+
+@_typing.final
+class ListNodesResponse(_message.Message):
+    """A page of nodes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
+        """By path."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___Node] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
+
+@_typing.final
+class Node(_message.Message):
+    """A node's certificate as known to control."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    HARDWARE_REVISION_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
+    TOKEN_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    TOKEN_USED_AT_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path."""
+    serial: _builtins.str
+    """Its serial number, lower-case hex; empty if it is not known."""
+    device_class: _builtins.str
+    """Device class it binds; empty for hubs."""
+    hardware_revision: _builtins.str
+    """Hardware revision it binds; empty for hubs."""
+    connected: _builtins.bool
+    """Whether it has an open session, as far as is known here."""
+    @_builtins.property
+    def issued_at(self) -> _timestamp_pb2.Timestamp:
+        """When its latest certificate was issued; absent if none is known."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When that ends; absent if it is not known."""
+
+    @_builtins.property
+    def last_seen_at(self) -> _timestamp_pb2.Timestamp:
+        """When the node was last heard; absent if never."""
+
+    @_builtins.property
+    def token_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When its latest token ends; absent without one."""
+
+    @_builtins.property
+    def token_used_at(self) -> _timestamp_pb2.Timestamp:
+        """When its latest token was used; absent if it was not."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        issued_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        serial: _builtins.str = ...,
+        device_class: _builtins.str = ...,
+        hardware_revision: _builtins.str = ...,
+        last_seen_at: _timestamp_pb2.Timestamp | None = ...,
+        token_expires_at: _timestamp_pb2.Timestamp | None = ...,
+        token_used_at: _timestamp_pb2.Timestamp | None = ...,
+        connected: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "last_seen_at", b"last_seen_at", "token_expires_at", b"token_expires_at", "token_used_at", b"token_used_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "device_class", b"device_class", "expires_at", b"expires_at", "hardware_revision", b"hardware_revision", "issued_at", b"issued_at", "last_seen_at", b"last_seen_at", "path", b"path", "serial", b"serial", "token_expires_at", b"token_expires_at", "token_used_at", b"token_used_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Node: _TypeAlias = Node  # noqa: Y015

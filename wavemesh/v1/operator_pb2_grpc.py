@@ -185,6 +185,16 @@ class OperatorServiceStub:
                 request_serializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceRequest.SerializeToString,
                 response_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceResponse.FromString,
                 _registered_method=True)
+        self.CreateEnrolment = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/CreateEnrolment',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentResponse.FromString,
+                _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/ListNodes',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -404,6 +414,21 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateEnrolment(self, request, context):
+        """Lets a node join once, with the token whose secret the caller made. Control only. A client must not repeat it by
+        itself when the answer is lost: repeated late it could take the place of a newer token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNodes(self, request, context):
+        """Nodes with their certificates and open enrolments. Control only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -556,6 +581,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.GetTrace,
                     request_deserializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceRequest.FromString,
                     response_serializer=wavemesh_dot_v1_dot_operator__pb2.GetTraceResponse.SerializeToString,
+            ),
+            'CreateEnrolment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateEnrolment,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1369,6 +1404,60 @@ class OperatorService:
             '/wavemesh.v1.OperatorService/GetTrace',
             wavemesh_dot_v1_dot_operator__pb2.GetTraceRequest.SerializeToString,
             wavemesh_dot_v1_dot_operator__pb2.GetTraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateEnrolment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/CreateEnrolment',
+            wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.CreateEnrolmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/ListNodes',
+            wavemesh_dot_v1_dot_operator__pb2.ListNodesRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.ListNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -101,6 +101,12 @@ class OperatorServiceStub:
     """The hold list in force here."""
     GetTrace: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetTraceRequest, _operator_pb2.GetTraceResponse]
     """The trace of one device in one wave, as far as its spans have reached the node asked."""
+    CreateEnrolment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrolmentRequest, _operator_pb2.CreateEnrolmentResponse]
+    """Lets a node join once, with the token whose secret the caller made. Control only. A client must not repeat it by
+    itself when the answer is lost: repeated late it could take the place of a newer token.
+    """
+    ListNodes: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]
+    """Nodes with their certificates and open enrolments. Control only."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -173,6 +179,12 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """The hold list in force here."""
     GetTrace: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetTraceRequest, _operator_pb2.GetTraceResponse]  # type: ignore[assignment]
     """The trace of one device in one wave, as far as its spans have reached the node asked."""
+    CreateEnrolment: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrolmentRequest, _operator_pb2.CreateEnrolmentResponse]  # type: ignore[assignment]
+    """Lets a node join once, with the token whose secret the caller made. Control only. A client must not repeat it by
+    itself when the answer is lost: repeated late it could take the place of a newer token.
+    """
+    ListNodes: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]  # type: ignore[assignment]
+    """Nodes with their certificates and open enrolments. Control only."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
@@ -422,5 +434,23 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.GetTraceResponse, _abc.Awaitable[_operator_pb2.GetTraceResponse]]:
         """The trace of one device in one wave, as far as its spans have reached the node asked."""
+
+    @_abc_1.abstractmethod
+    def CreateEnrolment(
+        self,
+        request: _operator_pb2.CreateEnrolmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.CreateEnrolmentResponse, _abc.Awaitable[_operator_pb2.CreateEnrolmentResponse]]:
+        """Lets a node join once, with the token whose secret the caller made. Control only. A client must not repeat it by
+        itself when the answer is lost: repeated late it could take the place of a newer token.
+        """
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _operator_pb2.ListNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListNodesResponse, _abc.Awaitable[_operator_pb2.ListNodesResponse]]:
+        """Nodes with their certificates and open enrolments. Control only."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -385,6 +385,7 @@ class DeviceStatus(_message.Message):
     CONNECTED_FIELD_NUMBER: _builtins.int
     DEVICE_CLASS_FIELD_NUMBER: _builtins.int
     HARDWARE_REVISION_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_ISSUED_AT_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Path of the device."""
     state: Global___UpdateState.ValueType
@@ -423,6 +424,10 @@ class DeviceStatus(_message.Message):
     def at(self) -> _timestamp_pb2.Timestamp:
         """When this was true, by the device's clock."""
 
+    @_builtins.property
+    def certificate_issued_at(self) -> _timestamp_pb2.Timestamp:
+        """When the certificate in use was issued, by its issuer's clock. Absent from agents that cannot renew."""
+
     def __init__(
         self,
         *,
@@ -444,10 +449,11 @@ class DeviceStatus(_message.Message):
         connected: _builtins.bool = ...,
         device_class: _builtins.str = ...,
         hardware_revision: _builtins.str = ...,
+        certificate_issued_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent", "_temperature_celsius", b"_temperature_celsius", "at", b"at", "battery_percent", b"battery_percent", "temperature_celsius", b"temperature_celsius"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent", "_temperature_celsius", b"_temperature_celsius", "at", b"at", "battery_percent", b"battery_percent", "certificate_issued_at", b"certificate_issued_at", "temperature_celsius", b"temperature_celsius"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent", "_temperature_celsius", b"_temperature_celsius", "agent_version", b"agent_version", "at", b"at", "attempt", b"attempt", "battery_percent", b"battery_percent", "config_version", b"config_version", "connected", b"connected", "device", b"device", "device_class", b"device_class", "firmware_sha256", b"firmware_sha256", "firmware_version", b"firmware_version", "gate", b"gate", "hardware_revision", b"hardware_revision", "slot", b"slot", "staged_bytes", b"staged_bytes", "state", b"state", "target_bytes", b"target_bytes", "temperature_celsius", b"temperature_celsius", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent", "_temperature_celsius", b"_temperature_celsius", "agent_version", b"agent_version", "at", b"at", "attempt", b"attempt", "battery_percent", b"battery_percent", "certificate_issued_at", b"certificate_issued_at", "config_version", b"config_version", "connected", b"connected", "device", b"device", "device_class", b"device_class", "firmware_sha256", b"firmware_sha256", "firmware_version", b"firmware_version", "gate", b"gate", "hardware_revision", b"hardware_revision", "slot", b"slot", "staged_bytes", b"staged_bytes", "state", b"state", "target_bytes", b"target_bytes", "temperature_celsius", b"temperature_celsius", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__battery_percent: _TypeAlias = _typing.Literal["battery_percent"]  # noqa: Y015
     _WhichOneofArgType__battery_percent: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent"]  # noqa: Y015

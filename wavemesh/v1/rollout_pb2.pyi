@@ -152,6 +152,7 @@ class WaveOrder(_message.Message):
     ISSUED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PAUSES_FIELD_NUMBER: _builtins.int
+    PLANNED_AT_FIELD_NUMBER: _builtins.int
     wave_id: _builtins.str
     """The wave."""
     generation: _builtins.int
@@ -188,6 +189,12 @@ class WaveOrder(_message.Message):
     def pauses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pause]:
         """Origins of the pauses in force ("operator:alice", "hub:store-209"); the wave runs only when none is."""
 
+    @_builtins.property
+    def planned_at(self) -> _timestamp_pb2.Timestamp:
+        """When the wave was planned. Where its policy rotates certificates, a device whose own is older renews it before it
+        gets a permit. Absent in orders of control before 0.2.
+        """
+
     def __init__(
         self,
         *,
@@ -205,10 +212,11 @@ class WaveOrder(_message.Message):
         issued_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         pauses: _abc.Iterable[Global___Pause] | None = ...,
+        planned_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "planned_at", b"planned_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "device_class", b"device_class", "devices", b"devices", "expires_at", b"expires_at", "generation", b"generation", "hardware_revision", b"hardware_revision", "issued_at", b"issued_at", "least_hold_epoch", b"least_hold_epoch", "pauses", b"pauses", "policy_digest", b"policy_digest", "release", b"release", "state", b"state", "store", b"store", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "device_class", b"device_class", "devices", b"devices", "expires_at", b"expires_at", "generation", b"generation", "hardware_revision", b"hardware_revision", "issued_at", b"issued_at", "least_hold_epoch", b"least_hold_epoch", "pauses", b"pauses", "planned_at", b"planned_at", "policy_digest", b"policy_digest", "release", b"release", "state", b"state", "store", b"store", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from wavemesh.codec import statements as codec
 from wavemesh.codec.statements import MalformedStatementError, decode, encode, from_proto, to_proto
 from wavemesh.telemetry import batches
+from wavemesh.trust import enrolments as e
 from wavemesh.trust import statements as s
 from wavemesh.v1 import report_pb2, rollout_pb2
 
@@ -77,7 +78,7 @@ def test_dataclass_and_message_have_the_same_fields(cls: type) -> None:
 
 
 def test_every_statement_class_is_known_to_the_codec() -> None:
-    declared = {item for item in vars(s).values() if dataclasses.is_dataclass(item)}
+    declared = {item for module in (s, e) for item in vars(module).values() if dataclasses.is_dataclass(item)}
     declared |= {batches.TelemetryBatch, batches.TelemetryUpload, batches.TelemetryUploadAnswer}
     assert declared == set(ALL)
 

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from control.ledger import Outcome, is_final, merge
-from control.permits import Issue, StoreShare, exposure, outstanding, to_issue, to_take_back, to_write_off
+from control.permits import (
+    Issue,
+    StoreShare,
+    exposure,
+    outstanding,
+    to_issue,
+    to_take_back,
+    to_write_off,
+    waiting_for_certificate,
+)
 from wavemesh.trust.statements import OutcomeKind
 
 DEVICES = tuple(f"pos-{number}" for number in range(6))
@@ -54,6 +63,28 @@ def test_who_is_revoked_gets_none_and_has_spent_what_it_had(
 
 def test_an_unknown_hub_gets_none() -> None:
     assert to_issue(StoreShare(DEVICES, {}, {}, ATTEMPTS), hub_incarnation="", batch=None) == ()
+
+
+@given(
+    st.sets(st.sampled_from(DEVICES)),
+    st.sets(st.sampled_from(DEVICES)),
+    st.sets(st.sampled_from(DEVICES)),
+    st.one_of(st.none(), st.integers(1, 6)),
+)
+def test_who_must_renew_first_waits_and_holds_up_nobody(
+    held: set[str], final: set[str], stale: set[str], batch: int | None
+) -> None:
+    """No permit before the certificate is younger; a batch is filled with those that wait for nothing."""
+    issues = {device: Issue(device, 1, "i") for device in held}
+    share = StoreShare(DEVICES, issues, {device: done(device) for device in final}, ATTEMPTS, frozenset(stale))
+    issued = set(to_issue(share, hub_incarnation="i", batch=batch))
+    waiting = set(waiting_for_certificate(share))
+    assert not issued & stale
+    assert waiting == stale - held - final
+    ready = set(DEVICES) - held - final - stale
+    room = len(ready) if batch is None else max(0, batch - len(held - final))
+    assert issued <= ready
+    assert len(issued) == min(len(ready), room)
 
 
 class Hub(RuleBasedStateMachine):

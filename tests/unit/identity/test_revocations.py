@@ -87,22 +87,6 @@ def test_a_refusal_says_by_which_entry_and_is_both_a_bad_certificate_and_forbidd
     revocations.check(proof(DEVICE, NOW))
 
 
-def test_who_issues_anew_starts_late_enough() -> None:
-    """The latest of all that concern the node; an authority's entry says nothing of when its leaves begin."""
-    revocations = RevocationIndex(
-        listed(
-            entry(DEVICE),
-            entry(STORE, BELOW, NOW + SECOND),
-            entry(REGION, NODE, NOW + 9 * SECOND),
-            entry(REGION, AUTHORITY, NOW + 9 * SECOND),
-        )
-    )
-    assert revocations.earliest_start(DEVICE) == NOW + SECOND
-    assert revocations.earliest_start(REGION) == NOW + 9 * SECOND
-    assert revocations.earliest_start("operator/alice") is None
-    assert revocations.find(proof(DEVICE, NOW + SECOND, NOW + 9 * SECOND)) is None
-
-
 def test_epochs_do_not_go_back() -> None:
     held = listed(entry(DEVICE), epoch=5)
     check_successor(held, None)

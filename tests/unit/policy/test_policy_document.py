@@ -147,3 +147,16 @@ def test_a_device_that_reads_a_policy_loads_no_yaml() -> None:
     subprocess.run(
         [sys.executable, "-c", f"import sys, {modules}; sys.exit('yaml' in sys.modules)"], check=True, cwd=ROOT
     )
+
+
+def test_a_later_key_is_written_where_it_is_used(policy: Policy) -> None:
+    """A policy that does not use it has the bytes that earlier versions know; one that does is another policy."""
+    off = dataclasses.replace(policy, guardrails=dataclasses.replace(policy.guardrails, rotate_certificates=False))
+    assert policy.guardrails.rotate_certificates
+    assert b"rotateCertificates" not in policy_to_json(policy)
+    assert b'"rotateCertificates":false' in policy_to_json(off)
+    for one in (policy, off):
+        assert policy_from_json(policy_to_json(one)) == one
+    explicit = policy_to_json(off).replace(b'"rotateCertificates":false', b'"rotateCertificates":true')
+    with pytest.raises(PolicyError, match="canonical"):
+        policy_from_json(explicit)
