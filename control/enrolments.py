@@ -224,7 +224,7 @@ class Enrolments:
         await store.append_audit(tx, at=self._clock.now(), actor=actor, action=action, subject=subject, detail=detail)
 
 
-async def refuse_rebound(tx: Transaction, devices: list[dict[str, object]]) -> None:
+async def refuse_rebound(tx: Transaction, devices: Sequence[Mapping[str, object]]) -> None:
     """A device's class and revision are bound to its certificate: the inventory cannot change them alone."""
     table = schema.certificates
     for row in devices:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 
 from control import requests, schema, store
+from control.enrolments import refuse_rebound
 from control.requests import BadRequestError
 from wavemesh.errors import ConflictError
 from wavemesh.v1 import operator_pb2
@@ -36,6 +37,7 @@ async def apply(
     known = fleet.stores | {str(row["path"]) for row in stores}
     devices = [requests.device_row(one, index, fleet_name, known) for index, one in enumerate(request.devices)]
     await _refuse_changed_targets(tx, devices)
+    await refuse_rebound(tx, devices)
     changes = [*await _changes(tx, schema.stores, stores), *await _changes(tx, schema.devices, devices)]
     await tx.put(schema.stores, *stores)
     await tx.put(schema.devices, *devices)

@@ -49,6 +49,8 @@ class Issuers:
 
     def __init__(self, ca: FleetCa) -> None:
         self._ca = ca
+        # Not as early as the root, so that there can have been an earlier one.
+        self.since = ca.certificate.not_valid_before_utc + timedelta(minutes=1)
         self._regions: dict[str, RegionCa] = {}
 
     def issuer(self, path: str) -> Issuer:
@@ -57,8 +59,8 @@ class Issuers:
         if kind != "region":
             return self._ca
         if name not in self._regions:
-            now = self._ca.certificate.not_valid_before_utc
-            self._regions[name] = RegionCa.create(self._ca, name, not_before=now, not_after=now + REGION_LIFETIME)
+            since = self.since
+            self._regions[name] = RegionCa.create(self._ca, name, not_before=since, not_after=since + REGION_LIFETIME)
         return self._regions[name]
 
 

@@ -61,7 +61,7 @@ class Identities:
         self._ca = ca
         self._issuers = Issuers(ca)
         self._revoked_at = datetime.now(UTC) - 2 * _HOUR
-        self._authority_since = ca.certificate.not_valid_before_utc
+        self._authority_since = self._issuers.since
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._other_fleet = FleetCa.create("other.example", datetime.now(UTC) - _DAY)
         self._other_ca = FleetCa.create(FLEET, datetime.now(UTC) - _DAY)

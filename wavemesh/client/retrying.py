@@ -35,6 +35,7 @@ REPEATABLE = frozenset(
         "GetLedger",
         "GetPolicy",
         "GetStore",
+        "GetTrace",
         "GetWave",
         "ListAudit",
         "ListCache",

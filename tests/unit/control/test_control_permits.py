@@ -76,7 +76,7 @@ def test_who_must_renew_first_waits_and_holds_up_nobody(
 ) -> None:
     """No permit before the certificate is younger; a batch is filled with those that wait for nothing."""
     issues = {device: Issue(device, 1, "i") for device in held}
-    share = StoreShare(DEVICES, issues, {device: done(device) for device in final}, ATTEMPTS, frozenset(stale))
+    share = StoreShare(DEVICES, issues, {device: done(device) for device in final}, ATTEMPTS, stale=frozenset(stale))
     issued = set(to_issue(share, hub_incarnation="i", batch=batch))
     waiting = set(waiting_for_certificate(share))
     assert not issued & stale
