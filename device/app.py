@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import socket
+from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ from wavemesh.session.upstream import SessionUpstream
 from wavemesh.trust.freshness import ClockSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from device.config import DeviceConfig
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 MAX_ROOT_BYTES = 256 * 1024
 LOCK_PATIENCE_S = 10.0
 PETS_PER_WATCHDOG = 4
+_TOLD = ("WAVEMESH_SLOT", "WAVEMESH_SLOT_VERSION", "WAVEMESH_CONFIG_GENERATION")
 
 
 class LockedError(LocalError):
@@ -66,20 +68,45 @@ class LockedError(LocalError):
 async def main(directory: Path) -> None:
     """Run the agent of the device in ``directory`` until SIGTERM; raises LocalError when it cannot start."""
     config = load_device_config(directory)
-    clock = SystemClock()
-    log = DeviceLog(
-        directory / "state" / "log", clock, timedelta(hours=config.logs.keep_hours), config.logs.quota_bytes
-    )
+    log = open_log(directory, config)
     logging.getLogger().addHandler(log)
     power = SimulatedPower(directory, log.flush)
     power.attach()
-    with (directory / "run" / "agent.lock").open("w") as lock:
-        await _take(lock.fileno(), directory)
-        try:
-            await _run(directory, config, clock, log, power)
-        finally:
-            logging.getLogger().removeHandler(log)
-            log.close()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    told = {name: os.environ[name] for name in _TOLD if name in os.environ}
+    try:
+        await run_agent(Launch(directory, config, log, power, told), stop)
+    finally:
+        logging.getLogger().removeHandler(log)
+        log.close()
+
+
+def open_log(directory: Path, config: DeviceConfig) -> DeviceLog:
+    """The device's log, going on where it ended."""
+    keep = timedelta(hours=config.logs.keep_hours)
+    return DeviceLog(directory / "state" / "log", SystemClock(), keep, config.logs.quota_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What an agent is started with; ``told`` is what its probes may know of the boot, as environment variables."""
+
+    directory: Path
+    config: DeviceConfig
+    log: DeviceLog
+    power: Power
+    told: Mapping[str, str]
+
+
+async def run_agent(launch: Launch, stop: asyncio.Event) -> None:
+    """Compose the agent from what is on disk and run it until ``stop``; raises LocalError when it cannot start.
+
+    It uses nothing that is the process's own, so that many agents fit into one.
+    """
+    with (launch.directory / "run" / "agent.lock").open("w") as lock:
+        await _take(lock.fileno(), launch.directory)
+        await _run(launch, stop)
 
 
 async def _take(descriptor: int, directory: Path) -> None:
@@ -98,9 +125,9 @@ async def _take(descriptor: int, directory: Path) -> None:
         raise LockedError(msg) from error
 
 
-async def _run(
-    directory: Path, config: DeviceConfig, clock: SystemClock, log: DeviceLog, power: SimulatedPower
-) -> None:
+async def _run(launch: Launch, stop: asyncio.Event) -> None:
+    directory, config, log, power = launch.directory, launch.config, launch.log, launch.power
+    clock = SystemClock()
     disk = Disk()
     credentials = NodeCredentials.load(directory / "identity")
     store = DeviceStore(_load_state(directory / "state", disk, clock, log), credentials, clock, log)
@@ -134,7 +161,7 @@ async def _run(
             config.board.power_supply, config.board.thermal, config.board.inhibit, config.board.reserved_disk_bytes
         ),
         configs=ConfigStore(directory / "state" / "config", disk),
-        probes=_probes(directory, config),
+        probes=_probes(directory, config, launch.told),
         health=HealthClient(
             upstream=upstream,
             store=store,
@@ -150,8 +177,6 @@ async def _run(
     status = StatusReporter(equipment, upstream, __version__)
     agent = Agent(equipment, status)
     changed.call = agent.resources_changed
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(upstream.run()),
@@ -213,20 +238,12 @@ def _notify_systemd(message: bytes) -> None:
             return
 
 
-def _probes(directory: Path, config: DeviceConfig) -> ProbeRunner:
+def _probes(directory: Path, config: DeviceConfig, told: Mapping[str, str]) -> ProbeRunner:
+    """Probes know where commands are, and which slot runs."""
     board = config.board
     containment = Containment(board.probe_containment, board.probe_user, hidden=directory, shown=board.hardware)
-    return ProbeRunner(_probe_environment(config), config.timing.probe_timeout_s, containment)
-
-
-def _probe_environment(config: DeviceConfig) -> dict[str, str]:
-    """What probes may know: where commands are, and which slot runs."""
-    told = ("WAVEMESH_SLOT", "WAVEMESH_SLOT_VERSION", "WAVEMESH_CONFIG_GENERATION")
-    return {
-        "PATH": f"{config.board.hardware / 'bin'}:{config.board.path}",
-        "LANG": "C.UTF-8",
-        **{name: os.environ[name] for name in told if name in os.environ},
-    }
+    environment = {"PATH": f"{board.hardware / 'bin'}:{board.path}", "LANG": "C.UTF-8", **told}
+    return ProbeRunner(environment, config.timing.probe_timeout_s, containment)
 
 
 def _read_root(path: Path) -> bytes:
