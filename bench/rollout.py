@@ -48,6 +48,7 @@ READY_TIMEOUT_S = 120.0
 CALL_TIMEOUT_S = 120.0
 STOP_GRACE_S = 60.0
 DEVICES_PER_S_LEAST = 20
+TRIAL_MINUTES = 5
 TIERS = ("control", "superhub", "storehub", "agents")
 _INVENTORY_PART = 2000
 _ROOT = Path(__file__).resolve().parent.parent
@@ -211,7 +212,9 @@ def plan(fleet: Fleet, size: Size) -> None:
     draft = operations.Draft(RELEASE, (site.images_dir / RELEASE.firmware).resolve(), regions=tuple(site.regions))
     operations.publish(site, operations.make_release(site, draft))
     least = max(5, 2 * size.bad + 1)
-    policy = policy_text(RELEASE, swap_limit=size.swaps, halt_least_outcomes=least, hub_budget=size.stores)
+    policy = policy_text(
+        RELEASE, swap_limit=size.swaps, halt_least_outcomes=least, hub_budget=size.stores, trial_minutes=TRIAL_MINUTES
+    )
     request = operator_pb2.PlanWaveRequest(
         wave_id=WAVE, cohort=topology.COHORT, policy_yaml=policy.encode(), policy_name="policy.yaml"
     )
