@@ -79,12 +79,13 @@ class Staging:
 
     async def _stage(self) -> Event:
         target, slots = self._target, self._equipment.slots
-        await self._verify_bundle()
-        if target.firmware is not None and not await self._already_there(target.firmware):
-            await self._put_image(target.firmware)
-            await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
-        if target.config is not None:
-            await self._put_config(target.config)
+        async with self._equipment.artifacts.transfer():
+            await self._verify_bundle()
+            if target.firmware is not None and not await self._already_there(target.firmware):
+                await self._put_image(target.firmware)
+                await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
+            if target.config is not None:
+                await self._put_config(target.config)
         if target.rules.boot_probe:
             extra = {
                 "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),
@@ -129,7 +130,6 @@ class Staging:
             writer = await slots.begin(slot, image)
             try:
                 await self._fill(writer, image)
-                await writer.sync()
             finally:
                 await writer.close()
             found = await slots.digest(slot, image.size_bytes)
@@ -148,6 +148,7 @@ class Staging:
             reading = group.create_task(self._read_ahead(image, writer.offset, queue))
             error = await self._drain(queue, writer, image)
             reading.cancel()
+        await writer.sync()  # a link that broke costs no byte that arrived before
         if error is not None:
             raise error
 
