@@ -133,9 +133,8 @@ class DeviceSink:
             self._believed.pop(key, None)
         floor = self._floor()
         epoch = max([self._store.document.hold_epoch, *(one.epoch for one in self._holds())])
-        self._store.store_resources(accepted, removed, clock_floor=floor, hold_epoch=epoch)
-        for order in self.orders():
-            self._store.note_generation(order.wave_id, order.generation)
+        generations = {order.wave_id: order.generation for order in self.orders()}
+        self._store.store_resources(accepted, removed, generations, clock_floor=floor, hold_epoch=epoch)
         self._changed()
         return rejected
 
