@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from wavemesh.trust.statements import WaveOrder
 
 _LOG = logging.getLogger(__name__)
-LEAST_PAUSE_S = 0.02
+LEAST_PAUSE_S = 0.1
 """Between two passes, so that a chatty store costs one pass and not one a word."""
 INCARNATION_FACT = "incarnation"
 SINCE_FACT = "incarnation_since"
@@ -69,6 +69,7 @@ class Scheduler:
     def __init__(self, hub: Hub) -> None:
         """Schedule the swaps of that hub."""
         self._hub = hub
+        self._occupied = 0
 
     async def run(self) -> None:
         """Decide for as long as the hub runs."""
@@ -88,14 +89,16 @@ class Scheduler:
         async with hub.store.database.transaction() as tx:
             await self._note_incarnation(tx)
             await hub.clock_guard.tick(tx, hub.clock.now())
-            decision = decide(self.view())
+            view = self.view()
+            self._occupied = len(occupants(view))
+            decision = decide(view)
             await self._persist(tx, decision)
         self._tell(decision)
         return decision
 
     def swaps_active(self) -> int:
-        """Devices inside a swap now."""
-        return len(occupants(self.view()))
+        """Devices inside a swap, as of the last pass; each grant causes another."""
+        return self._occupied
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
