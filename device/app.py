@@ -42,7 +42,7 @@ from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 from wavemesh.runtime.grpc import make_bulk_channel
-from wavemesh.session.upstream import SessionUpstream
+from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
 from wavemesh.trust.freshness import ClockSource
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 MAX_ROOT_BYTES = 256 * 1024
 LOCK_PATIENCE_S = 10.0
 PETS_PER_WATCHDOG = 4
+# A device is back within five seconds of its hub or its LAN; a refused dial in the meantime costs milliseconds.
+RECONNECT_MAX_S = 3.0
 _TOLD = ("WAVEMESH_SLOT", "WAVEMESH_SLOT_VERSION", "WAVEMESH_CONFIG_GENERATION")
 
 
@@ -144,6 +146,7 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
         clock=clock,
         rng=Random(),  # noqa: S311  # jitter, not a secret
         software_version=__version__,
+        options=UpstreamOptions(backoff_cap_s=RECONNECT_MAX_S),
     )
     boot_control = SimulatedBootControl(directory / "slots", disk)
     equipment = Equipment(
