@@ -18,6 +18,7 @@ from storehub.records import DeviceRecord, Disposition, SlotRecord
 from storehub.schema import from_stamp, to_stamp
 from storehub.standing import Standing
 from storehub.swaps import (
+    Decision,
     DeviceView,
     Group,
     HubView,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from storehub.hub import Hub
-    from storehub.swaps import Decision, Inference, Slot
+    from storehub.swaps import Inference, Slot
     from wavemesh.policy.document import Policy
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.trust.statements import WaveOrder
@@ -48,6 +49,7 @@ LEAST_PAUSE_S = 0.1
 """Between two passes, so that a chatty store costs one pass and not one a word."""
 INCARNATION_FACT = "incarnation"
 SINCE_FACT = "incarnation_since"
+NOTHING = Decision((), (), (), ())
 
 
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -84,8 +86,17 @@ class Scheduler:
             await asyncio.sleep(LEAST_PAUSE_S)
 
     async def step(self) -> Decision:
-        """One pass. The view is taken inside the transaction, so nothing moves between decision and disk."""
+        """One pass. The view is taken inside the transaction, so nothing moves between decision and disk.
+
+        Most passes of a quiet store come to nothing: one look without a transaction tells.
+        """
         hub = self._hub
+        if self._is_noted() and not hub.clock_guard.is_due(hub.clock.now()):
+            view = self.view()
+            decision = decide(view)
+            if decision == NOTHING:
+                self._occupied = len(occupants(view))
+                return decision
         async with hub.store.database.transaction() as tx:
             await self._note_incarnation(tx)
             await hub.clock_guard.tick(tx, hub.clock.now())
@@ -188,9 +199,12 @@ class Scheduler:
 
     # -- acting -----------------------------------------------------------------------------------------------------
 
+    def _is_noted(self) -> bool:
+        return self._hub.store.fact(INCARNATION_FACT) == self._hub.log.incarnation
+
     async def _note_incarnation(self, tx: Transaction) -> None:
         store, incarnation = self._hub.store, self._hub.log.incarnation
-        if store.fact(INCARNATION_FACT) != incarnation:
+        if not self._is_noted():
             await store.put_fact(tx, INCARNATION_FACT, incarnation)
             await store.put_fact(tx, SINCE_FACT, str(to_stamp(self._hub.clock.now())))
 
