@@ -8,6 +8,8 @@ CPU is that of the processes from the moment the servers listen, before a device
 connecting, the rollout, and what idles meanwhile. Interpreter starts of servers are before it. ``probes`` is what the
 kernel charged the agents' processes for their children: two to four contained probe commands a device. Bytes at control
 are counted by the proxy that its super hubs connect through. ``peak_rss_mb`` adds up the peaks of all processes.
+A loaded machine makes the same work cost more CPU. ``cpu_in_handshakes`` is the cost per device in bare mutual TLS
+handshakes (both sides), measured once a second in the same run.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.handshake import Yardstick
 from bench.report import Result, Target, WrongResultError, write
 from bench.rollout import TIERS, Fleet, Progress, plan, register, start_wave, wait_closed
 from bench.site import Size, make_site
@@ -108,6 +111,8 @@ def _measure(directory: Path, size: Size, timeout_s: float, profile: Path | None
     progress = Progress(sys.stderr)
     progress.show(f"making {size.total} devices")
     site = make_site(directory, size)
+    store, device = next(iter(site.stores)), site.devices[0]
+    yardstick = Yardstick(site.device_dir(device), site.store_dir(store), site.store_id(store).dns_name)
     with Fleet(site, progress, profile) as fleet:
         listening = fleet.costs()
         began_s = time.monotonic()
@@ -119,7 +124,7 @@ def _measure(directory: Path, size: Size, timeout_s: float, profile: Path | None
         planned_s = time.monotonic()
         plan(fleet, size)
         start_wave(fleet)
-        wait_closed(fleet, progress, timeout_s)
+        wait_closed(fleet, progress, timeout_s, yardstick.sample)
         wall_s = time.monotonic() - planned_s
         closed = fleet.costs()
         links = [fleet.link(name) for name in site.links]
@@ -143,11 +148,13 @@ def _measure(directory: Path, size: Size, timeout_s: float, profile: Path | None
         "peak_rss_mb": round(sum(cost.peak_rss_kib for cost in closed.values()) / 1024),
         "image_kib": size.image_kib,
         **_cpu(listening, connected, closed, size.total),
+        "handshake_cpu_ms": round(yardstick.cpu_ms, 3),
         "peak_rss_mb_by_tier": {tier: round(cost.peak_rss_kib / 1024, 1) for tier, cost in closed.items()},
         "agent_kib_per_device": round(idle.rss_kib / size.total),
         "idle_threads_per_agent_process": round(idle.threads / processes, 1),
         "idle_files_per_device": round(idle.files / size.total, 2),
     }
+    keys["cpu_in_handshakes"] = round(float(str(keys["cpu_ms_per_device"])) / yardstick.cpu_ms, 1)
     return Result(keys, _targets(keys))
 
 

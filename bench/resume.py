@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bench.fleet import add_size, check, directory_of, size_of
+from bench.handshake import tls
 from bench.report import Result, Target, WrongResultError, write
 from bench.rollout import Fleet, Progress, ledger, plan, register, start_wave, wait_closed
 from bench.site import make_site
@@ -185,7 +186,7 @@ def _run(
             at_cut.append(observed.down_bytes() - before)
             progress.show(f"the {options.link} is cut for {options.outage:g} s")
             converged_s.append(observed.outage(options.outage))
-        wait_closed(fleet, progress, options.timeout)
+        wait_closed(fleet, progress, options.timeout, lambda: None)
         closed = observed.down_bytes()
         if not cuts:
             observed.outage(min(options.outage, 2.0))
@@ -219,7 +220,7 @@ def _known(site: Site) -> set[str]:
 async def _floor(site: Site) -> float:
     """Seconds until as many bare TLS connections have echoed again once their link is back."""
     store = next(iter(site.stores))
-    server = await asyncio.start_server(_echo, "127.0.0.1", 0, ssl=_tls(site.store_dir(store), ssl.Purpose.CLIENT_AUTH))
+    server = await asyncio.start_server(_echo, "127.0.0.1", 0, ssl=tls(site.store_dir(store), ssl.Purpose.CLIENT_AUTH))
     port = server.sockets[0].getsockname()[1]
     count = len(site.devices)
     async with (
@@ -227,7 +228,7 @@ async def _floor(site: Site) -> float:
         Link(LinkConfig("floor", "127.0.0.1:0", f"127.0.0.1:{port}")) as link,
         asyncio.TaskGroup() as group,
     ):
-        clients = [_Client(_tls(site.device_dir(name), ssl.Purpose.SERVER_AUTH), link.address) for name in site.devices]
+        clients = [_Client(tls(site.device_dir(name), ssl.Purpose.SERVER_AUTH), link.address) for name in site.devices]
         tasks = [group.create_task(client.run(site.store_id(store).dns_name)) for client in clients]
         await _until(lambda: sum(client.is_echoed for client in clients) == count)
         link.set_mode(Mode.CUT)
@@ -280,11 +281,3 @@ async def _until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(CONVERGED_TIMEOUT_S):
         while not holds():  # noqa: ASYNC110  # what is waited for is the state of many connections
             await asyncio.sleep(0.005)
-
-
-def _tls(node: Path, purpose: ssl.Purpose) -> ssl.SSLContext:
-    identity = node / "identity"
-    context = ssl.create_default_context(purpose, cafile=str(identity / "ca.crt"))
-    context.load_cert_chain(identity / "node.crt", identity / "node.key")
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context

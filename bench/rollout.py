@@ -227,16 +227,17 @@ def start_wave(fleet: Fleet) -> None:
     operations.give(fleet.site, "control", intent)
 
 
-def wait_closed(fleet: Fleet, progress: Progress, timeout_s: float) -> None:
-    """Wait for control's last word on the wave."""
+def wait_closed(fleet: Fleet, progress: Progress, timeout_s: float, look: Callable[[], None]) -> None:
+    """Wait for control's last word on the wave; ``look`` is called at each look."""
 
     def is_over() -> bool:
+        look()
         counted = Counter(outcome.kind for outcome in ledger(fleet.site))
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
         progress.show(f"{counted.total()} of {len(fleet.site.devices)} outcomes: {counts or 'none yet'}")
         return wave_state(fleet.site.control_dir, WAVE) in {"closed", "halted"}
 
-    fleet.wait(is_over, timeout_s, "the wave to close")
+    fleet.wait(is_over, timeout_s, "the wave to close", poll_s=1.0)
 
 
 def ledger(site: Site) -> list[Outcome]:
