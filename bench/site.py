@@ -20,7 +20,7 @@ from lab.images import build_small_images, digest_of
 from lab.policies import OLD_RELEASE, RELEASE
 from lab.provision import RELEASE_KEYS, free_ports, image, make_device, offline_key, place_images
 from lab.topology import DEVICE_CLASS, FLEET, HARDWARE_REVISION, LOCALHOST, Lab
-from wavemesh.identity.ca import FleetCa, write_node
+from wavemesh.identity.ca import REGION_LIFETIME, FleetCa, RegionCa, write_node
 from wavemesh.identity.nodes import NodeId
 from wavemesh.trust.keys import create_signer
 from wavemesh.trust.repository import create_repository
@@ -28,6 +28,8 @@ from wavemesh.trust.repository import create_repository
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from wavemesh.identity.ca import Issuer
 
 WAVE = "bench"
 LOST_SCANNER = "peripheral:scanner"
@@ -117,11 +119,17 @@ def _make_identities(site: Site) -> None:
     """Everything about keys: the CA and each node's certificate, release and control keys, the pinned root."""
     now = datetime.now(UTC)
     ca = FleetCa.create(FLEET, now - _SINCE)
+    authorities: dict[str, Issuer] = {}
+    for name in site.regions:
+        region = RegionCa.create(ca, name, not_before=now - _SINCE, not_after=now + REGION_LIFETIME)
+        region.save(site.superhub(name) / "authority")
+        authorities[f"region/{name}"] = region
     identities = {directory / "identity": node for directory, node in site.nodes().items()}
     identities |= {site.origin_dir / "identity": topology.origin_id(), site.operator_dir: topology.operator_id()}
     address = [ipaddress.ip_address(LOCALHOST)]
     for directory, node in identities.items():
-        write_node(directory, ca, node, not_before=now - _SINCE, not_after=now + _UNTIL, ip_addresses=address)
+        issuer = authorities.get("/".join(node.path.split("/")[:2]), ca)
+        write_node(directory, issuer, node, not_before=now - _SINCE, not_after=now + _UNTIL, ip_addresses=address)
     metadata = create_repository(
         root=[create_signer(offline_key(site, "root"))],
         releases=[create_signer(offline_key(site, name)) for name in RELEASE_KEYS],
