@@ -21,7 +21,8 @@ from device.platform import BootRecord
 from device.sink import DeviceSink
 from device.state import StateFile
 from device.store import DeviceStore
-from lab.injectors import InjectorError, _tell
+from lab.injectors import InjectorError
+from lab.injectors import tell as tell_board
 from lab.processes import wait_until
 from tests.recordings import archive
 from tests.recordings.questions import (
@@ -121,7 +122,7 @@ def ask_status(socket: Path) -> dict[str, Any]:
 
     def answers() -> bool:
         try:
-            said.update(_tell(socket, "status"))
+            said.update(tell_board(socket, "status"))
         except InjectorError:
             return False
         return True
