@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 import tempfile
 import time
@@ -91,7 +92,8 @@ def size_of(options: argparse.Namespace) -> Size:
 
 @contextlib.contextmanager
 def directory_of(given: Path | None) -> Iterator[Path]:
-    """The directory given, or one that is gone afterwards."""
+    """The directory given, or one that is gone afterwards; SIGTERM unwinds as Ctrl-C does and leaves no process."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if given is not None:
         yield given
         return

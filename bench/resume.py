@@ -3,7 +3,8 @@
 The first cut comes when half of the image bytes have crossed the link, the second when a quarter of the devices have
 their outcome; each lasts ``--outage`` seconds. ``lan`` is between devices and their store hubs, ``wan`` between store
 hubs and the super hub; a cut resets all connections and each new one. *Converged* means that control hears every device
-again and has every outcome that any device had reached when the link came back; the slower of both cuts counts.
+again and has every outcome that any device had reached when the link came back; the slower of both cuts counts. It is
+strict: a device that reboots for its trial just then is not heard, and is waited for.
 
 A calm fleet of the same size runs the same wave first. ``redownloaded_bytes`` is what crossed the link downwards beyond
 it, less what bringing the sessions back costs, which is measured on the calm fleet by a cut after its wave. All bytes

@@ -2,8 +2,9 @@
 
 The layout is the lab's, with several regions: ``DIR/superhubs/R`` beside ``DIR/control``, ``DIR/stores/S`` and
 ``DIR/devices/D``. Intervals are production's defaults, but for what would only make a benchmark wait: how long a failed
-probe is tried again, and how soon a link that failed is dialled. ``DIR/expected.json`` tells ``bench/truth.py``, before
-anything starts, what must come of each device.
+probe is tried again, and how soon a device that refused looks again. It may have to: the probes of all devices of a
+machine share one user's limit of processes, and one that cannot fork fails. ``DIR/expected.json`` tells
+``bench/truth.py``, before anything starts, what must come of each device.
 """
 
 from __future__ import annotations
@@ -195,6 +196,7 @@ probe_containment = "best-effort"
 slot_capacity_bytes = {capacity_bytes}
 
 [timing]
+recheck_interval_s = 5.0
 retry_interval_s = 1.0
 probe_settle_s = 3.0
 """
