@@ -93,12 +93,15 @@ def size_of(options: argparse.Namespace) -> Size:
 @contextlib.contextmanager
 def directory_of(given: Path | None) -> Iterator[Path]:
     """The directory given, or one that is gone afterwards; SIGTERM unwinds as Ctrl-C does and leaves no process."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if given is not None:
-        yield given
-        return
-    with tempfile.TemporaryDirectory(prefix="wavemesh-bench-") as directory:
-        yield Path(directory)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        if given is not None:
+            yield given
+            return
+        with tempfile.TemporaryDirectory(prefix="wavemesh-bench-") as directory:
+            yield Path(directory)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check(directory: Path) -> Verdict:
