@@ -29,6 +29,7 @@ from wavemesh.trust.enrolments import Enrolment
 from wavemesh.v1 import operator_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from control.database import Database, Transaction

@@ -10,11 +10,11 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from control import intent_rows, inventory, requests, store, views
 from control.intent_rows import Disposition
+from control.lookups import Lookups, for_operators
 from control.planning import PlanRequest, draft, find_planned
 from control.requests import AskHubError, BadRequestError
 from control.rollout import store_of
@@ -30,10 +30,10 @@ from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.repository import Update
 from wavemesh.trust.statements import Envelope, IntentCancellation, IntentKind, OperatorIntent
 from wavemesh.v1 import operator_pb2
-from wavemesh.v1.operator_pb2_grpc import OperatorServiceServicer, add_OperatorServiceServicer_to_server
+from wavemesh.v1.operator_pb2_grpc import add_OperatorServiceServicer_to_server
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     import grpc
 
@@ -59,26 +59,10 @@ if TYPE_CHECKING:
 SERVICE_NAME: str = operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name
 MAX_AUDIT_DETAIL = 2000
 MAX_HIT_SHOWN = 1000
-_Self = TypeVar("_Self", bound="OperatorApi")
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
 _Statement = TypeVar("_Statement", OperatorIntent, IntentCancellation)
 
 
-def for_operators(
-    handler: Callable[[_Self, _Request, NodeId], Awaitable[_Response]],
-) -> Callable[[_Self, _Request, Context], Awaitable[_Response]]:
-    """Let only operators in, and map errors; the handler is given the caller instead of the context."""
-
-    @answers
-    @functools.wraps(handler)
-    async def handle(self: _Self, request: _Request, context: Context) -> _Response:
-        return await handler(self, request, self.caller(context))
-
-    return handle
-
-
-class OperatorApi(OperatorServiceServicer):
+class OperatorApi(Lookups):
     """OperatorService of operator.proto; see there for what each call means."""
 
     def __init__(
@@ -101,6 +85,7 @@ class OperatorApi(OperatorServiceServicer):
         config: Config,
     ) -> None:
         """Take what the calls need."""
+        super().__init__(queries, listings, peers)
         self._fleet_name = fleet_name
         self._database = database
         self._waves = waves
@@ -109,25 +94,14 @@ class OperatorApi(OperatorServiceServicer):
         self._revocations = revocations
         self._fleet = fleet
         self._enrolments = enrolments
-        self._queries = queries
-        self._listings = listings
         self._changes = changes
         self._authorities = authorities
-        self._peers = peers
         self._clock = clock
         self._config = config
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve on that server."""
         add_OperatorServiceServicer_to_server(self, server)
-
-    def caller(self, context: Context) -> NodeId:
-        """Who calls; raises ForbiddenError for all but operators."""
-        peer = self._peers.of(context)
-        if peer.role is not Role.OPERATOR:
-            msg = f"{peer.uri} is a {peer.role.value}; this API is for operators"
-            raise ForbiddenError(msg, peer=peer.uri)
-        return peer
 
     @for_operators
     async def SubmitIntent(  # noqa: N802  # gRPC names
@@ -416,78 +390,6 @@ class OperatorApi(OperatorServiceServicer):
         return operator_pb2.PreviewIntentResponse(record=record, duplicate=duplicate, effect=effect)
 
     @for_operators
-    async def GetIntent(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.GetIntentRequest, caller: NodeId
-    ) -> operator_pb2.GetIntentResponse:
-        """One intent."""
-        del caller
-        return operator_pb2.GetIntentResponse(record=await self._queries.intent(request.intent_id))
-
-    @for_operators
-    async def ListStores(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.ListStoresRequest, caller: NodeId
-    ) -> operator_pb2.ListStoresResponse:
-        """A page of stores."""
-        del caller
-        return await self._listings.stores(request)
-
-    @for_operators
-    async def GetStore(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.GetStoreRequest, caller: NodeId
-    ) -> operator_pb2.GetStoreResponse:
-        """One store."""
-        del caller
-        return operator_pb2.GetStoreResponse(store=await self._listings.store(request.store))
-
-    @for_operators
-    async def ListCohorts(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.ListCohortsRequest, caller: NodeId
-    ) -> operator_pb2.ListCohortsResponse:
-        """A page of cohorts."""
-        del caller
-        return await self._listings.cohorts(request)
-
-    @for_operators
-    async def ListPolicies(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.ListPoliciesRequest, caller: NodeId
-    ) -> operator_pb2.ListPoliciesResponse:
-        """A page of policies."""
-        del caller
-        return await self._listings.policies(request)
-
-    @for_operators
-    async def GetPolicy(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.GetPolicyRequest, caller: NodeId
-    ) -> operator_pb2.GetPolicyResponse:
-        """One policy."""
-        del caller
-        return operator_pb2.GetPolicyResponse(policy=await self._listings.policy(request))
-
-    @for_operators
-    async def ListPermits(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.ListPermitsRequest, caller: NodeId
-    ) -> operator_pb2.ListPermitsResponse:
-        """A page of permits."""
-        del caller
-        return await self._listings.permits(request)
-
-    @for_operators
-    async def ListHolds(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.ListHoldsRequest, caller: NodeId
-    ) -> operator_pb2.ListHoldsResponse:
-        """The hold list."""
-        del request, caller
-        return await self._listings.holds()
-
-    @for_operators
-    async def GetTrace(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.GetTraceRequest, caller: NodeId
-    ) -> operator_pb2.GetTraceResponse:
-        """One trace."""
-        del caller
-        return await self._queries.trace(request)
-
-    @for_operators
     async def CreateEnrolment(  # noqa: N802  # gRPC names
         self, request: operator_pb2.CreateEnrolmentRequest, caller: NodeId
     ) -> operator_pb2.CreateEnrolmentResponse:
@@ -496,14 +398,6 @@ class OperatorApi(OperatorServiceServicer):
             response = await self._enrolments.create(tx, request, caller)
         self._changes.notify()
         return response
-
-    @for_operators
-    async def ListNodes(  # noqa: N802  # gRPC names
-        self, request: operator_pb2.ListNodesRequest, caller: NodeId
-    ) -> operator_pb2.ListNodesResponse:
-        """A page of nodes."""
-        del caller
-        return await self._queries.nodes(request)
 
     async def _delivered(self, row: IntentRow) -> IntentRow:
         """The intent's fate after those who are connected had a moment to take it."""

@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import socket
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from random import Random
@@ -47,13 +48,13 @@ from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.config import ConfigError
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 from wavemesh.runtime.grpc import make_bulk_channel
-from wavemesh.session.upstream import SessionUpstream
+from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
 from wavemesh.telemetry.shipping import Shipping, ToParent
 from wavemesh.telemetry.spans import trace_id_of
 from wavemesh.trust.freshness import ClockSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from device.config import DeviceConfig
@@ -63,6 +64,9 @@ if TYPE_CHECKING:
 MAX_ROOT_BYTES = 256 * 1024
 LOCK_PATIENCE_S = 10.0
 PETS_PER_WATCHDOG = 4
+# A device is back within five seconds of its hub or its LAN; a refused dial in the meantime costs milliseconds.
+RECONNECT_MAX_S = 3.0
+_TOLD = ("WAVEMESH_SLOT", "WAVEMESH_SLOT_VERSION", "WAVEMESH_CONFIG_GENERATION")
 
 
 class LockedError(LocalError):
@@ -74,20 +78,45 @@ class LockedError(LocalError):
 async def main(directory: Path) -> None:
     """Run the agent of the device in ``directory`` until SIGTERM; raises LocalError when it cannot start."""
     config = load_device_config(directory)
-    clock = SystemClock()
-    log = DeviceLog(
-        directory / "state" / "log", clock, timedelta(hours=config.logs.keep_hours), config.logs.quota_bytes
-    )
+    log = open_log(directory, config)
     logging.getLogger().addHandler(log)
     power = SimulatedPower(directory, log.flush)
     power.attach()
-    with (directory / "run" / "agent.lock").open("w") as lock:
-        await _take(lock.fileno(), directory)
-        try:
-            await _run(directory, config, clock, log, power)
-        finally:
-            logging.getLogger().removeHandler(log)
-            log.close()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    told = {name: os.environ[name] for name in _TOLD if name in os.environ}
+    try:
+        await run_agent(Launch(directory, config, log, power, told), stop)
+    finally:
+        logging.getLogger().removeHandler(log)
+        log.close()
+
+
+def open_log(directory: Path, config: DeviceConfig) -> DeviceLog:
+    """The device's log, going on where it ended."""
+    keep = timedelta(hours=config.logs.keep_hours)
+    return DeviceLog(directory / "state" / "log", SystemClock(), keep, config.logs.quota_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What an agent is started with; ``told`` is what its probes may know of the boot, as environment variables."""
+
+    directory: Path
+    config: DeviceConfig
+    log: DeviceLog
+    power: Power
+    told: Mapping[str, str]
+
+
+async def run_agent(launch: Launch, stop: asyncio.Event) -> None:
+    """Compose the agent from what is on disk and run it until ``stop``; raises LocalError when it cannot start.
+
+    It uses nothing that is the process's own, so that many agents fit into one.
+    """
+    with (launch.directory / "run" / "agent.lock").open("w") as lock:
+        await _take(lock.fileno(), launch.directory)
+        await _run(launch, stop)
 
 
 async def _take(descriptor: int, directory: Path) -> None:
@@ -106,10 +135,35 @@ async def _take(descriptor: int, directory: Path) -> None:
         raise LockedError(msg) from error
 
 
-async def _run(
-    directory: Path, config: DeviceConfig, clock: SystemClock, log: DeviceLog, power: SimulatedPower
-) -> None:
-    disk = Disk()
+async def _run(launch: Launch, stop: asyncio.Event) -> None:
+    equipment, upstream, credentials, changed = _equip(launch)
+    log, config = launch.log, launch.config
+    agent, status, renewal = _compose(equipment, upstream, credentials)
+    changed.call = agent.resources_changed
+    jitter = Random()  # noqa: S311  # jitter, not a secret
+    way = ToParent(upstream, equipment.store)
+    shipping = Shipping(equipment.tracing, way, jitter.uniform, config.telemetry.retry_interval_s)
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(upstream.run()),
+            group.create_task(agent.run()),
+            group.create_task(_keep_petting(launch.power, config.board.watchdog_s)),
+            group.create_task(upload_logs(equipment, upstream)),
+            group.create_task(shipping.run()),
+            group.create_task(renewal.run()),
+            group.create_task(LocalSocket(launch.directory / "run" / "agent.sock", agent, status).run()),
+        ]
+        await stop.wait()
+        log.note("stops: SIGTERM")
+        await upstream.drain()
+        for task in tasks:
+            task.cancel()
+
+
+def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials, _Later]:
+    """What the agent works with, from what is on disk; the callback is for changed resources."""
+    directory, config, log = launch.directory, launch.config, launch.log
+    clock, disk = SystemClock(), Disk()
     credentials = LiveCredentials.load(directory / "identity", disk)
     _check_binding(directory, config, credentials)
     log.trace_id_of = partial(trace_id_of, credentials.node_id.fleet, device=credentials.node_id.path)
@@ -128,8 +182,10 @@ async def _run(
         clock=clock,
         rng=Random(),  # noqa: S311  # jitter, not a secret
         software_version=__version__,
+        options=UpstreamOptions(backoff_cap_s=RECONNECT_MAX_S),
     )
     boot_control = SimulatedBootControl(directory / "slots", disk)
+    board = config.board
     equipment = Equipment(
         directory=directory,
         node_id=credentials.node_id,
@@ -138,12 +194,12 @@ async def _run(
         log=log,
         store=store,
         sink=sink,
-        slots=SimulatedSlots(directory / "slots", disk, boot_control, config.board.slot_capacity_bytes),
+        slots=SimulatedSlots(directory / "slots", disk, boot_control, board.slot_capacity_bytes),
         boot_control=boot_control,
-        power=power,
-        sensors=_sensors(config),
+        power=launch.power,
+        sensors=Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes),
         configs=ConfigStore(directory / "state" / "config", disk),
-        probes=_probes(directory, config),
+        probes=_probes(directory, config, launch.told),
         health=HealthClient(
             upstream=upstream,
             store=store,
@@ -154,29 +210,10 @@ async def _run(
             timeout_s=config.timing.ping_timeout_s,
         ),
         artifacts=ArtifactClient(lambda: make_bulk_channel(credentials, config.hub.address, verifier.hub)),
-        record=power.boot(),
+        record=launch.power.boot(),
         tracing=tracing,
     )
-    shipping = Shipping(tracing, ToParent(upstream, store), Random().uniform, config.telemetry.retry_interval_s)  # noqa: S311
-    agent, status, renewal = _compose(equipment, upstream, credentials)
-    changed.call = agent.resources_changed
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(upstream.run()),
-            group.create_task(agent.run()),
-            group.create_task(_keep_petting(power, config.board.watchdog_s)),
-            group.create_task(upload_logs(equipment, upstream)),
-            group.create_task(shipping.run()),
-            group.create_task(renewal.run()),
-            group.create_task(LocalSocket(directory / "run" / "agent.sock", agent, status).run()),
-        ]
-        await stop.wait()
-        log.note("stops: SIGTERM")
-        await upstream.drain()
-        for task in tasks:
-            task.cancel()
+    return equipment, upstream, credentials, changed
 
 
 def _compose(
@@ -264,25 +301,12 @@ def _notify_systemd(message: bytes) -> None:
             return
 
 
-def _sensors(config: DeviceConfig) -> Sensors:
-    board = config.board
-    return Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes)
-
-
-def _probes(directory: Path, config: DeviceConfig) -> ProbeRunner:
+def _probes(directory: Path, config: DeviceConfig, told: Mapping[str, str]) -> ProbeRunner:
+    """Probes know where commands are, and which slot runs."""
     board = config.board
     containment = Containment(board.probe_containment, board.probe_user, hidden=directory, shown=board.hardware)
-    return ProbeRunner(_probe_environment(config), config.timing.probe_timeout_s, containment)
-
-
-def _probe_environment(config: DeviceConfig) -> dict[str, str]:
-    """What probes may know: where commands are, and which slot runs."""
-    told = ("WAVEMESH_SLOT", "WAVEMESH_SLOT_VERSION", "WAVEMESH_CONFIG_GENERATION")
-    return {
-        "PATH": f"{config.board.hardware / 'bin'}:{config.board.path}",
-        "LANG": "C.UTF-8",
-        **{name: os.environ[name] for name in told if name in os.environ},
-    }
+    environment = {"PATH": f"{board.hardware / 'bin'}:{board.path}", "LANG": "C.UTF-8", **told}
+    return ProbeRunner(environment, config.timing.probe_timeout_s, containment)
 
 
 def _read_root(path: Path) -> bytes:

@@ -21,7 +21,7 @@ from wavemesh.policy.gates import Gate
 from wavemesh.runtime.durable import Disk, disk_errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable
+    from collections.abc import AsyncIterable, Mapping
     from pathlib import Path
 
     from device.offload import Worker
@@ -46,17 +46,24 @@ class ConfigStore:
         """``directory`` is ``DIR/state/config``."""
         self._directory = directory
         self._disk = disk
+        # Asked for with every status; nobody else writes them while we run.
+        self._known: dict[int, ConfigLabel] | None = None
 
     def label(self, generation: int) -> ConfigLabel | None:
         """What a generation holds, None if it is not complete."""
-        return read_json(self._directory / str(generation) / "label.json", ConfigLabel)
+        return self.generations().get(generation)
 
-    def generations(self) -> dict[int, ConfigLabel]:
+    def generations(self) -> Mapping[int, ConfigLabel]:
         """All complete generations."""
+        if self._known is None:
+            self._known = self._read()
+        return self._known
+
+    def _read(self) -> dict[int, ConfigLabel]:
         if not self._directory.is_dir():
             return {}
         numbers = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
-        labels = {number: self.label(number) for number in numbers}
+        labels = {number: read_json(self._directory / str(number) / "label.json", ConfigLabel) for number in numbers}
         return {number: label for number, label in labels.items() if label is not None}
 
     async def store(
@@ -81,16 +88,20 @@ class ConfigStore:
             raise GateError(Gate.CHECKSUM.value, msg)
         label = ConfigLabel(version, digest.sha256, digest.size_bytes)
         self._disk.write_atomic(partial / "label.json", json.dumps(to_plain(label)).encode())
-        if final.exists():
-            await worker.run(shutil.rmtree, final)
-        self._disk.rename(partial, final)
-        self._disk.fsync_dir(self._directory)
+        try:
+            if final.exists():
+                await worker.run(shutil.rmtree, final)
+            self._disk.rename(partial, final)
+            self._disk.fsync_dir(self._directory)
+        finally:
+            self._known = None
 
     def forget(self, keep: set[int]) -> None:
         """Remove old generations beyond ``KEPT_GENERATIONS``, never one that a boot refers to."""
         removable = [number for number in self.generations() if number not in keep]
         for number in removable[:-KEPT_GENERATIONS]:
             shutil.rmtree(self._directory / str(number), ignore_errors=True)
+        self._known = None
 
     def _clear(self, partial: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)

@@ -94,17 +94,26 @@ class Firmware:
                     rest -= file.write(noise.randbytes(min(rest, NOISE_STEP_BYTES)))
                 os.fsync(file.fileno())
 
-    def decay(self, running: SlotName) -> None:
-        """What a bad medium does to the other slot while it is written."""
-        image = self._directory / "slots" / f"{running.other.value}.img"
+    def told(self, boot: Boot) -> dict[str, str]:
+        """What the agent, and through it a probe, is told about this boot: environment variables."""
+        return {
+            "WAVEMESH_SLOT": boot.slot.value,
+            "WAVEMESH_SLOT_VERSION": self.version(boot.slot),
+            "WAVEMESH_CONFIG_GENERATION": str(boot.config_generation),
+        }
+
+    def step(self, record: BootRecord, step: str) -> None:
+        """The agent announced a step: keep a record of it; a bad medium does its worst while a slot is written."""
+        self._append("steps.jsonl", {"boot_id": record.boot_id, "step": step})
+        if step.startswith("staging:"):
+            self._decay(record.boot.slot.other)
+
+    def _decay(self, slot: SlotName) -> None:
+        image = self._directory / "slots" / f"{slot.value}.img"
         if (self._directory / "hardware" / "bad-medium").exists() and image.exists():
             with image.open("r+b") as file:
                 file.write(BAD_BLOCK)
                 os.fsync(file.fileno())
-
-    def note_step(self, boot_id: str, step: str) -> None:
-        """Keep a record of the steps announced."""
-        self._append("steps.jsonl", {"boot_id": boot_id, "step": step})
 
     def _append(self, name: str, entry: dict[str, object]) -> None:
         path = self._directory / "run" / name

@@ -133,11 +133,10 @@ class DeviceSink:
             self._believed.pop(key, None)
         floor = self._floor()
         epoch = max([self._store.document.hold_epoch, *(one.epoch for one in self._holds())])
-        self._store.store_resources(accepted, removed, clock_floor=floor, hold_epoch=epoch)
+        generations = {order.wave_id: order.generation for order in self.orders()}
+        self._store.store_resources(accepted, removed, generations, clock_floor=floor, hold_epoch=epoch)
         if any(held.key.type == "revocations" for held, _ in accepted):
             self._judge_again(self._clock.now())
-        for order in self.orders():
-            self._store.note_generation(order.wave_id, order.generation)
         self._changed()
         return rejected
 

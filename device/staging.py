@@ -74,13 +74,14 @@ class Staging:
 
     async def _stage(self) -> Event:
         target, slots = self._target, self._equipment.slots
-        with self._equipment.tracing.check("verify"):
-            await self._verify_bundle()
-        if target.firmware is not None and not await self._already_there(target.firmware):
-            await self._imaging(target.firmware).put(target.firmware)
-            await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
-        if target.config is not None:
-            await self._put_config(target.config)
+        async with self._equipment.artifacts.transfer():
+            with self._equipment.tracing.check("verify"):
+                await self._verify_bundle()
+            if target.firmware is not None and not await self._already_there(target.firmware):
+                await self._imaging(target.firmware).put(target.firmware)
+                await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
+            if target.config is not None:
+                await self._put_config(target.config)
         if target.rules.boot_probe:
             extra = {
                 "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from device.gates import read_sensors
@@ -37,6 +38,7 @@ class StatusReporter:
         self._agent_version = agent_version
         self._staged_bytes = 0
         self._shown_at_s = 0.0
+        self._shown: DeviceStatus | None = None
         self._progress: Progress | None = None
 
     @property
@@ -91,5 +93,10 @@ class StatusReporter:
         )
 
     def _send(self, status: DeviceStatus) -> None:
-        self._shown_at_s = self._equipment.clock.monotonic()
+        now_s = self._equipment.clock.monotonic()
+        said, self._shown = self._shown, status
+        is_fresh = now_s - self._shown_at_s < self._equipment.config.timing.status_interval_s
+        if is_fresh and said is not None and replace(said, at=status.at) == status:
+            return  # the same a moment ago: a step shows where it is before and after its effects
+        self._shown_at_s = now_s
         self._upstream.set_status(STATUS_KEY, encode(status))

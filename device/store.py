@@ -29,7 +29,7 @@ from wavemesh.trust.statements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from device.logs import DeviceLog
     from device.orders import Facts
@@ -177,23 +177,32 @@ class DeviceStore:
         return self._file.content(held.digest)
 
     def store_resources(
-        self, added: Iterable[tuple[HeldResource, bytes]], removed: Iterable[ResourceKey], **changes: object
+        self,
+        added: Iterable[tuple[HeldResource, bytes]],
+        removed: Iterable[ResourceKey],
+        generations: Mapping[str, int],
+        **changes: object,
     ) -> None:
-        """Make resources durable and others forgotten, with other fields of the document, in one change."""
-        held = {one.key: one for one in self.document.held}
+        """Make resources durable and others forgotten, with other fields of the document, in one change.
+
+        ``generations``: those of the orders held, by wave. The highest is remembered, so that an older one is a replay.
+        """
+        before = self.document
+        held = {one.key: one for one in before.held}
         for key in removed:
             held.pop(key, None)
         for one, content in added:
             self._file.store_content(one.digest, content)
             held[one.key] = one
-        self._commit(replace(self.document, held=tuple(held.values()), **changes))  # type: ignore[arg-type]  # mypy cannot type **changes
-        self._file.forget_contents()
-
-    def note_generation(self, wave_id: str, generation: int) -> None:
-        """Remember the highest generation of an order, so that an older one is a replay."""
-        record = self.document.waves.get(wave_id, WaveRecord())
-        if generation > record.generation:
-            self._commit(_with_wave(self.document, wave_id, replace(record, generation=generation)))
+        document = replace(before, held=tuple(held.values()), **changes)  # type: ignore[arg-type]  # mypy cannot type **changes
+        for wave_id, generation in generations.items():
+            record = document.waves.get(wave_id, WaveRecord())
+            if generation > record.generation:
+                document = _with_wave(document, wave_id, replace(record, generation=generation))
+        if document != before:
+            self._commit(document)
+        if {one.digest for one in before.held} - {one.digest for one in document.held}:
+            self._file.forget_contents()
 
     def close_wave(self, wave_id: str) -> None:
         """Forget the outcome of a wave that control closed; never to be taken up again."""

@@ -1,14 +1,9 @@
 """Firmware, board and watchdog of a simulated device: ``python -m device.supervisor --dir DIR``.
 
 It boots what the boot environment says (device/firmware.py) and runs the agent, ``python -m device --dir DIR``, as its
-child: a reboot is a new process. Rules:
-
-* the agent's exit code ``REBOOT_EXIT_CODE`` is a reset with reason ``reboot``;
-* any other end of the agent is a crash: it is started again in the same boot, but in a trial only ``TRIAL_CRASHES``
-  times, then the board resets with reason ``watchdog``;
-* an agent that does not pet for ``watchdog_s``, and a boot in which no agent pets within ``boot_timer_s``, are reset
-  with reason ``watchdog``;
-* SIGTERM ends the agent in order, so the next start is ``power-on``; a start after anything else is ``power-loss``.
+child: a reboot is a new process, asked for by the exit code ``REBOOT_EXIT_CODE``. When it resets is decided by
+``device/resets.py``; this module performs that. SIGTERM ends the agent in order, so the next start is ``power-on``; a
+start after anything else is ``power-loss``.
 
 The unix socket ``DIR/run/supervisor.sock`` takes one line per connection and answers one line of JSON: ``status``,
 ``power-cut`` (kill, lose what was not flushed, boot again), ``power-cut-at STEP`` (the same when the agent announces
@@ -34,21 +29,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device.board import BOARD_FD_VARIABLE, GO, MAX_MESSAGE_BYTES, PET, REBOOT_EXIT_CODE, STEP
-from device.bootenv import Boot, ResetReason
+from device.bootenv import ResetReason
 from device.config import load_device_config
 from device.firmware import Firmware
+from device.resets import Board, BootUp, End, KillAgent, LetPass, LoseUnflushed, StartAgent
 from device.sockets import bind_unix
 from wavemesh.errors import LocalError, WavemeshError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from device.platform import BootRecord
+    from device.resets import Action
 
-TRIAL_CRASHES = 3
-RESTART_DELAY_S = 0.2
 STOP_GRACE_S = 10.0
-MAX_TRIGGERS = 16
 MAX_COMMAND_BYTES = 200
 # What staging may have written and not marked: steps being read back, flushed and written, and what arrived meanwhile.
 UNFLUSHED_STEPS, UNFLUSHED_BYTES = 3, 8 * 1024 * 1024
@@ -84,56 +78,63 @@ class Supervisor:
         self._agent_descriptor = -1
         self._channel: socket.socket | None = None
         self._record: BootRecord | None = None
-        self._crashes = 0
-        self._deadline_s: float | None = None
-        self._restart_at_s: float | None = None
-        self._triggers: list[str] = []
-        self._last_step = ""
+        self._board = Board(self._config.board.watchdog_s, self._config.board.boot_timer_s)
         self._stopping = False
 
     def run(self) -> int:
         """Play until SIGTERM or SIGINT; returns the exit code."""
         self._watch_signals()
         self._listen()
-        self._boot(self._firmware.first_reason())
+        self._perform(self._board.power_up(self._firmware.first_reason(), time.monotonic()))
         while not self._stopping:
-            for key, _ in self._selector.select(self._timeout_s()):
+            due_s = self._board.due_s
+            for key, _ in self._selector.select(None if due_s is None else max(0.0, due_s - time.monotonic())):
                 handler: Callable[[], None] = key.data
                 handler()
-            self._check_timers()
+            self._perform(self._board.due(time.monotonic()))
         self._stop_agent()
         self._firmware.shut_down()
         return 0
 
-    # --- boots -------------------------------------------------------------------------------------------------------
+    # --- what the board does -----------------------------------------------------------------------------------------
+
+    def _perform(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case KillAgent():
+                    self._kill_agent()
+                case LoseUnflushed():
+                    self._record = None
+                    self._firmware.lose_unflushed()
+                case BootUp(reason):
+                    self._boot(reason)
+                case StartAgent():
+                    self._start_agent()
+                case LetPass():
+                    self._let_pass()
 
     def _boot(self, reason: ResetReason) -> None:
         self._record = self._firmware.boot(reason)
-        self._crashes = 0
-        self._last_step = ""
         if self._firmware.is_bootable(self._record.boot.slot):
-            self._start_agent(self._record.boot)
-        self._deadline_s = time.monotonic() + self._config.board.boot_timer_s
+            self._start_agent()
 
-    def _reset(self, reason: ResetReason) -> None:
-        self._kill_agent()
-        self._boot(reason)
-
-    def _cut_power(self) -> None:
-        self._kill_agent()
-        self._deadline_s = self._restart_at_s = None
-        self._record = None
-        self._firmware.lose_unflushed()
+    def _let_pass(self) -> None:
+        if self._channel is not None:
+            # An agent that was killed since then does not hear it any more; its pidfd says so.
+            with suppress(OSError):
+                self._channel.send(GO)
 
     # --- the agent ---------------------------------------------------------------------------------------------------
 
-    def _start_agent(self, boot: Boot) -> None:
+    def _start_agent(self) -> None:
+        if self._record is None:
+            return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
             self._agent = subprocess.Popen(
                 [sys.executable, "-m", "device", "--dir", str(self._directory)],
-                env=self._environment(boot, theirs.fileno()),
+                env=self._environment(self._record, theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
             )
@@ -143,30 +144,20 @@ class Supervisor:
         agent = self._agent
         self._selector.register(self._agent_descriptor, selectors.EVENT_READ, lambda: self._agent_ended(agent))
 
-    def _environment(self, boot: Boot, board_descriptor: int) -> dict[str, str]:
+    def _environment(self, record: BootRecord, board_descriptor: int) -> dict[str, str]:
         kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        return kept | {
-            "PATH": f"{self._config.board.hardware / 'bin'}:{self._config.board.path}",
-            "WAVEMESH_SLOT": boot.slot.value,
-            "WAVEMESH_SLOT_VERSION": self._firmware.version(boot.slot),
-            "WAVEMESH_CONFIG_GENERATION": str(boot.config_generation),
-            BOARD_FD_VARIABLE: str(board_descriptor),
-        }
+        path = f"{self._config.board.hardware / 'bin'}:{self._config.board.path}"
+        return kept | self._firmware.told(record.boot) | {"PATH": path, BOARD_FD_VARIABLE: str(board_descriptor)}
 
     def _agent_ended(self, agent: subprocess.Popen[bytes]) -> None:
         if agent is not self._agent:
             return  # news of one that was replaced in the meantime
-        code = self._reap()
-        if code == REBOOT_EXIT_CODE:
-            self._boot(ResetReason.REBOOT)
-            return
-        self._crashes += 1
-        on_trial = self._record is not None and self._firmware.is_trial(self._record.boot)
-        if on_trial and self._crashes > TRIAL_CRASHES:
-            self._boot(ResetReason.WATCHDOG)
-            return
-        self._deadline_s = None
-        self._restart_at_s = time.monotonic() + RESTART_DELAY_S
+        end = End.CRASH
+        if self._reap() == REBOOT_EXIT_CODE:
+            end = End.REBOOT
+        elif self._record is not None and self._firmware.is_trial(self._record.boot):
+            end = End.CRASH_ON_TRIAL
+        self._perform(self._board.agent_ended(end, time.monotonic()))
 
     def _kill_agent(self) -> None:
         if self._agent is not None:
@@ -208,42 +199,16 @@ class Supervisor:
         except (BlockingIOError, ConnectionResetError):
             return
         if message == PET:
-            self._deadline_s = time.monotonic() + self._config.board.watchdog_s
+            self._board.petted(time.monotonic())
         elif message.startswith(STEP):
             self._on_step(message.removeprefix(STEP).decode(errors="replace"))
         elif not message:
             self._close_channel()  # the agent is ending: its pidfd tells how, else the watchdog does
 
     def _on_step(self, step: str) -> None:
-        self._last_step = step
         if self._record is not None:
-            self._firmware.note_step(self._record.boot_id, step)
-            if step.startswith("staging:"):
-                self._firmware.decay(self._record.boot.slot)
-        trigger = next((trigger for trigger in self._triggers if matches(trigger, step)), None)
-        if trigger is not None:
-            self._triggers.remove(trigger)
-            self._cut_power()
-            self._boot(ResetReason.POWER_LOSS)
-        elif self._channel is not None:
-            # An agent that was killed since then does not hear it any more; its pidfd says so.
-            with suppress(OSError):
-                self._channel.send(GO)
-
-    # --- timers ------------------------------------------------------------------------------------------------------
-
-    def _timeout_s(self) -> float | None:
-        times = [moment for moment in (self._deadline_s, self._restart_at_s) if moment is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
-
-    def _check_timers(self) -> None:
-        now_s = time.monotonic()
-        if self._deadline_s is not None and now_s >= self._deadline_s:
-            self._reset(ResetReason.WATCHDOG)
-        elif self._restart_at_s is not None and now_s >= self._restart_at_s and self._record is not None:
-            self._restart_at_s = None
-            self._deadline_s = now_s + self._config.board.boot_timer_s
-            self._start_agent(self._record.boot)
+            self._firmware.step(self._record, step)
+            self._perform(self._board.stepped(step, time.monotonic()))
 
     # --- the power injector ------------------------------------------------------------------------------------------
 
@@ -268,16 +233,14 @@ class Supervisor:
 
     def _command(self, command: str) -> dict[str, object]:
         verb, _, argument = command.partition(" ")
-        if verb == "power-cut-at" and argument and len(self._triggers) < MAX_TRIGGERS:
-            self._triggers.append(argument)
-        elif verb == "power-cut":
-            self._cut_power()
-            self._boot(ResetReason.POWER_LOSS)
+        now_s = time.monotonic()
+        if verb == "power-cut":
+            self._perform(self._board.power_cut(now_s))
         elif verb == "off":
-            self._cut_power()
-        elif verb == "on" and self._record is None:
-            self._boot(ResetReason.POWER_LOSS)
-        elif verb not in {"status", "on"}:
+            self._perform(self._board.power_off())
+        elif verb == "on" and not self._board.is_on:
+            self._perform(self._board.power_up(ResetReason.POWER_LOSS, now_s))
+        elif verb not in {"status", "on"} and not (verb == "power-cut-at" and self._board.cut_at(argument)):
             return {"ok": False, "error": "use status, power-cut, power-cut-at STEP (at most 16), off, on"}
         return {"ok": True, **self._status()}
 
@@ -290,8 +253,8 @@ class Supervisor:
             "reset_reason": "" if record is None else record.reset_reason.value,
             "on_trial": record is not None and self._firmware.is_trial(record.boot),
             "agent_pid": None if self._agent is None else self._agent.pid,
-            "last_step": self._last_step,
-            "triggers": list(self._triggers),
+            "last_step": self._board.last_step,
+            "triggers": list(self._board.triggers),
         }
 
     # --- signals -----------------------------------------------------------------------------------------------------
@@ -311,21 +274,6 @@ class Supervisor:
 
     def _drain(self, receiver: socket.socket) -> None:
         receiver.recv(64)
-
-
-def matches(trigger: str, step: str) -> bool:
-    """Whether a power cut asked for at ``trigger`` happens at ``step``."""
-    if trigger == "swap":
-        return step == "trial"
-    wanted, reached = _percent(trigger), _percent(step)
-    if wanted is not None and reached is not None:
-        return reached >= wanted
-    return trigger == step
-
-
-def _percent(step: str) -> int | None:
-    number = step.removeprefix("staging:").removesuffix("%")
-    return int(number) if step.startswith("staging:") and number.isdigit() else None
 
 
 def main() -> int:

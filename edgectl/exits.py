@@ -78,6 +78,21 @@ _BY_CLASS: tuple[tuple[type[WavemeshError], Exit], ...] = (
 
 #: What to type next, by reason. A test holds that every reason is here or in WITHOUT_HINT.
 _HINTS: Mapping[str, str] = {
+    "ALREADY_USED": "`edgectl node token` makes a new one; if nobody else should have had it, `edgectl node revoke` first",
+    "BAD_CSR": "`edgectl ca request` or `edgectl node request` writes a good one",
+    "BAD_ISSUE": "sign the request that this machine made: `edgectl ca sign`",
+    "BAD_TOKEN": "copy the token whole, or make another: `edgectl node token`",
+    "CERTIFICATE_CLOCK": "set the clock that is wrong, then do it again",
+    "ISSUER_CLOCK": "set the super hub's clock, then do it again",
+    "ISSUE_REFUSED": "`edgectl explain REASON` explains the reason it names",
+    "KEY_MISSING": "install where the request was made: the key never left that machine",
+    "NO_ADDRESS": "name the parent's join port: --address HOST:PORT",
+    "NO_AUTHORITY": "`edgectl ca request --region` on the super hub, then `edgectl ca sign` and `ca install`",
+    "REPLAYED": "ask again with a new request",
+    "TOKEN_EXPIRED": "`edgectl node token` makes a new one",
+    "TOKEN_UNKNOWN": "`edgectl node token` makes a new one",
+    "WRONG_FLEET": "use this fleet's token and certificates",
+    "WRONG_NODE": "join at the node's own parent: --address HOST:PORT",
     "ASK_CONTROL": "ask control: add --context control",
     "ASK_HUB": "ask a store's hub: add --context STORE; `edgectl context list` shows them",
     "BAD_CERTIFICATE": "`edgectl context show` names the identity used; have it issued anew",
@@ -137,6 +152,7 @@ WITHOUT_HINT: Mapping[str, str] = {
             "ASK_FAILED",
             "BAD_TELEMETRY",
             "MALFORMED_FRAME",
+            "RETIRED",
             "PROTOCOL_VERSION",
             "SESSION_VIOLATION",
             "SUPERSEDED",
@@ -155,6 +171,7 @@ WITHOUT_HINT: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "BAD_ROLE",
+            "IDENTITY_SWITCH",
             "OTLP_RECEIVER",
             "BOOTSTRAP",
             "CA_FILES",

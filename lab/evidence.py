@@ -148,6 +148,11 @@ def control_ledger(control: Path, wave: str) -> list[Outcome]:
     return [Outcome(row[0], str(row[1]).lower(), *row[2:]) for row in rows]
 
 
+def wave_state(control: Path, wave: str) -> str:
+    """A wave's state in control's database, lower case; empty when there is no such wave."""
+    return next((str(row[0]).lower() for row in _query(control, "SELECT state FROM waves WHERE wave_id = ?", wave)), "")
+
+
 def hub_ledger(store: Path, wave: str) -> list[Outcome]:
     """A store hub's outcomes of a wave, from its database: the signed statements themselves."""
     rows = _query(store, "SELECT device, envelope FROM outcomes WHERE wave_id = ?", wave)

@@ -31,14 +31,14 @@ def tell_wan(lab: Lab, verb: str, link: str) -> dict[str, Any]:
     links = [name.removeprefix("wan/") for name in lab.ports if name.startswith("wan/")]
     if link not in links:
         raise NotFoundError(f"no WAN link {link!r}; the lab's are {', '.join(links)}")
-    return _tell(lab.wan_dir / "control.sock", f"{verb} {link}")
+    return tell(lab.wan_dir / "control.sock", f"{verb} {link}")
 
 
 def tell_supervisor(lab: Lab, device: str, line: str) -> dict[str, Any]:
     """``power-cut``, ``power-cut-at STEP``, ``off``, ``on`` or ``status`` to a device's supervisor."""
     if device not in lab.devices:
         raise NotFoundError(f"no device {device!r}; the lab's are {', '.join(lab.devices)}")
-    return _tell(lab.device_dir(device) / "run" / "supervisor.sock", line)
+    return tell(lab.device_dir(device) / "run" / "supervisor.sock", line)
 
 
 @contextmanager
@@ -50,7 +50,8 @@ def _open_directory(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _tell(path: Path, line: str) -> dict[str, Any]:
+def tell(path: Path, line: str) -> dict[str, Any]:
+    """Tell the socket at the path a line and return its answer; raises InjectorError."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, _open_directory(path.parent) as directory:
             connection.settimeout(_TIMEOUT_S)

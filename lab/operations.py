@@ -43,12 +43,13 @@ _PAGE_SIZE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A release to make: its names, the image it carries, how long ago it was signed, and by which keys."""
+    """A release to make: its names, the image it carries, how long ago it was signed, by which keys, for whom."""
 
     names: ReleaseNames
     firmware: Path
     age: timedelta = timedelta()
     keys: tuple[str, ...] = ("release-1", "release-3")
+    regions: tuple[str, ...] = (topology.REGION,)
 
 
 def contexts(lab: Lab) -> Contexts:
@@ -64,7 +65,7 @@ def wait_ready(lab: Lab, names: Sequence[str], timeout_s: float = READY_TIMEOUT_
         try:
             wait_until(functools.partial(_serves, lab, name), timeout_s, f"{name} to be ready")
         except ProcessError as exc:
-            raise ProcessError(f"{exc}; its log ends:\n{log_tail(find(lab, name))}") from exc
+            raise ProcessError(f"{exc}; its log ends:\n{log_tail(find(lab, name).log)}") from exc
 
 
 def wait_connected(lab: Lab, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -104,7 +105,7 @@ def make_release(lab: Lab, draft: Draft) -> Path:
         firmware=releasing.artifact_of(draft.firmware, draft.names.firmware),
         config=releasing.artifact_of(bundle),
         signature=Artifact(draft.names.signature, UNKNOWN_DIGEST),
-        regions=(topology.REGION,),
+        regions=draft.regions,
         config_version=draft.names.config_version,
         requires_config=">=12.0.0 <13",
         boot_probe=BOOT_PROBE,

@@ -34,18 +34,25 @@ OLD_RELEASE = ReleaseNames("firmware-v3.8.1", "3.8.1", "pos-app-12.4.0.tar.gz", 
 RELEASE = ReleaseNames("firmware-v3.8.2", "3.8.2", "pos-app-12.4.1.tar.gz", "12.4.1")
 
 
-def policy_text(release: ReleaseNames, *, swap_limit: int, halt_least_outcomes: int) -> str:
+def policy_text(
+    release: ReleaseNames,
+    *,
+    swap_limit: int,
+    halt_least_outcomes: int,
+    hub_budget: int = 2,
+    trial_minutes: float = TRIAL_MINUTES,
+) -> str:
     """A policy for that release."""
     return f"""\
 # policy.yaml
 targets:
   segment: "retail-us-midwest"
   percentage: 100          # the whole cohort in one wave
-  hubBudget: 2             # hubs per wave
+  hubBudget: {hub_budget}             # hubs per wave
 guardrails:
   minBattery: 40           # percent
   requireDualPartition: true
-  rollbackOnHealthLossMins: {TRIAL_MINUTES}
+  rollbackOnHealthLossMins: {trial_minutes}
   offlineRollbackAllowed: true
   maxConcurrentSwaps: {swap_limit}    # devices of a store inside a swap at once
   haltRollbackRatio: 0.5

@@ -137,10 +137,10 @@ def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
         time.sleep(_POLL_S)
 
 
-def log_tail(process: Process, lines: int = 5) -> str:
-    """The last lines of its log, for an error message."""
+def log_tail(log: Path, lines: int = 5) -> str:
+    """The last lines of a process's log, for an error message."""
     try:
-        return "\n".join(process.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
 

@@ -52,18 +52,18 @@ class NoSpaceError(LocalError):
 def provision(directory: Path, pair: ImagePair) -> Lab:
     """Make the lab in that directory, which must not hold one; returns it. Raises NoSpaceError."""
     stores = dict(topology.STORES)
-    lab = Lab(directory.resolve(), _free_ports(port_names(stores)), stores)
+    lab = Lab(directory.resolve(), free_ports(port_names(stores)), stores)
     lab.directory.mkdir(parents=True, exist_ok=True)
     _check_space(lab, pair)
     now = datetime.now(UTC)
     _make_identities(lab, now)
     _make_trust(lab, now)
-    _place_images(lab, pair)
+    place_images(lab, pair)
     for path, text in _configs(lab).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     for device in lab.devices:
-        _make_device(lab, device)
+        make_device(lab, device)
     lab.policy_path.write_text(
         policy_text(RELEASE, swap_limit=SWAP_LIMIT, halt_least_outcomes=LEAST_OUTCOMES), encoding="utf-8"
     )
@@ -111,7 +111,8 @@ def _check_space(lab: Lab, pair: ImagePair) -> None:
         raise NoSpaceError(msg)
 
 
-def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
+def free_ports(names: tuple[str, ...]) -> dict[str, int]:
+    """A port for each name, free a moment ago."""
     with ExitStack() as stack:
         sockets = {name: stack.enter_context(socket.socket()) for name in names}
         for one in sockets.values():
@@ -170,7 +171,8 @@ def _make_trust(lab: Lab, now: datetime) -> None:
     (bootstrap / "targets.json").write_bytes(metadata.targets)
 
 
-def _place_images(lab: Lab, pair: ImagePair) -> None:
+def place_images(lab: Lab, pair: ImagePair) -> None:
+    """Both releases' images and bundles under the names that policies give them, and an origin without content."""
     lab.images_dir.mkdir(parents=True, exist_ok=True)
     (lab.origin_dir / "data").mkdir(parents=True, exist_ok=True)
     for release, source in ((OLD_RELEASE, pair.old), (RELEASE, pair.new)):
@@ -191,7 +193,7 @@ def _configs(lab: Lab) -> dict[Path, str]:
     return files | {lab.device_dir(name) / "config.toml": device_config(lab, name, largest) for name in lab.devices}
 
 
-def _make_device(lab: Lab, name: str) -> None:
+def make_device(lab: Lab, name: str) -> None:
     """A device that runs the old release from slot A, with nothing on slot B."""
     directory = lab.device_dir(name)
     hardware.build(directory)

@@ -52,9 +52,13 @@ class ClockGuard:
             self._source = ClockSource.CONFIRMED
         await self._raise(tx, raise_floor(self._floor, signed_at))
 
+    def is_due(self, now: datetime) -> bool:
+        """Whether ``tick`` has something to remember: at most once a FLOOR_STEP."""
+        return now >= self._floor + FLOOR_STEP and not self.distrust(now)
+
     async def tick(self, tx: Transaction, now: datetime) -> None:
-        """Remember the time, at most once a FLOOR_STEP."""
-        if now >= self._floor + FLOOR_STEP and not self.distrust(now):
+        """Remember the time."""
+        if self.is_due(now):
             await self._raise(tx, now)
 
     async def _raise(self, tx: Transaction, at: datetime) -> None:

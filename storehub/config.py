@@ -32,8 +32,9 @@ class Config:
 
     ``lease_s``: time from grant to the begin of the trial boot. ``trial_allowance_s``: probes and commit, beyond the
     policy's health budget. ``watchdog_s``: until the board's watchdog has brought a dead device back. ``witness_s``:
-    how long another device must have been connected before one that is not counts as silent. ``hardware_clock``: the
-    clock survives power-off.
+    how long another device must have been connected before one that is not counts as silent. ``reconnect_*``: back-off
+    towards the super hub, so short that the store is back within five seconds of its WAN. ``hardware_clock``: the clock
+    survives power-off.
     """
 
     listen: str
@@ -56,8 +57,8 @@ class Config:
     scrub_interval_s: float = field(default=3600.0, metadata=bounded(1, 30 * 86_400))
     log_retention_s: float = field(default=86_400.0, metadata=bounded(60, 30 * 86_400))
     heartbeat_interval_s: float = field(default=15.0, metadata=bounded(0.05, 600))
-    reconnect_min_s: float = field(default=1.0, metadata=bounded(0.01, 600))
-    reconnect_max_s: float = field(default=60.0, metadata=bounded(0.05, 3600))
+    reconnect_min_s: float = field(default=0.25, metadata=bounded(0.01, 600))
+    reconnect_max_s: float = field(default=3.0, metadata=bounded(0.05, 3600))
     hardware_clock: bool = True
     groups: tuple[GroupConfig, ...] = ()
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

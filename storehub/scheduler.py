@@ -18,6 +18,7 @@ from storehub.records import DeviceRecord, Disposition, SlotRecord
 from storehub.schema import from_stamp, to_stamp
 from storehub.standing import Standing
 from storehub.swaps import (
+    Decision,
     DeviceView,
     Group,
     HubView,
@@ -38,16 +39,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from storehub.hub import Hub
-    from storehub.swaps import Decision, Inference, Slot
+    from storehub.swaps import Inference, Slot
     from wavemesh.policy.document import Policy
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.trust.statements import WaveOrder
 
 _LOG = logging.getLogger(__name__)
-LEAST_PAUSE_S = 0.02
+LEAST_PAUSE_S = 0.1
 """Between two passes, so that a chatty store costs one pass and not one a word."""
 INCARNATION_FACT = "incarnation"
 SINCE_FACT = "incarnation_since"
+NOTHING = Decision((), (), (), ())
 
 
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,6 +71,7 @@ class Scheduler:
     def __init__(self, hub: Hub) -> None:
         """Schedule the swaps of that hub."""
         self._hub = hub
+        self._occupied = 0
 
     async def run(self) -> None:
         """Decide for as long as the hub runs."""
@@ -83,19 +86,30 @@ class Scheduler:
             await asyncio.sleep(LEAST_PAUSE_S)
 
     async def step(self) -> Decision:
-        """One pass. The view is taken inside the transaction, so nothing moves between decision and disk."""
+        """One pass. The view is taken inside the transaction, so nothing moves between decision and disk.
+
+        Most passes of a quiet store come to nothing: one look without a transaction tells.
+        """
         hub = self._hub
+        if self._is_noted() and not hub.clock_guard.is_due(hub.clock.now()):
+            view = self.view()
+            decision = decide(view)
+            if decision == NOTHING:
+                self._occupied = len(occupants(view))
+                return decision
         async with hub.store.database.transaction() as tx:
             await self._note_incarnation(tx)
             await hub.clock_guard.tick(tx, hub.clock.now())
-            decision = decide(self.view())
+            view = self.view()
+            self._occupied = len(occupants(view))
+            decision = decide(view)
             await self._persist(tx, decision)
         self._tell(decision)
         return decision
 
     def swaps_active(self) -> int:
-        """Devices inside a swap now."""
-        return len(occupants(self.view()))
+        """Devices inside a swap, as of the last pass; each grant causes another."""
+        return self._occupied
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -185,9 +199,12 @@ class Scheduler:
 
     # -- acting -----------------------------------------------------------------------------------------------------
 
+    def _is_noted(self) -> bool:
+        return self._hub.store.fact(INCARNATION_FACT) == self._hub.log.incarnation
+
     async def _note_incarnation(self, tx: Transaction) -> None:
         store, incarnation = self._hub.store, self._hub.log.incarnation
-        if store.fact(INCARNATION_FACT) != incarnation:
+        if not self._is_noted():
             await store.put_fact(tx, INCARNATION_FACT, incarnation)
             await store.put_fact(tx, SINCE_FACT, str(to_stamp(self._hub.clock.now())))
 

@@ -103,6 +103,12 @@ class DeviceDirectory:
     def configure(self, port: int) -> None:
         self.write("config.toml", CONFIG % {"port": port})
 
+    def set(self, line: str, other: str) -> None:
+        """Replace a line of the configuration."""
+        text = (self.path / "config.toml").read_text()
+        assert line in text
+        self.write("config.toml", text.replace(line, other))
+
     def write(self, name: str, text: str) -> None:
         file = self.path / name
         file.parent.mkdir(parents=True, exist_ok=True)

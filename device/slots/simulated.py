@@ -120,6 +120,8 @@ class SimulatedSlots:
         self._disk = disk
         self._boot_control = boot_control
         self._capacity_bytes = capacity_bytes
+        # Asked for with every status; nobody else writes them while we run.
+        self._labels: dict[SlotName, SlotLabel | None] = {}
 
     def present(self) -> bool:
         """Whether both image files are there."""
@@ -135,7 +137,9 @@ class SimulatedSlots:
 
     def label(self, slot: SlotName) -> SlotLabel | None:
         """What is on the slot, None when unknown."""
-        return read_json(self._label_path(slot), SlotLabel)
+        if slot not in self._labels:
+            self._labels[slot] = read_json(self._label_path(slot), SlotLabel)
+        return self._labels[slot]
 
     async def begin(self, slot: SlotName, image: Digest) -> SimulatedWriter:
         """Open the slot for this image at the last durable mark; raises SlotError, DiskFaultError."""
@@ -146,6 +150,7 @@ class SimulatedSlots:
             msg = f"slot {slot.value} cannot hold {image.size_bytes} bytes (capacity {self._capacity_bytes}, or absent)"
             raise SlotError(msg, slot=slot.value)
         self._boot_control.invalidate(slot)
+        self._labels.pop(slot, None)
         self._disk.remove(self._label_path(slot))
         writer = SimulatedWriter(self.path(slot), self._mark_path(slot), self._disk, image)
         await writer.open()
@@ -162,6 +167,7 @@ class SimulatedSlots:
 
     async def seal(self, slot: SlotName, label: SlotLabel) -> None:
         """Label the slot, then forget the mark."""
+        self._labels.pop(slot, None)
         self._disk.write_atomic(self._label_path(slot), json.dumps(to_plain(label)).encode(), 0o644)
         self._disk.remove(self._mark_path(slot))
 

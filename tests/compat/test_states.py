@@ -23,7 +23,8 @@ from device.sink import DeviceSink
 from device.state import StateFile
 from device.store import DeviceStore
 from device.tracing import Tracing
-from lab.injectors import InjectorError, _tell
+from lab.injectors import InjectorError
+from lab.injectors import tell as tell_board
 from lab.processes import wait_until
 from tests.recordings import archive
 from tests.recordings.questions import (
@@ -123,7 +124,7 @@ def ask_status(socket: Path) -> dict[str, Any]:
 
     def answers() -> bool:
         try:
-            said.update(_tell(socket, "status"))
+            said.update(tell_board(socket, "status"))
         except InjectorError:
             return False
         return True

@@ -155,6 +155,24 @@ async def test_heat_pauses_the_write(device: DeviceDirectory, hub: HubStandIn) -
     assert offsets[-1] >= 512 * 1024
 
 
+async def test_a_lost_link_costs_no_byte_that_arrived(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """D1: the write goes on after the last byte that came, not after the last regular flush."""
+    hub.blobs.stall_after = 600_000
+    async with hub.serving():
+        hub.order()
+        device.configure(hub.port)
+        device.set("fsync_step_bytes = 131072", "fsync_step_bytes = 8388608")
+        device.start()
+        await hub.until(lambda: bool(hub.statuses) and hub.statuses[-1].staged_bytes >= 600_000)
+    hub.blobs.stall_after = None
+    async with hub.serving(hub.port):
+        await hub.until(lambda: bool(hub.outcomes()))
+    assert hub.words() == [("UPDATED", "", 1)]
+    offsets = [offset for sha256, offset in hub.blobs.reads if sha256 == NEW_SHA256]
+    assert offsets[0] == 0
+    assert offsets[-1] >= 600_000
+
+
 async def test_wrong_bytes_are_refused_as_checksum(device: DeviceDirectory, hub: HubStandIn) -> None:
     """P2, D3: what is read back from the slot must be what was signed, whoever served it."""
     right = hub.blobs.content[NEW_SHA256]

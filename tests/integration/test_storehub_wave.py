@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from storehub.clockguard import FLOOR_FACT
+from storehub.scheduler import INCARNATION_FACT, NOTHING
 from tests.session_kit import Fleet, MemoryLog
 from tests.storehub_kit import (
     STORE,
@@ -58,6 +60,20 @@ async def tills(stack: AsyncExitStack, control: Control, app: App, *names: str) 
     return [await stack.enter_async_context(till(control, name, address(app))) for name in names]
 
 
+async def test_a_pass_without_anything_to_do_costs_no_transaction(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pass remembers incarnation and time; those after it have nothing to write."""
+    async with wan(SuperHub(control)) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+        store = app.hub.store
+        await eventually(lambda: store.fact(INCARNATION_FACT) == app.hub.log.incarnation and store.fact(FLOOR_FACT))
+        opened: list[str] = []
+        monkeypatch.setattr(store.database, "transaction", lambda: opened.append("transaction"))
+        assert await app.scheduler.step() == NOTHING
+        assert opened == []
+        monkeypatch.undo()
+
+
 async def test_a_wave_from_order_to_ledger(control: Control, fleet: Fleet, tmp_path: Path) -> None:
     super_hub = SuperHub(control)
     async with (
@@ -77,6 +93,7 @@ async def test_a_wave_from_order_to_ledger(control: Control, fleet: Fleet, tmp_p
             one.say(UpdateState.VERIFIED)
         await eventually(lambda: sum(one.lease() is not None for one in devices) == 2)
         assert len(app.hub.store.slots) == 2
+        await eventually(lambda: app.scheduler.swaps_active() == 2)
 
         first = next(one for one in devices if one.lease() is not None)
         grant = first.lease()

@@ -120,6 +120,18 @@ async def test_blobs_travel_whole_and_from_any_offset(credentials: Any, tmp_path
         assert await client.find_missing([unknown, DIGEST]) == [unknown]
 
 
+async def test_blobs_that_belong_together_cost_one_channel(credentials: Any, tmp_path: Path) -> None:
+    """Each channel is a TLS handshake for both sides; without the transfer around them, each read has its own."""
+    async with serving(credentials, tmp_path) as rig:
+        client = rig.client()
+        async with client.transfer():
+            for _ in range(3):
+                assert await read(client) == CONTENT
+        assert rig.channels_opened == 1
+        assert await read(client) == CONTENT
+        assert rig.channels_opened == 2
+
+
 async def test_the_generated_stub_reads_the_hand_made_frames(credentials: Any, tmp_path: Path) -> None:
     async with serving(credentials, tmp_path) as rig, rig.channel(f"{HUB}/device/pos-01") as channel:
         request = artifact_pb2.ReadRequest(

@@ -219,7 +219,7 @@ class ArtifactClient:
     async def find_missing(self, digests: Sequence[Digest]) -> list[Digest]:
         """Which of the digests (at most MAX_FIND_MISSING) the parent does not hold; raises as ``read``."""
         request = artifact_pb2.FindMissingRequest(digests=[_message(digest) for digest in digests])
-        async with self._transfer() as channel:
+        async with self.transfer() as channel:
             call = channel.unary_unary(
                 _FIND_MISSING,
                 request_serializer=artifact_pb2.FindMissingRequest.SerializeToString,
@@ -238,7 +238,7 @@ class ArtifactClient:
         ForbiddenError, BadTransferError, RemoteFaultError.
         """
         request = artifact_pb2.ReadRequest(digest=_message(digest), offset=offset)
-        async with self._transfer() as channel:
+        async with self.transfer() as channel:
             start: grpc.aio.UnaryStreamMultiCallable[artifact_pb2.ReadRequest, bytes] = channel.unary_stream(
                 _READ, request_serializer=artifact_pb2.ReadRequest.SerializeToString, response_deserializer=None
             )
@@ -271,7 +271,8 @@ class ArtifactClient:
         return message if isinstance(message, bytes) else None
 
     @asynccontextmanager
-    async def _transfer(self) -> AsyncIterator[grpc.aio.Channel]:
+    async def transfer(self) -> AsyncIterator[grpc.aio.Channel]:
+        """Keep the channel open meanwhile: blobs that belong together cost one connection; each handshake is dear."""
         if self._channel is None:
             self._channel = self._open_channel()
         channel = self._channel

@@ -136,6 +136,17 @@ async def test_an_order_is_actionable_once_all_it_needs_is_held(kit: Kit) -> Non
     assert judgement.target.firmware == digest_of(image_of("3.8.2"))
 
 
+async def test_what_comes_together_is_one_change(kit: Kit) -> None:
+    """Each change of the document is flushed; the order's generation is part of the change that brings the order."""
+    kit.hub.order(generation=3)
+    before = kit.store.document.serial
+    await kit.deliver()
+    assert kit.store.document.serial == before + 1
+    assert kit.store.document.waves["142"].generation == 3
+    await kit.deliver("policy")
+    assert kit.store.document.serial == before + 1
+
+
 async def test_what_came_before_the_metadata_waits_for_it(kit: Kit) -> None:
     kit.hub.order()
     assert await kit.deliver("order", "policy", "holds") == {}

@@ -50,6 +50,7 @@ async def test_the_running_slot_is_never_written(slots: SimulatedSlots) -> None:
 
 async def test_a_slot_being_written_is_no_fallback(slots: SimulatedSlots, tmp_path: Path) -> None:
     await slots.seal(B, SlotLabel("old", "1.0.0", DIGEST))
+    assert slots.label(B) == SlotLabel("old", "1.0.0", DIGEST)
     writer = await slots.begin(B, DIGEST)
     await writer.close()
     assert SimulatedBootControl(tmp_path / "slots", Disk()).read().previous is None
@@ -65,6 +66,7 @@ async def test_an_image_is_written_and_read_back(slots: SimulatedSlots) -> None:
     await writer.close()
     assert await slots.digest(B, SIZE) == DIGEST.sha256
     assert slots.path(B).read_bytes() == IMAGE
+    assert slots.label(B) is None
     await slots.seal(B, SlotLabel("new", "2.0.0", DIGEST))
     assert slots.label(B) == SlotLabel("new", "2.0.0", DIGEST)
 

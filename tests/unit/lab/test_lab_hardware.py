@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from device.bootenv import SlotName
+from device.bootenv import Boot, ResetReason, SlotName
 from device.firmware import Firmware
+from device.platform import BootRecord
 from lab.hardware import break_device, build, lose_scanner
 from lab.scenario import FAULTS
 from lab.topology import DEVICE_CLASS, HARDWARE_REVISION
@@ -74,9 +75,13 @@ def test_a_faulty_unit_fails_the_boot_probe_with_its_words(device: Path) -> None
 def test_a_bad_medium_spoils_the_slot_that_does_not_run_and_no_other(device: Path) -> None:
     for slot in ("A", "B"):
         (device / "slots" / f"{slot}.img").write_bytes(b"written")
-    Firmware(device, 0).decay(SlotName.A)
+    record = BootRecord("b" * 32, Boot(SlotName.A, 1), ResetReason.POWER_ON)
+    (device / "run").mkdir(exist_ok=True)
+    Firmware(device, 0).step(record, "staging:1%")
     assert (device / "slots" / "B.img").read_bytes() == b"written"
     break_device(device, "checksum", "3.8.2")
-    Firmware(device, 0).decay(SlotName.A)
+    Firmware(device, 0).step(record, "state:VERIFIED")
+    assert (device / "slots" / "B.img").read_bytes() == b"written"
+    Firmware(device, 0).step(record, "staging:1%")
     assert (device / "slots" / "A.img").read_bytes() == b"written"
     assert (device / "slots" / "B.img").read_bytes() != b"written"

@@ -1,40 +1,20 @@
-"""Where a power cut asked for happens, and what the bootloader decides."""
+"""What the bootloader decides."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 from device.board import read_boot_record
 from device.bootenv import Boot, BootEnvironment, ResetReason, SlotName
 from device.firmware import Firmware
 from device.slots.simulated import SimulatedBootControl
-from device.supervisor import matches
 from wavemesh.runtime.durable import Disk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 A1, B2 = Boot(SlotName.A, 1), Boot(SlotName.B, 2)
-
-
-@pytest.mark.parametrize(
-    ("trigger", "step", "happens"),
-    [
-        ("staging:50%", "staging:49%", False),
-        ("staging:50%", "staging:50%", True),
-        ("staging:50%", "staging:62%", True),
-        ("staging:50%", "state:STAGING", False),
-        ("swap", "trial", True),
-        ("swap", "state:TRIAL", False),
-        ("state:ARMED", "state:ARMED", True),
-        ("staging:half", "staging:50%", False),
-    ],
-)
-def test_where_a_cut_happens(trigger: str, step: str, happens: bool) -> None:  # noqa: FBT001  # a table's column
-    assert matches(trigger, step) is happens
 
 
 def test_a_trial_boots_once_however_often_the_power_fails(tmp_path: Path) -> None:
