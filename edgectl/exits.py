@@ -78,7 +78,7 @@ _BY_CLASS: tuple[tuple[type[WavemeshError], Exit], ...] = (
 
 #: What to type next, by reason. A test holds that every reason is here or in WITHOUT_HINT.
 _HINTS: Mapping[str, str] = {
-    "ALREADY_USED": "`edgectl node token` makes a new one; if nobody else should have had it, `edgectl node revoke` first",
+    "ALREADY_USED": "if nobody else should have had it: `edgectl node revoke`; then `edgectl node token`",
     "BAD_CSR": "`edgectl ca request` or `edgectl node request` writes a good one",
     "BAD_ISSUE": "sign the request that this machine made: `edgectl ca sign`",
     "BAD_TOKEN": "copy the token whole, or make another: `edgectl node token`",

@@ -25,6 +25,7 @@ from edgectl.commands import (
     places,
     policy,
     releases,
+    revocations,
     traces,
     waves,
 )
@@ -74,6 +75,7 @@ for _name, _noun in {
 }.items():
     app.add_typer(_noun, name=_name)
 explain.register(app)
+revocations.register(nodes.app)
 completion.register(app)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgectl.client import CALL_TIMEOUT_S
-from edgectl.commands.nodes import app
 from edgectl.framework import Session, command
 from edgectl.tables import place, revocations_table
 
@@ -21,7 +20,12 @@ _SHOWN = 20
 _REACHES = {"node": "the node's own certificates", "below": "its and all below", "authority": "all of the region's"}
 
 
-@command(app, "revoke")
+def register(app: typer.Typer) -> None:
+    """Add both commands to the noun ``node``."""
+    command(app, "revoke")(revoke)
+    command(app, "revocations")(revocations)
+
+
 def revoke(
     session: Session,
     *,
@@ -58,7 +62,6 @@ def revoke(
     session.show(done, f"{_hit(done)}: {state}; enrol again what is to come back")
 
 
-@command(app, "revocations")
 def revocations(session: Session) -> None:
     """Show what was taken back, as the node asked knows it."""
     from edgectl.plain import plain
