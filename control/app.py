@@ -165,7 +165,7 @@ async def _load(
     revocations = Revocations(credentials, desired=desired, signing=signing, clock=clock, config=config)
     async with database.transaction() as tx:
         await releases.load(tx, directory / "trust" / "bootstrap")
-    revocations.load()
+        await revocations.load(tx)
     changes, fleet = Changes(), Fleet()
     tracing = await _tracing(credentials.node_id, database, config, clock)
     waves = Waves(

@@ -21,6 +21,7 @@ from control.intents import TakenBack
 from control.ledger import HUB_KINDS, Outcome, beats
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import PeerError
+from wavemesh.identity.binding import issued_at
 from wavemesh.identity.certificates import load_certificate
 from wavemesh.identity.nodes import NodeId, Role, is_within
 from wavemesh.policy.gates import parse_gate
@@ -204,13 +205,14 @@ class Reports:
         match finding:
             case VerifiedOutcome():
                 certificate = load_certificate(finding.envelope.signatures[0].certificate)
-                self._revocations.note_certificate(finding.signer.path, certificate.not_valid_before_utc)
+                self._revocations.note_certificate(finding.signer.path, issued_at(certificate))
                 await self._keep_outcome(tx, child, finding, touched)
             case VerifiedIntent():
                 await self._submit(tx, finding)
             case EventReport():
                 await self._keep_event(tx, child, finding)
             case CertificateReport():
+                self._revocations.note_certificate(finding.node, finding.issued_at)
                 await self._enrolments.heard(tx, child, finding)
                 touched.update(await store.open_waves_of(tx, finding.node))
             case SnapshotEnd(node, incarnation):

@@ -8,8 +8,8 @@ Rules:
 - Times are signed only by a clock that can be right: not behind the list in force, and one by which control's own
   certificate is good. A clock that jumped further would shut out nodes enrolled after it was set right.
 - A node that is revoked gets no permit until control has seen a certificate of it that is not among those taken back
-  (``note_certificate``); what it had outstanding counts as spent (``control/waves.py``). Seen certificates are kept in
-  memory, of revoked nodes only.
+  (``note_certificate``: the one that signed an outcome, or that its region's authority reports to have issued); what it
+  had outstanding counts as spent (``control/waves.py``). Seen certificates are kept in memory, of revoked nodes only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from sqlalchemy import select
+
+from control import schema
 from control.desired import EVERYBODY, Item
 from control.requests import BadRequestError
 from wavemesh.codec.statements import decode, encode
@@ -74,14 +77,17 @@ class Revocations:
         self._seen: dict[str, datetime] = {}
         self._is_in_doubt = False
 
-    def load(self) -> None:
-        """Take up what was published."""
+    async def load(self, tx: Transaction) -> None:
+        """Take up what was published, and which certificates are known of those it names."""
         held = self._desired.get(EVERYBODY, REVOCATIONS_KEY)
         if held is None:
             return
         listed = decode(RevocationList, decode(Envelope, held.content).payload)
         self._index = RevocationIndex(listed)
         self._credentials.authorities.take(listed)
+        table = schema.certificates
+        for row in await tx.all(select(table.c.path, table.c.issued_at).where(table.c.serial != "")):
+            self.note_certificate(row["path"], row["issued_at"])
 
     @property
     def listed(self) -> RevocationList | None:

@@ -31,10 +31,11 @@ from tests.unit.control.control_kit import (
     outcome,
     plan,
 )
-from wavemesh.codec.statements import decode
+from wavemesh.codec.statements import decode, encode
 from wavemesh.identity.certificates import LONGEST_LEAF_LIFETIME
 from wavemesh.runtime.status import error_from_rpc
 from wavemesh.session.frames import ResourceKey
+from wavemesh.trust.enrolments import CertificateReport
 from wavemesh.trust.statements import Envelope, IntentKind, OutcomeKind, Revocation, RevocationList, RevocationReach
 from wavemesh.v1 import operator_pb2, rollout_pb2
 
@@ -247,8 +248,10 @@ async def test_a_revoked_device_keeps_its_target_and_loses_its_permit(world: Wor
         core.revocations.note_certificate(DEVICES[0], datetime.now(UTC) - timedelta(minutes=1))
         await served.control.tick()
         assert "142/store-208/pos-01" not in region.names("permit"), "an old certificate is no new one"
-        core.revocations.note_certificate(DEVICES[0], datetime.now(UTC) + timedelta(seconds=2))
-        await served.control.tick()
+        issued_at = datetime.now(UTC) + timedelta(seconds=2)
+        joined = CertificateReport(DEVICES[0], "5e71a1", issued_at, issued_at + timedelta(days=90))
+        region.log.append(encode(joined), "certificate")
+        region.upstream.wake()
         await until(lambda: "142/store-208/pos-01" in region.names("permit"), region.sink)
 
 
