@@ -27,7 +27,7 @@ from lab.expectations import expect
 from lab.images import digest_of
 from lab.play import play_wave
 from lab.policies import OLD_RELEASE, RELEASE, SWAP_LIMIT, policy_text
-from lab.provision import exists, image, provision
+from lab.provision import enrol_as_configured, exists, image, provision
 from lab.refusals import Refusal, try_bad_releases
 from lab.scenario import SCANNER_DEVICE, Fault, Scenario, Tamper, draw
 from lab.story import Story
@@ -114,6 +114,7 @@ def set_up(directory: Path, pair: ImagePair, scenario: Scenario, swap_limit: int
         hardware.lose_scanner(lab.device_dir(SCANNER_DEVICE), "B")
     for fault in scenario.faults:
         hardware.break_device(lab.device_dir(fault.device), fault.kind.gate, RELEASE.version)
+        enrol_as_configured(lab, fault.device)
     policy = policy_text(RELEASE, swap_limit=swap_limit, halt_least_outcomes=scenario.halt_least_outcomes)
     lab.policy_path.write_text(policy, encoding="utf-8")
     expect(lab, scenario, None, None)

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from device.config import load_device_config
 from device.factory import Equipment, equip
 from lab import hardware, topology
 from lab.configs import control_config, device_config, store_config, superhub_config, wan_config
@@ -145,6 +146,20 @@ def _make_identities(lab: Lab, now: datetime) -> None:
             ip_addresses=[ipaddress.ip_address(topology.LOCALHOST)],
             binding=_binding(node, now),
         )
+
+
+def enrol_as_configured(lab: Lab, device: str) -> None:
+    """Give a device a certificate that binds it to what its configuration says, as if it had been enrolled so."""
+    says = load_device_config(lab.device_dir(device)).device
+    now = datetime.now(UTC)
+    write_node(
+        lab.device_dir(device) / "identity",
+        RegionCa.load(lab.superhub_dir / "authority"),
+        topology.device_id(lab.store_of(device), device),
+        not_before=now - _CLOCK_SLACK,
+        not_after=now + _IDENTITY_LIFETIME,
+        binding=Binding(now, says.device_class, says.hardware_revision),
+    )
 
 
 def _binding(node: NodeId, now: datetime) -> Binding:

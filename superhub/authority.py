@@ -11,6 +11,7 @@ import hashlib
 import ipaddress
 import logging
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -20,7 +21,7 @@ from superhub import issued as issued_rows
 from superhub.issued import UsedToken
 from wavemesh.codec.statements import encode
 from wavemesh.errors import PeerError
-from wavemesh.identity.binding import Binding, binding_of
+from wavemesh.identity.binding import Binding, binding_of, issued_at
 from wavemesh.identity.ca import CA_KEY_FILE, CaFilesError, RegionCa
 from wavemesh.identity.certificates import load_certificate, validity_problem
 from wavemesh.identity.csr import key_of_request, key_sha256
@@ -42,7 +43,7 @@ from wavemesh.trust.envelope import verify_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -185,7 +186,7 @@ class Authority:
         signer_start = None if wish.replaces is None else wish.replaces.not_valid_before_utc
         if signer_start is not None:
             check_signer(before, signer_start)
-        times = terms(now, self._lifetime, before, signer_start)
+        times = terms(now, self._lifetime, before, signer_start, self._issued_after(wish))
         certificate = ca.issue(
             wish.node,
             wish.key,
@@ -213,6 +214,12 @@ class Authority:
         tx.on_commit(self._appended)
         _LOG.info("certificate %s for %s until %s", report.serial, path, report.expires_at.isoformat())
         return _shown(certificate, ca, now)
+
+    def _issued_after(self, wish: _Wish) -> datetime | None:
+        """Younger than the one to replace, or it would be refused as older; and than what was taken back."""
+        revoked_until = self._authorities.issued_after(wish.node.path)
+        replaced_at = None if wish.replaces is None else issued_at(wish.replaces) + timedelta(microseconds=1)
+        return max(filter(None, [revoked_until, replaced_at]), default=None)
 
     def _usable_ca(self) -> RegionCa:
         problem = "there is none" if self._ca is None else validity_problem(self._ca.certificate, self._clock.now())

@@ -70,6 +70,10 @@ class Authorities:
         if self._revocations is not None:
             self._revocations.check(proof)
 
+    def issued_after(self, path: str) -> datetime | None:
+        """Since when a certificate of that node must be issued to be believed; None: any time."""
+        return self._revocations.issued_after(path) if self._revocations is not None else None
+
     # -- what a certificate proves -----------------------------------------------------------------------------------
 
     def prove(self, leaf: x509.Certificate, now: datetime, shown: Sequence[x509.Certificate] = ()) -> Proof:

@@ -8,8 +8,9 @@ Rules.
 3. *A renewal is signed by a certificate not older than the one that signed the last renewal*, nor than the last one
    got by a token, so an old key, once it was replaced in use, renews nothing, nor does the device that was replaced.
    The time of signing decides nothing: a node's clock may have been wrong.
-4. Certificates of one node start in the order in which they were issued, whatever the issuer's clock does, as a parent
-   refuses the older ones by their start. A clock that has fallen behind what was issued or enrolled issues nothing.
+4. Certificates of one node start, and say that they were issued, in the order in which they were, whatever the issuer's
+   clock does, as a parent refuses the older ones; and none says a time before the last revocation of its node, or it
+   would be revoked as well. A clock that has fallen behind what was issued, enrolled or taken back issues nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MAX_HISTORY = 8
 _SECOND = timedelta(seconds=1)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class UnknownTokenError(NotFoundError):
@@ -195,16 +197,25 @@ def check_signer(history: Sequence[Issued], signer_not_before: datetime) -> None
             raise ReplayedRequestError(msg)
 
 
-def terms(now: datetime, lifetime: timedelta, before: Sequence[Issued], floor: datetime | None = None) -> Terms:
-    """The times of the next certificate; ``floor`` is the start of the one to replace. Raises IssuerClockError."""
-    last_at = max((one.issued_at for one in before), default=now)
-    if now < last_at - CLOCK_SKEW:
-        msg = f"the hub's clock says {now.isoformat()}, but it issued a certificate at {last_at.isoformat()}"
-        raise IssuerClockError(f"{msg}; set the hub's clock")
+def terms(
+    now: datetime,
+    lifetime: timedelta,
+    before: Sequence[Issued],
+    floor: datetime | None = None,
+    issued_after: datetime | None = None,
+) -> Terms:
+    """The times of the next certificate, said to be issued no earlier than ``issued_after``.
+
+    ``floor`` is the start of the one to replace. Raises IssuerClockError.
+    """
+    issued_at = max([now, *(one.issued_at + _MICROSECOND for one in before), *filter(None, [issued_after])])
+    if issued_at > now + CLOCK_SKEW + _MICROSECOND:
+        msg = f"the hub's clock says {now.isoformat()}, but a certificate was issued or taken back at "
+        raise IssuerClockError(f"{msg}{issued_at.isoformat()}; set the hub's clock")
     starts = [one.not_before for one in before] + ([floor] if floor is not None else [])
     # X.509 counts whole seconds: the next start is one later.
     not_before = max([now.replace(microsecond=0) - CLOCK_SLACK, *(start + _SECOND for start in starts)])
     if not_before > now + CLOCK_SLACK:
         msg = f"the hub's clock says {now.isoformat()}, but the certificate in use starts at {max(starts).isoformat()}"
         raise IssuerClockError(f"{msg}; set the hub's clock")
-    return Terms(now, not_before, now + lifetime)
+    return Terms(issued_at, not_before, now + lifetime)

@@ -87,6 +87,14 @@ class RevocationIndex:
             )
             raise RevokedError(msg, node=proof.node_id.path, revocation=entry.path, epoch=str(self.listed.epoch))
 
+    def issued_after(self, path: str) -> datetime | None:
+        """Since when a certificate of that node must be issued, lest it count among those taken back; None: any time.
+
+        It says nothing of the authority that issues, which is renewed by the offline root.
+        """
+        own = (one for one in self.concerning(path) if one.reach is not RevocationReach.AUTHORITY)
+        return max((one.issued_before for one in own), default=None)
+
 
 def check_successor(new: RevocationList, held: RevocationList | None) -> None:
     """Raise GateError (replay) if ``new`` is older than the list held, or says something else at the same epoch."""

@@ -105,6 +105,17 @@ def test_certificates_of_a_node_start_in_order_whatever_the_clock_does() -> None
     assert back.not_before == first.not_before + timedelta(seconds=1)
     with pytest.raises(IssuerClockError):
         terms(NOW - CLOCK_SKEW - TICK, lifetime, before)
+    assert first.issued_at < at_once.issued_at, "a parent refuses the older one"
+    assert back.issued_at > before[-1].issued_at
+
+
+def test_a_certificate_is_younger_than_the_revocation_of_its_node() -> None:
+    """Or it would be revoked as well; an issuer whose clock is far behind control's issues nothing."""
+    lifetime, revoked_at = timedelta(days=90), NOW + CLOCK_SKEW
+    assert terms(NOW, lifetime, [], issued_after=revoked_at).issued_at == revoked_at
+    assert terms(NOW, lifetime, [], issued_after=NOW - CLOCK_SKEW).issued_at == NOW
+    with pytest.raises(IssuerClockError, match="taken back"):
+        terms(NOW, lifetime, [], issued_after=revoked_at + TICK + TICK)
 
 
 def test_a_certificate_from_elsewhere_is_a_floor_too() -> None:

@@ -172,3 +172,19 @@ def test_times_are_whole_seconds_as_in_certificates() -> None:
 def test_an_entry_in_words(reach: RevocationReach, words: str) -> None:
     assert words in describe(entry("region/a", reach))
     assert describe(entry("region/a", reach)).endswith(": stolen")
+
+
+def test_who_issues_anew_issues_late_enough() -> None:
+    """The latest of all that concern the node; an authority's entry says nothing of its leaves."""
+    revocations = RevocationIndex(
+        listed(
+            entry(DEVICE),
+            entry(STORE, BELOW, NOW + SECOND),
+            entry(REGION, NODE, NOW + 9 * SECOND),
+            entry(REGION, AUTHORITY, NOW + 9 * SECOND),
+        )
+    )
+    assert revocations.issued_after(DEVICE) == NOW + SECOND
+    assert revocations.issued_after(REGION) == NOW + 9 * SECOND
+    assert revocations.issued_after("operator/alice") is None
+    assert revocations.find(proof(DEVICE, NOW + SECOND, NOW + 9 * SECOND)) is None
