@@ -25,6 +25,7 @@ from control.config import Config
 from device.state import StateFile
 from device.values import to_plain
 from tests.recordings.wire import Child, SetClock, Tap, converse
+from wavemesh.identity.files import pair_directory
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.config import load_config
 from wavemesh.runtime.durable import Disk
@@ -96,7 +97,8 @@ class Fleet:
 
     def child(self, path: str) -> Child:
         """A node as its parent's server sees it dial."""
-        return Child(NodeId(self._fleet, path), (self.directory(path) / "identity" / "node.crt").read_bytes())
+        certificate = pair_directory(self.directory(path) / "identity") / "node.crt"
+        return Child(NodeId(self._fleet, path), certificate.read_bytes())
 
 
 def tier_of(path: str) -> str:

@@ -5,10 +5,10 @@ What must be the same, and what may differ:
 * the greeting: welcome or fenced, protocol version, cursor, report window, heartbeat interval, epoch;
 * reports: numbers, kinds and bodies that are applied, and the last acknowledgement;
 * desired state: what the child holds in the end, by key, version and digest, and what it refused, by gate;
-* asks: kinds and bodies, in order, and their answers;
+* asks: kinds and bodies, in order, and the answer of each, in whatever order they come;
 * status: the last value of each key.
 
-Nonces, ask numbers, session names, the split into updates and batches, heartbeats and times may differ. A machine that
+Nonces, session names, the split into updates and batches, heartbeats and times may differ. A machine that
 refuses any recorded frame fails the replay.
 """
 
@@ -60,7 +60,7 @@ class Outcome:
     refused: set[tuple[ResourceKey, str, str]] = field(default_factory=set)
     settled: bool = False
     asks: list[tuple[str, bytes]] = field(default_factory=list)
-    answers: list[tuple[bytes, str]] = field(default_factory=list)
+    answers: dict[int, tuple[bytes, str]] = field(default_factory=dict)
     status: dict[str, bytes | None] = field(default_factory=dict)
 
     def greet(self, frame: Welcome | Fenced) -> None:
@@ -130,7 +130,7 @@ def as_recorded(frames: Spoken) -> Outcome:
             case ResourceVerdict():
                 outcome.answer_update(updates.pop(frame.nonce), frame)
             case Answer():
-                outcome.answers.append((frame.body, frame.error))
+                outcome.answers[frame.ask_id] = (frame.body, frame.error)
             case _:
                 outcome.say(frame)
     return outcome
@@ -222,7 +222,7 @@ class ParentReplay:
             case ReportAck():
                 self.outcome.acknowledged = frame.through
             case Answer():
-                self.outcome.answers.append((frame.body, frame.error))
+                self.outcome.answers[frame.ask_id] = (frame.body, frame.error)
             case ResourceUpdate():
                 refused = [self._refusals[k] for one in frame.changed if (k := (one.key, one.digest)) in self._refusals]
                 verdict = ResourceVerdict(frame.nonce, tuple(refused))
@@ -318,7 +318,7 @@ class ChildReplay:
             case below.Settled():
                 self.outcome.settled = True
             case below.Answered():
-                self.outcome.answers.append((effect.answer.body, effect.answer.error))
+                self.outcome.answers[effect.answer.ask_id] = (effect.answer.body, effect.answer.error)
             case _:
                 pass
 
