@@ -70,13 +70,14 @@ class Scope(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Proof:
     """Which node a leaf proves, and by what: when the leaf was issued, when the first certificate of its chain expires,
-    and each authority above it with the time it was issued itself.
+    each authority above it with the time it was issued itself, and when the last certificate of its chain starts.
     """
 
     node_id: NodeId
     issued_at: datetime
     expires_at: datetime
     authorities: tuple[tuple[Scope, datetime], ...]
+    starts_at: datetime
 
 
 def authority_scope(certificate: x509.Certificate) -> Scope | None:
@@ -148,7 +149,8 @@ def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Ce
             raise BadCertificateError(msg)
         authorities.append((scope, authority.not_valid_before_utc))
     expires_at = min(one.not_valid_after_utc for one in chain)
-    return Proof(node_id, leaf.not_valid_before_utc, expires_at, tuple(authorities))
+    starts_at = max(one.not_valid_before_utc for one in chain)
+    return Proof(node_id, leaf.not_valid_before_utc, expires_at, tuple(authorities), starts_at)
 
 
 @lru_cache(maxsize=4 * MAX_CA_CERTIFICATES)

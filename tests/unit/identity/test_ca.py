@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from wavemesh.identity import authorities
 from wavemesh.identity.authorities import Authorities
 from wavemesh.identity.ca import CaFilesError, FleetCa, RegionCa, write_node
-from wavemesh.identity.certificates import BadCertificateError, Scope, authority_scope
+from wavemesh.identity.certificates import BadCertificateError, Scope, authority_scope, verify_certificate
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.identity.nodes import NodeId
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 FLEET = "test.example"
 NOW = datetime(2026, 9, 1, 12, tzinfo=UTC)
 LATER = NOW + timedelta(days=90)
+HOUR = timedelta(hours=1)
 HUB = "region/midwest/store/store-20"
 ELSEWHERE = (
     "region/midwest-2",
@@ -143,3 +145,28 @@ def test_scopes(ca: FleetCa, region: RegionCa) -> None:
     assert authority_scope(region.certificate) == Scope(FLEET, "midwest")
     leaf = region.issue(NodeId(FLEET, HUB), public_key(), not_before=NOW, not_after=LATER)
     assert authority_scope(leaf) is None
+
+
+def test_a_proof_is_kept_for_as_long_as_it_holds(
+    ca: FleetCa, region: RegionCa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verified once; asked at another time, or with another chain, it is verified again."""
+    leaf = region.issue(NodeId(FLEET, HUB), public_key(), not_before=NOW + HOUR, not_after=LATER)
+    trust, verified = Authorities([ca.certificate]), []
+
+    def counted(*arguments: Any) -> Any:
+        verified.append(arguments)
+        return verify_certificate(*arguments)
+
+    monkeypatch.setattr(authorities, "verify_certificate", counted)
+    for at in (NOW + HOUR, NOW + HOUR, LATER):
+        assert trust.verify(leaf, at, region.chain).path == HUB
+    assert len(verified) == 1
+    for at in (NOW, LATER + HOUR):
+        with pytest.raises(BadCertificateError, match="not valid"):
+            trust.verify(leaf, at, region.chain)
+    with pytest.raises(BadCertificateError, match="not valid"):
+        trust.verify(leaf, NOW + HOUR)
+    monkeypatch.setattr(authorities, "MAX_PROOFS_KEPT", 1)
+    trust.verify(leaf, NOW + HOUR, [*region.chain, ca.certificate])
+    assert len(trust._proofs) == 1

@@ -43,7 +43,8 @@ def proof(path: str, issued_at: datetime = NOW, authority_at: datetime = NOW - t
     authorities = [(Scope("test.example"), NOW - timedelta(days=99))]
     if path.startswith("region/"):
         authorities.insert(0, (Scope("test.example", path.split("/")[1]), authority_at))
-    return Proof(NodeId("test.example", path), issued_at, issued_at + NODE_LIFETIME, tuple(authorities))
+    ends_at = issued_at + NODE_LIFETIME
+    return Proof(NodeId("test.example", path), issued_at, ends_at, tuple(authorities), issued_at)
 
 
 def entry(path: str, reach: RevocationReach = NODE, before: datetime = NOW, reason: str = "stolen") -> Revocation:
