@@ -98,7 +98,8 @@ def main() -> int:
     except WavemeshError as error:
         sys.stderr.write(f"device.factory: {error.reason}: {error}\n")
         return 1
-    sys.stdout.write(f"{options.dir} runs {options.release} from slot A; start it with python -m device.supervisor\n")
+    command = f"python -m device.supervisor --dir {options.dir}"
+    sys.stdout.write(f"{options.dir} runs {options.release} from slot A; start it with {command}\n")
     return 0
 
 

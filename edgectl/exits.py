@@ -130,7 +130,7 @@ _HINTS: Mapping[str, str] = {
     "LAB_INJECTOR": "`edgectl lab status` shows what runs",
     "LAB_PROCESS": "`edgectl lab status` names the process and its log",
     "LAB_SPACE": "make room, or choose another place with --dir",
-    "LINK_DOWN": "is it up? `edgectl lab status`, `edgectl context list`",
+    "LINK_DOWN": "is it up, and the node that `edgectl context list` says? in the lab: `edgectl lab status`",
     "LOCAL_FAULT": "look at this machine's disk and configuration",
     "MALFORMED_STATEMENT": "`--help` after the command shows what it takes",
     "MIXED_COHORT": "`edgectl cohort list` shows the names to choose from",

@@ -37,9 +37,10 @@ from wavemesh.errors import WavemeshError
 
 _HELP = """Drive a wavemesh fleet. Asked twice, done once; what cannot be delivered now is queued and shown as queued.
 
-Begin: `edgectl lab up` makes a fleet on this machine; `edgectl context list` shows whom you ask; `edgectl fleet status`
-shows how it goes; `edgectl explain WORD` says what any word here means. Scripts take `--output json`. What lowers risk
-(pause, halt, rollback, prefetch) a store's hub does at once, WAN or no WAN; what raises it waits: see `intent list`.
+Begin: `edgectl lab up` makes a fleet on this machine to play with, `edgectl ca create` begins one of your own
+(docs/guide/first-fleet.md goes on). `edgectl context list` shows whom you ask, `edgectl fleet status` how it goes;
+`edgectl explain WORD` says what any word here means. Scripts take `--output json`. What lowers risk (pause, halt,
+rollback, prefetch) a store's hub does at once, WAN or no WAN; what raises it waits: see `intent list`.
 """
 
 app = typer.Typer(

@@ -142,7 +142,7 @@ def _read_root(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        msg = f"cannot read the pinned TUF root {path}: {error.strerror}"
+        msg = f"cannot read the pinned TUF root {path}: {error.strerror}; `edgectl node join` lays it"
         raise BadRoleError(msg) from error
 
 

@@ -379,5 +379,5 @@ def _read_root(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        msg = f"cannot read the pinned TUF root {path}: {error.strerror}; put the fleet's root.json there"
+        msg = f"cannot read the pinned TUF root {path}: {error.strerror}; put the fleet's first one, 1.root.json, there"
         raise TrustRootError(msg) from error

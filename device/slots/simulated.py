@@ -18,7 +18,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from device.bootenv import MAX_BYTES, Boot, BootEnvironment, ResetReason, SlotName, decode, encode
+from device.bootenv import (
+    MAX_BYTES,
+    Boot,
+    BootEnvironment,
+    BootEnvironmentError,
+    ResetReason,
+    SlotName,
+    decode,
+    encode,
+)
 from device.offload import Worker
 from device.platform import SlotLabel
 from device.slots.medium import MediumReader, reading_medium
@@ -65,8 +74,12 @@ class SimulatedBootControl:
 
     def read(self) -> BootEnvironment:
         """The environment on the medium; raises BootEnvironmentError, DiskFaultError."""
-        with disk_errors(self._path), self._path.open("rb") as file:
-            return decode(file.read(MAX_BYTES + 1), str(self._path))
+        with disk_errors(self._path):
+            if not self._path.exists():
+                msg = f"{self._path} is absent; equip the device first: python -m device.factory --dir DIR"
+                raise BootEnvironmentError(msg)
+            with self._path.open("rb") as file:
+                return decode(file.read(MAX_BYTES + 1), str(self._path))
 
     def write(self, environment: BootEnvironment) -> None:
         """Replace it as a whole; for the provisioning of a device."""

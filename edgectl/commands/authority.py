@@ -102,7 +102,8 @@ def install(
     session.show(
         {"fleet": ca.fleet, "region": ca.region, "until": ca.certificate.not_valid_after_utc.isoformat()},
         f"{directory} holds the authority of {ca.region} until {ca.certificate.not_valid_after_utc.isoformat()}",
-        'next: `join_listen = "HOST:PORT"` in its config.toml, start it, then edgectl node token',
+        f'next: the fleet\'s 1.root.json as {directory / "trust" / "root.json"}, `join_listen = "HOST:PORT"` in '
+        f"{directory / 'config.toml'}, start it, then edgectl node token",
     )
 
 

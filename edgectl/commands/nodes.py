@@ -23,6 +23,9 @@ app = typer.Typer(help="Nodes and their certificates.", no_args_is_help=True)
 
 NodeOption = Annotated[str, typer.Option("--node", help='Path: "region/midwest/store/store-208/device/pos-17".')]
 NodeDirOption = Annotated[Path, typer.Option("--dir", help="The node's directory.")]
+PairDirOption = Annotated[
+    Path, typer.Option("--dir", help="Where the key stays: DIR/identity of control, an operator's own directory.")
+]
 AddressOption = Annotated[
     list[str] | None, typer.Option("--address", help="HOST:PORT where its parent listens for joins; repeatable.")
 ]
@@ -108,7 +111,7 @@ def join(
 
 
 @command(app, "request")
-def request(session: Session, *, directory: NodeDirOption, node: NodeOption) -> None:
+def request(session: Session, *, directory: PairDirOption, node: NodeOption) -> None:
     """Make the key of control or an operator, and a request to carry to the root. Also how they renew."""
     from edgectl import ceremonies
 
@@ -125,7 +128,7 @@ def install(
     session: Session,
     *,
     file: Annotated[Path, typer.Argument(help="The answer to the request.")],
-    directory: NodeDirOption,
+    directory: PairDirOption,
 ) -> None:
     """Put a certificate of control or an operator beside its key."""
     from edgectl import ceremonies

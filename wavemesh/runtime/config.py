@@ -49,6 +49,9 @@ def load_config(path: Path, kind: type[T]) -> T:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError as error:
+        problem = f"{error.strerror}; docs/guide/first-fleet.md has one to start with"
+        raise ConfigError(path, "", problem) from error
     except OSError as error:
         raise ConfigError(path, "", error.strerror or str(error)) from error
     if len(data) > MAX_CONFIG_BYTES:

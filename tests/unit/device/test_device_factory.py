@@ -6,7 +6,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from device.bootenv import Boot, SlotName
+import pytest
+
+from device.bootenv import Boot, BootEnvironmentError, SlotName
 from device.configs import ConfigStore
 from device.platform import SlotLabel
 from device.slots.simulated import SimulatedBootControl, read_json
@@ -54,3 +56,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "absent" in done.stderr
     assert not (tmp_path / "device" / "slots").exists()
+
+
+def test_a_device_without_slots_says_who_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(BootEnvironmentError, match=r"python -m device\.factory"):
+        SimulatedBootControl(tmp_path / "slots", Disk()).read()

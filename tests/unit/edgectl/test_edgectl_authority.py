@@ -38,6 +38,7 @@ def test_a_region_gets_its_authority(tmp_path: Path, offline: Path, capsys: pyte
     assert "edgectl ca install" in capsys.readouterr().out
     for _ in range(2):
         assert run(["ca", "install", str(answer), "--dir", str(hub)]) == Exit.OK
+        assert f"1.root.json as {hub / 'trust' / 'root.json'}" in capsys.readouterr().out
     region = RegionCa.load(hub / "authority")
     assert (region.fleet, region.region) == (FLEET, "midwest")
     assert (hub / "authority" / "ca.key").read_bytes() == key
