@@ -358,3 +358,36 @@ async def test_hubs_renew_while_they_serve(running: Running) -> None:
         # What the device dials next is the renewed hub; its own renewal goes all the way up.
         await device.renewal.renew()
     assert MIDWEST.path == running.hub.node_id.path
+
+
+# -- taken back -----------------------------------------------------------------------------------------------------
+
+
+async def test_who_was_revoked_comes_back_by_a_new_token_alone(
+    running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stream ends, the old certificate opens and renews nothing; the next one is believed at once."""
+    directory = await running.device()
+    old = NodeCredentials.load(directory / "identity")
+    async with dialling(directory, running.address, STORE) as device, running.served.calling() as stub:
+        await until(lambda: device.upstream.is_connected)
+        began_s = time.perf_counter()
+        await stub.RevokeNode(operator_pb2.RevokeNodeRequest(path=DEVICE.path, reason="stolen"))
+        await until(lambda: not device.upstream.is_connected)
+        took_s = time.perf_counter() - began_s
+    with capsys.disabled():
+        sys.stderr.write(
+            f"\nfrom the operator's word at control to the end of a device's stream: {took_s * 1e3:.0f} ms\n"
+        )
+    assert took_s < 5
+    assert await _refusal_of(old, running) == "REVOKED"
+    csr = make_request(ec.generate_private_key(ec.SECP256R1()), "pos-01")
+    request = RenewalRequest(DEVICE.path, csr, datetime.now(UTC))
+    with pytest.raises(PeerError, match="taken back"):
+        await running.hub.parts.authority._renew(STORE, sign_as_node(request, old))
+    again = await running.device("again")
+    new = NodeCredentials.load(again / "identity")
+    async with dialling(again, running.address, STORE) as device:
+        await until(lambda: device.upstream.is_connected)
+    for tier in (running.served.control.authorities, running.hub.credentials.authorities):
+        assert tier.verify(new.certificate, datetime.now(UTC), new.intermediates) == DEVICE
