@@ -284,6 +284,7 @@ async def test_desired_state_goes_to_whom_it_concerns(region: Region) -> None:
             await until(lambda: len(theirs.resources) == 2, theirs)
             assert mine.resources[order].content == region.control.wanted[order].content
             assert mine.resources[order].version.epoch != region.control.wanted[order].version.epoch
+            await until(lambda: any(refused for _, refused in region.control.verdicts), region.control)
             rejected = [one for _, refused in region.control.verdicts for one in refused]
             assert [(one.key.name, one.gate) for one in rejected] == [("143", "signature")]
             del region.control.wanted[order]
