@@ -129,9 +129,12 @@ class Enrolments:
             "hardware_revision": report.hardware_revision,
         }
         table = schema.certificates
-        # Which wave it last renewed for stays known when it renews for none.
-        last_wave = await tx.scalar(select(table.c.wave_id).where(table.c.path == report.node)) or ""
-        await tx.put(table, values | {"wave_id": report.wave_id or last_wave})
+        known = await tx.first(select(table).where(table.c.path == report.node))
+        # A report said again late takes nothing back; a device's own word, which has no serial, gives way to a report.
+        if known is None or not known["serial"] or report.issued_at >= known["issued_at"]:
+            # Which wave it last renewed for stays known when it renews for none.
+            last_wave = "" if known is None else known["wave_id"]
+            await tx.put(table, values | {"wave_id": report.wave_id or last_wave})
         detail = f"serial {report.serial} until {report.expires_at.isoformat()}"
         if report.secret_sha256:
             asked = schema.enrolments

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from tests.enrolment_kit import until
+from tests.session_kit import MemoryLog
 from tests.unit.control.control_kit import (
     DEVICES,
     POLICY,
@@ -208,6 +209,33 @@ async def test_a_wave_waits_for_certificates_and_says_so(world: World) -> None:
         await settles(lambda: _waiting(stub), 0)
         await served.control.tick()
         await until(lambda: len(region.names("permit")) == 3)
+
+
+async def test_a_renewal_heard_late_or_twice_ends_the_waiting_once(world: World) -> None:
+    """Rotation with the region away: it waits, pending; what comes late counts, what comes again takes nothing back."""
+    device, now, log = DEVICES[0], world.clock.now(), MemoryLog()
+    before = report(device, now - timedelta(days=1))
+    async with world.serving() as served, served.calling() as stub:
+        async with served.region(log) as region:
+            await stub.ApplyInventory(inventory(DEVICES[:1]))
+            region.hub(STORES[0])
+            region.log.append(before, "certificate")
+            region.upstream.wake()
+            await settles(lambda: _known(stub), {device})
+        await stub.PlanWave(plan())
+        await stub.SubmitIntent(intent(world, IntentKind.START_WAVE))
+        await served.control.tick()
+        assert await _waiting(stub) == 1
+        async with served.region(log) as region:
+            region.hub(STORES[0])
+            region.log.append(report(device, now + timedelta(minutes=1), wave_id="142"), "certificate")
+            region.log.append(before, "certificate")
+            region.upstream.wake()
+            await until(lambda: region.names("permit") == ["142/store-208/pos-01"])
+            await until(lambda: region.log.first_number == region.log.next_number)
+            assert await _waiting(stub) == 0
+            [node] = (await stub.ListNodes(operator_pb2.ListNodesRequest(below=device))).nodes
+            assert node.issued_at.ToDatetime(UTC) > now
 
 
 async def test_a_policy_may_leave_certificates_alone(world: World) -> None:
