@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device.app import Launch, open_log, run_agent
+from device.backend import open_slots
 from device.board import read_boot_record
 from device.config import load_device_config
 from device.firmware import Firmware
 from device.resets import Board, BootUp, End, KillAgent, LetPass, LoseUnflushed, StartAgent
 from wavemesh.errors import WavemeshError
+from wavemesh.runtime.durable import Disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,7 +59,8 @@ class HostedDevice:
         """``run`` does the rest; ``stop`` ends the agent in order."""
         self._directory = directory
         self._config = load_device_config(directory)
-        self._firmware = Firmware(directory, 2 * self._config.staging.fsync_step_bytes)
+        bootloader = open_slots(directory, self._config, Disk()).bootloader
+        self._firmware = Firmware(directory, bootloader, 2 * self._config.staging.fsync_step_bytes)
         self._board = Board(self._config.board.watchdog_s, self._config.board.boot_timer_s)
         self._stop = stop
         self._agent: asyncio.Task[None] | None = None

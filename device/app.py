@@ -20,6 +20,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from device.agent import Agent
+from device.backend import open_slots
 from device.belief import Verifier
 from device.board import SimulatedPower
 from device.config import FILE_NAME, ClockKind, load_device_config
@@ -33,7 +34,6 @@ from device.platform import Sensors
 from device.probes import Containment, ProbeRunner
 from device.rotation import may_renew, wave_to_renew_for
 from device.sink import DeviceSink
-from device.slots.simulated import SimulatedBootControl, SimulatedSlots
 from device.state import StateFile
 from device.status import StatusReporter
 from device.store import DeviceStore
@@ -184,8 +184,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         software_version=__version__,
         options=UpstreamOptions(backoff_cap_s=RECONNECT_MAX_S),
     )
-    boot_control = SimulatedBootControl(directory / "slots", disk)
-    board = config.board
+    system, board = open_slots(directory, config, disk), config.board
     equipment = Equipment(
         directory=directory,
         node_id=credentials.node_id,
@@ -194,8 +193,8 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         log=log,
         store=store,
         sink=sink,
-        slots=SimulatedSlots(directory / "slots", disk, boot_control, board.slot_capacity_bytes),
-        boot_control=boot_control,
+        slots=system.slots,
+        boot_control=system.boot_control,
         power=launch.power,
         sensors=Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes),
         configs=ConfigStore(directory / "state" / "config", disk),

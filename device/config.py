@@ -30,6 +30,12 @@ class ProbeContainment(enum.Enum):
     BEST_EFFORT = "best-effort"
 
 
+class Backend(enum.Enum):
+    """What holds the slots and the boot environment."""
+
+    SIMULATED = "simulated"
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """What the device is, as enrolled."""
@@ -54,6 +60,7 @@ class Board:
     Probes run as ``probe_user`` if the agent is root, else as the agent's own user.
     """
 
+    backend: Backend = Backend.SIMULATED
     slot_capacity_bytes: int = field(default=1024 * MIB, metadata=bounded(MIB, 1024 * 1024 * MIB))
     power_supply: Path = Path("hardware/power_supply")
     thermal: Path = Path("hardware/thermal")

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 from device.board import boot_record_path, write_boot_record
 from device.bootenv import Boot, ResetReason, SlotName
 from device.platform import BootRecord, SlotLabel
-from device.slots.simulated import Mark, SimulatedBootControl, read_json
-from wavemesh.runtime.durable import Disk
+from device.slots.simulated import Mark, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from device.platform import Bootloader
 
 NOISE_STEP_BYTES = 1024 * 1024
 BAD_BLOCK = b"\xa5" * 4096
@@ -34,11 +35,11 @@ MAX_RECORD_BYTES = 4 * 1024 * 1024
 class Firmware:
     """The parts of a board that run before the agent."""
 
-    def __init__(self, directory: Path, lossy_bytes: int) -> None:
+    def __init__(self, directory: Path, bootloader: Bootloader, lossy_bytes: int) -> None:
         """``lossy_bytes``: how much unflushed data the medium's cache may hold when the power fails."""
         self._directory = directory
         self._lossy_bytes = lossy_bytes
-        self._control = SimulatedBootControl(directory / "slots", Disk())
+        self._bootloader = bootloader
 
     def first_reason(self) -> ResetReason:
         """Why the board starts now: a boot record left behind means that nobody shut it down."""
@@ -46,15 +47,15 @@ class Firmware:
 
     def boot(self, reason: ResetReason) -> BootRecord:
         """Decide what boots and record it; the boot environment is changed durably before."""
-        environment = self._control.read()
+        environment = self._bootloader.read()
         if environment.trial is None:
             boot = environment.active
         elif environment.trial.tries_left > 0:
             boot = environment.trial.boot
-            self._control.attempt()
+            self._bootloader.attempt()
         else:
             boot = environment.active
-            self._control.fall_back(reason)
+            self._bootloader.fall_back(reason)
         record = BootRecord(secrets.token_hex(16), boot, reason)
         write_boot_record(self._directory, record)
         self._append("boots.jsonl", {"boot_id": record.boot_id, "slot": boot.slot.value, "reason": reason.value})
@@ -66,7 +67,7 @@ class Firmware:
 
     def is_trial(self, boot: Boot) -> bool:
         """Whether this boot is the one on trial."""
-        trial = self._control.read().trial
+        trial = self._bootloader.read().trial
         return trial is not None and trial.boot == boot
 
     def version(self, slot: SlotName) -> str:

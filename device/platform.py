@@ -139,6 +139,22 @@ class BootControl(Protocol):
         ...
 
 
+class Bootloader(Protocol):
+    """The bootloader's own hands on the boot environment, for a supervisor that plays it. Durable when they return."""
+
+    def read(self) -> BootEnvironment:
+        """The environment as it is on the medium now."""
+        ...
+
+    def attempt(self) -> None:
+        """Take one try of the trial, before it boots."""
+        ...
+
+    def fall_back(self, reason: ResetReason) -> None:
+        """Note what ended a trial that has no try left; the first reason stands."""
+        ...
+
+
 class Power(Protocol):
     """Board: boots, resets and the watchdog that lives outside the agent."""
 

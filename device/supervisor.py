@@ -28,6 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device.backend import open_slots
 from device.board import BOARD_FD_VARIABLE, GO, MAX_MESSAGE_BYTES, PET, REBOOT_EXIT_CODE, STEP
 from device.bootenv import ResetReason
 from device.config import load_device_config
@@ -35,6 +36,7 @@ from device.firmware import Firmware
 from device.resets import Board, BootUp, End, KillAgent, LetPass, LoseUnflushed, StartAgent
 from device.sockets import bind_unix
 from wavemesh.errors import LocalError, WavemeshError
+from wavemesh.runtime.durable import Disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -72,7 +74,8 @@ class Supervisor:
             msg = f"{self._directory}: a supervisor plays this device already"
             raise AlreadyRunningError(msg) from error
         lossy_bytes = UNFLUSHED_STEPS * self._config.staging.fsync_step_bytes + UNFLUSHED_BYTES
-        self._firmware = Firmware(self._directory, lossy_bytes)
+        bootloader = open_slots(self._directory, self._config, Disk()).bootloader
+        self._firmware = Firmware(self._directory, bootloader, lossy_bytes)
         self._selector = selectors.DefaultSelector()
         self._agent: subprocess.Popen[bytes] | None = None
         self._agent_descriptor = -1

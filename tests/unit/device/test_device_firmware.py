@@ -23,7 +23,7 @@ def test_a_trial_boots_once_however_often_the_power_fails(tmp_path: Path) -> Non
     (tmp_path / "run").mkdir()
     control = SimulatedBootControl(tmp_path / "slots", Disk())
     control.write(BootEnvironment(A1).arm(B2))
-    firmware = Firmware(tmp_path, 1024)
+    firmware = Firmware(tmp_path, control, 1024)
     assert firmware.first_reason() is ResetReason.POWER_ON
     assert firmware.boot(ResetReason.REBOOT).boot == B2
     assert firmware.is_trial(B2)

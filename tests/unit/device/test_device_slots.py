@@ -78,7 +78,7 @@ async def test_what_was_not_flushed_is_lost_and_written_again(slots: SimulatedSl
     await writer.write(IMAGE[400_000:700_000])
     await writer.close()
     (tmp_path / "run").mkdir()
-    Firmware(tmp_path, 400_000).lose_unflushed()
+    Firmware(tmp_path, SimulatedBootControl(tmp_path / "slots", Disk()), 400_000).lose_unflushed()
     torn = slots.path(B).read_bytes()
     assert torn[:400_000] == IMAGE[:400_000]
     assert torn[400_000:700_000] != IMAGE[400_000:700_000]

@@ -11,9 +11,11 @@ import pytest
 from device.bootenv import Boot, ResetReason, SlotName
 from device.firmware import Firmware
 from device.platform import BootRecord
+from device.slots.simulated import SimulatedBootControl
 from lab.hardware import break_device, build, lose_scanner
 from lab.scenario import FAULTS
 from lab.topology import DEVICE_CLASS, HARDWARE_REVISION
+from wavemesh.runtime.durable import Disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,11 +79,12 @@ def test_a_bad_medium_spoils_the_slot_that_does_not_run_and_no_other(device: Pat
         (device / "slots" / f"{slot}.img").write_bytes(b"written")
     record = BootRecord("b" * 32, Boot(SlotName.A, 1), ResetReason.POWER_ON)
     (device / "run").mkdir(exist_ok=True)
-    Firmware(device, 0).step(record, "staging:1%")
+    firmware = Firmware(device, SimulatedBootControl(device / "slots", Disk()), 0)
+    firmware.step(record, "staging:1%")
     assert (device / "slots" / "B.img").read_bytes() == b"written"
     break_device(device, "checksum", "3.8.2")
-    Firmware(device, 0).step(record, "state:VERIFIED")
+    firmware.step(record, "state:VERIFIED")
     assert (device / "slots" / "B.img").read_bytes() == b"written"
-    Firmware(device, 0).step(record, "staging:1%")
+    firmware.step(record, "staging:1%")
     assert (device / "slots" / "A.img").read_bytes() == b"written"
     assert (device / "slots" / "B.img").read_bytes() != b"written"
