@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from device.bootenv import SlotName
-from tests.device_directory import NEW_VERSION, DeviceDirectory
+from tests.device_directory import NEW_VERSION, OLD_VERSION, DeviceDirectory
 from tests.device_kit import HubStandIn
-from wavemesh.codec.statements import decode
-from wavemesh.trust.statements import INTENT_REFUSED, EventReport, UpdateState, WaveState
+from wavemesh.trust.statements import INTENT_REFUSED, ROLLBACK_FAILED, UpdateState, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,6 +156,58 @@ async def test_operator_rolls_back_after_commit(device: DeviceDirectory, hub: Hu
     assert_back_on_a(device)
 
 
+async def committed(device: DeviceDirectory, hub: HubStandIn) -> None:
+    hub.order()
+    device.configure(hub.port)
+    device.start()
+    await hub.until_state(UpdateState.COMMITTED)
+    await hub.until(lambda: bool(hub.outcomes()))
+
+
+async def test_a_rotten_old_slot_is_not_gone_back_to(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """D5, D9: the old slot is read back first; one that changed while unused is not booted, and the operator is told."""
+    async with hub.serving():
+        await committed(device, hub)
+        device.rot("A")
+        intent_id = hub.roll_back("scanner driver missing")
+        await hub.until(lambda: bool(hub.answer_to(intent_id)))
+        await hub.until_state(UpdateState.COMMITTED)
+    assert hub.events()[-1].kind == ROLLBACK_FAILED
+    assert hub.answer_to(intent_id).startswith("slot A reads back SHA-256")
+    assert hub.words() == [("UPDATED", "", 1)]
+    assert [slot for slot, _ in device.boots()] == ["A", "B"]
+    environment = device.environment()
+    assert (environment.active.slot, environment.trial) == (SlotName.B, None)
+
+
+async def test_an_old_slot_that_does_not_boot_falls_back(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """D5, D9: the way back is a trial as well; the bootloader returns to the new slot, which says why."""
+    async with hub.serving():
+        await committed(device, hub)
+        device.write("hardware/unbootable", f"{OLD_VERSION}\n")
+        intent_id = hub.roll_back("scanner driver missing")
+        await hub.until(lambda: bool(hub.answer_to(intent_id)))
+        await hub.until_state(UpdateState.COMMITTED)
+    assert hub.answer_to(intent_id) == "slot A did not reach the agent (watchdog); it falls back by itself"
+    assert device.boots()[1:] == [("B", "reboot"), ("A", "reboot"), ("B", "watchdog")]
+    assert hub.words() == [("UPDATED", "", 1)]
+
+
+@pytest.mark.parametrize("step", ["state:ROLLING_BACK", "armed", "committed", "state:ROLLED_BACK"])
+async def test_power_cuts_on_the_way_back(device: DeviceDirectory, hub: HubStandIn, step: str) -> None:
+    """D9: wherever the power fails, the rollback is done once, on a complete image."""
+    async with hub.serving():
+        await committed(device, hub)
+        await device.tell(f"power-cut-at {step}")
+        hub.roll_back("scanner driver missing")
+        await hub.until(lambda: len(hub.outcomes()) == 2)
+        await hub.until_state(UpdateState.ROLLED_BACK)
+    assert hub.words() == [("UPDATED", "", 1), ("ROLLED_BACK", "operator", 1)]
+    assert "power-loss" in {reason for _, reason in device.boots()}
+    assert_back_on_a(device)
+    assert device.environment().previous is None
+
+
 async def test_a_rollback_with_nowhere_to_go_is_answered(device: DeviceDirectory, hub: HubStandIn) -> None:
     """Without a previous slot the operator, and the hub that paces rollbacks, learn that nothing will come of it."""
     async with hub.serving():
@@ -164,8 +215,8 @@ async def test_a_rollback_with_nowhere_to_go_is_answered(device: DeviceDirectory
         device.start()
         await hub.until_state(UpdateState.IDLE)
         hub.roll_back("just to be safe")
-        await hub.until(lambda: any(report.kind == "event" for report in hub.reports))
-    event = next(decode(EventReport, report.body) for report in hub.reports if report.kind == "event")
+        await hub.until(lambda: bool(hub.events()))
+    event = hub.events()[0]
     assert (event.kind, event.gate) == (INTENT_REFUSED, "operator")
     assert f"intent/{event.subject}" in {f"{key.type}/{key.name}" for key in hub.wanted}
     assert event.detail == "there is no previous slot to go back to"
@@ -180,7 +231,7 @@ async def test_local_rollback_needs_no_hub(device: DeviceDirectory, hub: HubStan
         device.start()
         await hub.until_state(UpdateState.COMMITTED)
         await hub.until(lambda: bool(hub.outcomes()))
-    assert (await device.tell("rollback till frozen", "agent.sock")) == {"ok": True}
+    assert (await device.tell("rollback till frozen", "agent.sock"))["ok"]
     async with hub.serving(hub.port):
         await hub.until(lambda: len(hub.outcomes()) == 2)
     assert hub.words()[1] == ("ROLLED_BACK", "operator", 1)
@@ -203,7 +254,8 @@ async def test_supervised_trial_waits_for_a_human(
         await device.tell("power-cut")
         await hub.until(lambda: hub.statuses[-1].state is UpdateState.AWAITING_SIGNOFF and len(device.boots()) == 3)
         assert device.boots()[2] == ("B", "power-loss")
-        hub.roll_back("signed off: go back")
+        hub.approve(reason="seen on site")
         await hub.until(lambda: bool(hub.outcomes()))
-    assert hub.words() == [("ROLLED_BACK", "operator", 1)]
+    assert hub.words() == [("ROLLED_BACK", "peripheral:scanner", 1)]
+    assert "seen on site" in hub.outcomes()[0].evidence
     assert_back_on_a(device)
