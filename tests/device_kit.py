@@ -59,6 +59,9 @@ from wavemesh.trust.statements import (
     OutcomeReport,
     Pause,
     Permit,
+    Revocation,
+    RevocationList,
+    RevocationReach,
     SnapshotReport,
     UpdateState,
     WaveClosed,
@@ -241,6 +244,11 @@ class HubStandIn:
         envelope = sign_as_node(intent, self.credentials(f"operator/{operator}"))
         self.serve("intent", intent.intent_id, encode_statement(envelope))
         return intent.intent_id
+
+    def revoke(self, path: str) -> None:
+        """Control takes a certificate back."""
+        taken = Revocation(path, RevocationReach.NODE, datetime.now(UTC), "stolen")
+        self._serve_signed("revocations", "fleet", RevocationList(1, (taken,), datetime.now(UTC)))
 
     def close_wave(self) -> None:
         self._serve_signed("closed", WAVE, WaveClosed(WAVE, WaveState.CLOSED, datetime.now(UTC)))
