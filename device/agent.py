@@ -40,7 +40,7 @@ from device.progress import (
     Unobstructed,
 )
 from device.returning import read_back
-from device.signoff import why_no_rollback
+from device.signoff import remaining_s, why_no_rollback
 from device.staging import Staging
 from device.trial import Trial
 from device.update import ACTIVITY, Activity, advance
@@ -257,13 +257,10 @@ class Agent:
                 return await self._count_signoff(generation, progress)
 
     async def _count_signoff(self, generation: int, progress: Progress) -> Event:
-        """The maximum runs on across boots; a clock that went wrong makes it neither longer nor endless."""
-        maximum_s, now = self._equipment.config.timing.signoff_maximum_s, self._equipment.clock.now()
-        since = progress.awaiting_since
-        if since is None:
+        now = self._equipment.clock.now()
+        if progress.awaiting_since is None:
             self._post(generation, SignoffBegan(now))
-        waited_s = 0.0 if since is None else (now - since).total_seconds()
-        await asyncio.sleep(min(max(maximum_s - waited_s, 0.0), maximum_s))
+        await asyncio.sleep(remaining_s(progress, now, self._equipment.config.timing.signoff_maximum_s))
         return SignoffOverdue()
 
     async def _until_flashable(self, target: Target) -> None:

@@ -15,6 +15,8 @@ from device.update import advance
 from wavemesh.trust.statements import UpdateState
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from wavemesh.trust.statements import OperatorIntent
 
 S = UpdateState
@@ -40,6 +42,12 @@ def why_no_rollback(progress: Progress, asked: RollbackAsked, device: str) -> st
             f" edgectl device rollback --id {device} --reason WHY"
         )
     return "there is no previous slot to go back to"
+
+
+def remaining_s(progress: Progress, now: datetime, maximum_s: float) -> float:
+    """Seconds until a wait for a sign-off is overdue. It runs on across boots; a clock that jumped never adds to it."""
+    waited_s = 0.0 if progress.awaiting_since is None else (now - progress.awaiting_since).total_seconds()
+    return min(max(maximum_s - waited_s, 0.0), maximum_s)
 
 
 def why_not_approved(progress: Progress, intent: OperatorIntent) -> str:

@@ -200,10 +200,11 @@ async def test_power_cuts_on_the_way_back(device: DeviceDirectory, hub: HubStand
     async with hub.serving():
         await committed(device, hub)
         await device.tell(f"power-cut-at {step}")
-        hub.roll_back("scanner driver missing")
+        intent_id = hub.roll_back("scanner driver missing")
         await hub.until(lambda: len(hub.outcomes()) == 2)
         await hub.until_state(UpdateState.ROLLED_BACK)
     assert hub.words() == [("UPDATED", "", 1), ("ROLLED_BACK", "operator", 1)]
+    assert not hub.answer_to(intent_id), "the intent was carried out twice"
     assert "power-loss" in {reason for _, reason in device.boots()}
     assert_back_on_a(device)
     assert device.environment().previous is None

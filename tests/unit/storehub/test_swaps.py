@@ -224,10 +224,11 @@ def test_a_sign_off_waits_for_no_slot() -> None:
     """D5: the device is inside a swap already, although its slot may have run out; only its session is needed."""
     waiting = device("d", UpdateState.AWAITING_SIGNOFF)
     wish = RollbackWish("i-1", STORE + "d", "142", is_signoff=True)
-    full = {"slots": (slot("a"), slot("b")), "rollbacks": (wish,)}
-    assert [one.intent_id for one, _ in decide(view([device("a"), device("b"), waiting], **full)).relayed] == ["i-1"]
+    slots = (slot("a"), slot("b"))
+    full = view([device("a"), device("b"), waiting], slots=slots, rollbacks=(wish,))
+    assert [one.intent_id for one, _ in decide(full).relayed] == ["i-1"]
     away = replace(waiting, connected_since=None)
-    assert decide(view([device("a"), device("b"), away], **full)).relayed == ()
+    assert decide(view([device("a"), device("b"), away], slots=slots, rollbacks=(wish,))).relayed == ()
 
 
 def test_a_group_swaps_one_by_one_and_keeps_enough_up() -> None:
