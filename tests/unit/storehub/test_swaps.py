@@ -222,7 +222,7 @@ def test_rollbacks_go_before_grants_and_within_the_limit() -> None:
 
 def test_a_sign_off_waits_for_no_slot() -> None:
     """D5: the device is inside a swap already, although its slot may have run out; only its session is needed."""
-    waiting = device("d", UpdateState.AWAITING_SIGNOFF)
+    waiting = device("d", UpdateState.AWAITING_SIGNOFF, seen_at=NOW - s(2 * MAXIMA_S))
     wish = RollbackWish("i-1", STORE + "d", "142", is_signoff=True)
     slots = (slot("a"), slot("b"))
     full = view([device("a"), device("b"), waiting], slots=slots, rollbacks=(wish,))
