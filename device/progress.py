@@ -66,6 +66,8 @@ class Target:
 class Progress:
     """Where the machine is. ``attempt`` is the highest burned in the wave; ``gate`` decided or holds it up.
 
+    Here and in events, ``observed`` and ``required`` are what the gate found and wanted, where it compares anything.
+
     ``target`` is None when idle, and when the order was refused before there was anything to aim at.
     """
 
@@ -82,6 +84,8 @@ class Progress:
     trial_began_s: float = 0.0
     lease_id: str = ""
     permit_generation: int = 0
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,8 @@ class Declined:
     burned: int
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,8 @@ class GateRefused:
 
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,8 @@ class Obstructed:
 
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +186,8 @@ class Unhealthy:
     gate: str
     evidence: str
     verdict: OutcomeKind
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +243,8 @@ class Outcome:
     kind: OutcomeKind
     gate: str = ""
     evidence: str = ""
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)

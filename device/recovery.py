@@ -86,7 +86,8 @@ def _fell_back(progress: Progress, event: Started) -> Step:
         failed = replace(progress, verdict=OutcomeKind.INCONCLUSIVE, gate="power-loss")
     else:
         failed = replace(progress, verdict=OutcomeKind.ROLLED_BACK, gate="watchdog")
-    return _finish(replace(failed, evidence=f"the trial of attempt {progress.attempt} ended by {reason.value}"))
+    evidence = f"the trial of attempt {progress.attempt} ended by {reason.value}"
+    return _finish(replace(failed, evidence=evidence, observed=f"reset: {reason.value}", required="a commit"))
 
 
 def _back(progress: Progress, _event: Started) -> Step:
@@ -98,7 +99,7 @@ def _finish(progress: Progress) -> Step:
     if progress.target is None:
         return to(Progress(), S.IDLE, Disarm())
     verdict = OutcomeKind.ROLLED_BACK if progress.verdict is OutcomeKind.FAILED else progress.verdict
-    outcome = Outcome(verdict, progress.gate, progress.evidence)
+    outcome = Outcome(verdict, progress.gate, progress.evidence, progress.observed, progress.required)
     if verdict is OutcomeKind.INCONCLUSIVE and progress.gate not in _NO_RETRY:
         return to(progress, S.STAGING, Disarm(), verdict=verdict, return_to=None, outcome=outcome)
     return to(
@@ -107,6 +108,8 @@ def _finish(progress: Progress) -> Step:
         Disarm(),
         gate=progress.gate,
         evidence=progress.evidence,
+        observed=progress.observed,
+        required=progress.required,
         verdict=verdict,
         return_to=None,
         outcome=outcome,
