@@ -17,7 +17,7 @@ from device.slots.simulated import read_json
 from device.values import to_plain
 from wavemesh.errors import GateError
 from wavemesh.policy.gates import Gate
-from wavemesh.runtime.durable import Disk
+from wavemesh.runtime.durable import Disk, disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping
