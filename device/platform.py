@@ -1,7 +1,8 @@
-"""The hardware as the agent sees it: five small seams, one set of implementations per back-end.
+"""The hardware as the agent and a supervisor see it: small seams, one set of implementations per back-end.
 
-``slots/simulated.py`` with the supervisor is the default; block devices with a GRUB or U-Boot environment and RAUC fit
-the same seams. Everything durable is durable when the call returns. Errors are LocalErrors.
+``slots/simulated.py`` with the supervisor is the default; ``slots/raw.py`` with ``slots/grub.py`` or ``slots/uboot.py``
+are slots on partitions or files; RAUC fits the same seams. Everything durable is durable when the call returns. Errors
+are LocalErrors.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class BootControl(Protocol):
 
 
 class Bootloader(Protocol):
-    """The bootloader's own hands on the boot environment, for a supervisor that plays it. Durable when they return."""
+    """The bootloader's own hands on the boot environment, for a supervisor that plays it, and a factory's."""
 
     def read(self) -> BootEnvironment:
         """The environment as it is on the medium now."""
@@ -151,7 +152,31 @@ class Bootloader(Protocol):
         ...
 
     def fall_back(self, reason: ResetReason) -> None:
-        """Note what ended a trial that has no try left; the first reason stands."""
+        """Note what ended a trial that has no try left, as far as this bootloader can know."""
+        ...
+
+    def lay(self, environment: BootEnvironment) -> None:
+        """The first one of a new device; replaces what is there."""
+        ...
+
+
+class Media(Protocol):
+    """The slots' bytes in the hands of a factory, or of a supervisor that plays the board; nothing is remembered."""
+
+    def lay(self, image: Path, label: SlotLabel) -> None:
+        """Put the image on slot A of a new device, with its label; slot B is there and holds nothing of worth."""
+        ...
+
+    def path(self, slot: SlotName) -> Path:
+        """The file or device with the slot's content."""
+        ...
+
+    def version(self, slot: SlotName) -> str:
+        """Version on the slot's label, empty without one."""
+        ...
+
+    def unflushed(self, slot: SlotName) -> range:
+        """The bytes of an unfinished image that a power cut may take; none when nothing is being written."""
         ...
 
 

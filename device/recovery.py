@@ -81,7 +81,7 @@ def _go_back_again(progress: Progress, _event: Started) -> Step:
 def _fell_back(progress: Progress, event: Started) -> Step:
     """The board ended the trial: a proven power loss is inconclusive, anything else is the release's fault."""
     trial = event.environment.trial
-    reason = event.record.reset_reason if trial is None or trial.ended_by is None else trial.ended_by
+    reason = event.record.reset_reason if trial is None else trial.end(event.record.reset_reason)
     if reason is ResetReason.POWER_LOSS:
         failed = replace(progress, verdict=OutcomeKind.INCONCLUSIVE, gate="power-loss")
     else:

@@ -74,8 +74,8 @@ class Supervisor:
             msg = f"{self._directory}: a supervisor plays this device already"
             raise AlreadyRunningError(msg) from error
         lossy_bytes = UNFLUSHED_STEPS * self._config.staging.fsync_step_bytes + UNFLUSHED_BYTES
-        bootloader = open_slots(self._directory, self._config, Disk()).bootloader
-        self._firmware = Firmware(self._directory, bootloader, lossy_bytes)
+        system = open_slots(self._directory, self._config, Disk())
+        self._firmware = Firmware(self._directory, system, lossy_bytes)
         self._selector = selectors.DefaultSelector()
         self._agent: subprocess.Popen[bytes] | None = None
         self._agent_descriptor = -1
