@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from device.bootenv import SlotName
+from device.platform import SlotLabel
 from device.slots.images import SlotError
 from device.slots.raw import RawSlots
 from tests.conformance.subjects import NEW, GrubLoops, digest_of, loops_work, run
@@ -34,11 +35,14 @@ async def test_a_mounted_slot_is_refused_before_anything_changes(loops: GrubLoop
     run("mke2fs", "-q", device)
     mounted.mkdir()
     run("mount", device, mounted)
-    before = system.boot_control.read(), await system.slots.digest(B, len(NEW))
+    label = SlotLabel("firmware-v0", "0.1.0", digest_of(NEW))
+    await system.slots.seal(B, label)
+    before = await system.slots.digest(B, len(NEW))
     try:
         with pytest.raises(SlotError, match=rf"slot B \({device}\) is in use: mounted"):
             await system.slots.begin(B, digest_of(NEW))
-        assert (system.boot_control.read(), await system.slots.digest(B, len(NEW))) == before
+        assert await system.slots.digest(B, len(NEW)) == before
+        assert loops.open().slots.label(B) == label
     finally:
         run("umount", mounted)
     writer = await system.slots.begin(B, digest_of(NEW))
