@@ -16,6 +16,7 @@ from device.bootenv import MAX_TRIES, BootEnvironmentError
 from device.clearance import Clearance
 from device.gates import check_flashing, check_local
 from device.levels import events_of
+from device.offload import Worker
 from device.probes import peripheral_gates
 from device.progress import (
     Arm,
@@ -158,7 +159,8 @@ class Agent:
             case Persist(outcome):
                 await self._persist(outcome)
             case Arm(boot):
-                equipment.boot_control.arm(boot)
+                async with Worker() as worker:  # RAUC takes its time, and so may a medium
+                    await worker.run(equipment.boot_control.arm, boot)
                 await equipment.power.step("armed")
             case Disarm():
                 if equipment.boot_control.read().trial is not None:
@@ -189,7 +191,8 @@ class Agent:
     async def _commit_boot(self) -> None:
         control = self._equipment.boot_control
         try:
-            control.commit()
+            async with Worker() as worker:
+                await worker.run(control.commit)
         except (BootEnvironmentError, DiskFaultError) as error:
             self._equipment.log.fail(f"the commit was not written: {error}")
         await self._equipment.power.step("committed")

@@ -37,6 +37,15 @@ class Backend(enum.Enum):
     SIMULATED = "simulated"
     GRUB = "grub"
     UBOOT = "uboot"
+    RAUC = "rauc"
+
+
+class BootStore(enum.Enum):
+    """What holds the boot environment."""
+
+    FILE = "file"
+    GRUB = "grub"
+    UBOOT = "uboot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class SlotPaths:
-    """The two system partitions, as devices or files, of the back-ends grub and uboot."""
+    """The two system partitions, as devices or files, of the back-ends grub, uboot and rauc."""
 
     a: Path = Path("slots/A.img")
     b: Path = Path("slots/B.img")
@@ -99,6 +108,19 @@ class Uboot:
     """Back-end uboot: where the two copies of U-Boot's environment are, as libubootenv is told."""
 
     config: Path = Path("slots/fw_env.config")
+
+
+@dataclass(frozen=True, slots=True)
+class Rauc:
+    """Back-end rauc: the address of RAUC's bus, and the boot environment that its handler writes for us.
+
+    An empty ``bus`` is for a board that a supervisor plays: it runs the bus and the service itself.
+    """
+
+    bus: str = "unix:path=/run/dbus/system_bus_socket"
+    directory: Path = Path("rauc")
+    environment: BootStore = BootStore.FILE
+    install_timeout_s: float = field(default=1800.0, metadata=bounded(1, 86_400))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +173,7 @@ class DeviceConfig:
     slots: SlotPaths = field(default_factory=SlotPaths)
     grub: Grub = field(default_factory=Grub)
     uboot: Uboot = field(default_factory=Uboot)
+    rauc: Rauc = field(default_factory=Rauc)
     timing: Timing = field(default_factory=Timing)
     staging: Staging = field(default_factory=Staging)
     logs: Logs = field(default_factory=Logs)
@@ -170,10 +193,11 @@ def unconfigured(directory: Path) -> DeviceConfig:
 def _placed(directory: Path, config: DeviceConfig) -> DeviceConfig:
     board = _below(directory, config.board, "power_supply", "thermal", "inhibit", "hardware")
     slots, grub = _below(directory, config.slots, "a", "b"), _below(directory, config.grub, "environment")
-    return replace(config, board=board, slots=slots, grub=grub, uboot=_below(directory, config.uboot, "config"))
+    uboot, rauc = _below(directory, config.uboot, "config"), _below(directory, config.rauc, "directory")
+    return replace(config, board=board, slots=slots, grub=grub, uboot=uboot, rauc=rauc)
 
 
-T = TypeVar("T", Board, SlotPaths, Grub, Uboot)
+T = TypeVar("T", Board, SlotPaths, Grub, Uboot, Rauc)
 
 
 def _below(directory: Path, table: T, *names: str) -> T:

@@ -80,6 +80,7 @@ class Supervisor:
         self._agent: subprocess.Popen[bytes] | None = None
         self._agent_descriptor = -1
         self._channel: socket.socket | None = None
+        self._services = system.services
         self._record: BootRecord | None = None
         self._board = Board(self._config.board.watchdog_s, self._config.board.boot_timer_s)
         self._stopping = False
@@ -96,6 +97,7 @@ class Supervisor:
                 handler()
             self._perform(self._board.due(time.monotonic()))
         self._stop_agent()
+        self._stop_services()
         self._firmware.shut_down()
         return 0
 
@@ -108,6 +110,7 @@ class Supervisor:
                     self._kill_agent()
                 case LoseUnflushed():
                     self._record = None
+                    self._stop_services()
                     self._firmware.lose_unflushed()
                 case BootUp(reason):
                     self._boot(reason)
@@ -118,8 +121,14 @@ class Supervisor:
 
     def _boot(self, reason: ResetReason) -> None:
         self._record = self._firmware.boot(reason)
+        if self._services is not None:
+            self._services.start(self._record.boot.slot)
         if self._firmware.is_bootable(self._record.boot.slot):
             self._start_agent()
+
+    def _stop_services(self) -> None:
+        if self._services is not None:
+            self._services.stop()
 
     def _let_pass(self) -> None:
         if self._channel is not None:

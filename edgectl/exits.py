@@ -166,7 +166,8 @@ WITHOUT_HINT: Mapping[str, str] = {
     ),
     "BAD_REPORT": "control's audit has it",
     **dict.fromkeys(
-        ("ALREADY_RUNNING", "BOOT_ENVIRONMENT", "DEVICE_STATE", "HAS_SLOTS", "SLOT"), "a device's own; its log has it"
+        ("ALREADY_RUNNING", "BOOT_ENVIRONMENT", "DEVICE_STATE", "HAS_SLOTS", "RAUC", "RAUC_BOARD", "RAUC_GONE", "SLOT"),
+        "a device's own; its log has it",
     ),
     **dict.fromkeys(
         (
