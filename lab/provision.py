@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from device.config import load_device_config
+from device.config import Backend, load_device_config
 from device.factory import Equipment, equip
 from lab import hardware, topology
 from lab.configs import control_config, device_config, store_config, superhub_config, wan_config
@@ -32,6 +32,7 @@ from wavemesh.trust.keys import create_signer
 from wavemesh.trust.repository import create_repository
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from lab.images import ImagePair
@@ -50,8 +51,11 @@ class NoSpaceError(LocalError):
     reason = "LAB_SPACE"
 
 
-def provision(directory: Path, pair: ImagePair) -> Lab:
-    """Make the lab in that directory, which must not hold one; returns it. Raises NoSpaceError."""
+def provision(directory: Path, pair: ImagePair, backends: Mapping[str, str] | None = None) -> Lab:
+    """Make the lab in that directory, which must not hold one; returns it. Raises NoSpaceError.
+
+    ``backends`` says what other devices than simulated ones boot by, by device.
+    """
     stores = dict(topology.STORES)
     lab = Lab(directory.resolve(), free_ports(port_names(stores)), stores)
     lab.directory.mkdir(parents=True, exist_ok=True)
@@ -60,7 +64,7 @@ def provision(directory: Path, pair: ImagePair) -> Lab:
     _make_identities(lab, now)
     _make_trust(lab, now)
     place_images(lab, pair)
-    for path, text in _configs(lab).items():
+    for path, text in _configs(lab, backends or {}).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     for device in lab.devices:
@@ -197,7 +201,7 @@ def place_images(lab: Lab, pair: ImagePair) -> None:
         config_bundle(lab, release)
 
 
-def _configs(lab: Lab) -> dict[Path, str]:
+def _configs(lab: Lab, backends: Mapping[str, str]) -> dict[Path, str]:
     largest = max(image(lab, release).stat().st_size for release in (OLD_RELEASE, RELEASE))
     files = {
         lab.control_dir / "config.toml": control_config(lab),
@@ -205,7 +209,12 @@ def _configs(lab: Lab) -> dict[Path, str]:
         lab.wan_dir / "config.toml": wan_config(lab),
     }
     files |= {lab.store_dir(store) / "config.toml": store_config(lab, store) for store in lab.stores}
-    return files | {lab.device_dir(name) / "config.toml": device_config(lab, name, largest) for name in lab.devices}
+    return files | {
+        lab.device_dir(name) / "config.toml": device_config(
+            lab, name, largest, backends.get(name, Backend.SIMULATED.value)
+        )
+        for name in lab.devices
+    }
 
 
 def make_device(lab: Lab, name: str) -> None:

@@ -23,7 +23,7 @@ from wavemesh.runtime.durable import Disk
 DEPLOY = Path(__file__).parents[2] / "deploy"
 A1, B2 = Boot(SlotName.A, 1), Boot(SlotName.B, 22)
 PATIENCE_S = 30.0
-BOOT = re.compile(r"BOOT wavemesh\.slot=(\w*) wavemesh\.config=(\d*)")
+BOOT = re.compile(r"BOOT.* wavemesh\.slot=(\w*)\s+wavemesh\.config=(\d*)")
 
 ENVIRONMENTS = {
     "settled": BootEnvironment(A1, B2),
@@ -63,15 +63,15 @@ def booted(output: str) -> Booted:
 class GrubBoard:
     """GRUB's emulator on a disk with an ext2 file system, which is read as GRUB left it."""
 
-    def __init__(self, directory: Path, before: str = "", block: str = "(hd0)/boot/grubenv") -> None:
+    CONFIG = 'set wavemesh_env=$prefix/grubenv\nsource $prefix/wavemesh.cfg\necho "BOOT $wavemesh_cmdline"\nexit\n'
+
+    def __init__(self, directory: Path, config: str = CONFIG) -> None:
         self.directory = directory
         self.disk, self.map, root = directory / "disk.img", directory / "device.map", directory / "root" / "boot"
         root.mkdir(parents=True)
         self.block = root / "grubenv"
         (root / "wavemesh.cfg").write_bytes((DEPLOY / "grub" / "wavemesh.cfg").read_bytes())
-        (root / "grub.cfg").write_text(
-            f'{before}\nset wavemesh_env={block}\nsource (hd0)/boot/wavemesh.cfg\necho "BOOT $wavemesh_cmdline"\nexit\n'
-        )
+        (root / "grub.cfg").write_text(config)
         self.map.write_text(f"(hd0) {self.disk}\n")
 
     def make_disk(self) -> None:
@@ -130,7 +130,8 @@ def test_grub_leaves_what_others_keep_and_goes_from_trial_to_fall_back(tmp_path:
 
 def test_grub_does_not_try_what_it_cannot_count(tmp_path: Path) -> None:
     """D9: GRUB reads a disk in a file and cannot write to it."""
-    board = GrubBoard(tmp_path, "loopback inner (hd0)/boot/inner", "(inner)/grubenv")
+    config = GrubBoard.CONFIG.replace("$prefix/grubenv", "(inner)/grubenv")
+    board = GrubBoard(tmp_path, "loopback inner (hd0)/boot/inner\n" + config)
     GrubBootControl(board.block, Disk()).write(ENVIRONMENTS["1 tries"])
     run("mke2fs", "-q", "-t", "ext2", "-d", board.block.parent, tmp_path / "inner", "256k")
     (tmp_path / "inner").rename(board.block.with_name("inner"))
