@@ -64,7 +64,7 @@ class StoredEnvironment(ABC):
         self._change(lambda environment: environment.commit())
 
     def revert(self) -> None:
-        """The last known good is the active boot now."""
+        """The trial, which a rollback went back to, is the active boot now, and nothing is previous."""
         self._change(lambda environment: environment.revert())
 
     def _fallen_back(self, environment: BootEnvironment, reason: ResetReason) -> BootEnvironment:  # noqa: ARG002

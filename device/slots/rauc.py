@@ -7,8 +7,8 @@ Rules. Space for the whole bundle is taken before its first byte. Before RAUC is
 slot for the running one and the same device for the other one as we do, nothing may boot that slot any more, and its
 label is gone: whatever happens then, a slot without a label is trusted by nobody. RAUC's word that it is done is no
 reason to label it; the digest of what the medium holds is (device/staging.py). What gives trust to a slot (arm, commit)
-goes through RAUC, so that its own records agree, and is read back; what takes it away is written at once, for a
-rollback waits for nobody.
+goes through RAUC, so that its own records agree, and is read back; what takes it away or goes back to the last known good
+is written at once, for a rollback waits for nobody.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ class RaucBootControl(StoredEnvironment):
 
     def arm(self, boot: Boot) -> None:
         """Try this once at the next boot; blocks. Raises BootEnvironmentError, DiskFaultError."""
+        if boot == self.read().previous:  # the way back of a rollback
+            super().arm(boot)
+            return
         if not self._slots.version(boot.slot):
             raise BootEnvironmentError(f"slot {boot.slot.value} was written by somebody else since it was verified")
         self._mark(RaucState.ACTIVE, boot)

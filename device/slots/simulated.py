@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from device.bootenv import MAX_BYTES, BootEnvironment, BootEnvironmentError, SlotName, decode, encode
 from device.slots.environments import StoredEnvironment
 from device.slots.images import ImageSlots
-from wavemesh.runtime.durable import disk_errors
+from wavemesh.runtime.durable import DiskFaultError, disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +80,11 @@ class SimulatedSlots(ImageSlots):
     def _open(self, slot: SlotName, image: Digest) -> int:
         path = self.path(slot)
         with disk_errors(path):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
             # The file is the medium: exactly as long as the image, so that its digest is the slot's digest.
-            os.truncate(path, image.size_bytes)
-            return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            self._disk.truncate(descriptor, image.size_bytes, path)
+        except DiskFaultError:
+            os.close(descriptor)
+            raise
+        return descriptor

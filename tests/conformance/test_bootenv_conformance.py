@@ -29,6 +29,8 @@ STORY: tuple[tuple[str, Callable[[SlotSystem], None], Callable[[BootEnvironment]
     ("keep trying", lambda s: s.boot_control.keep_trying(10), lambda e: e.keep_trying(10)),
     ("attempt again", lambda s: s.bootloader.attempt(), lambda e: e.attempt()),
     ("commit", lambda s: s.boot_control.commit(), lambda e: e.commit()),
+    ("arm the way back", lambda s: s.boot_control.arm(A1), lambda e: e.arm(A1)),
+    ("attempt it", lambda s: s.bootloader.attempt(), lambda e: e.attempt()),
     ("revert", lambda s: s.boot_control.revert(), lambda e: e.revert()),
     ("arm a config", lambda s: s.boot_control.arm(A3), lambda e: e.arm(A3)),
     ("commit it", lambda s: s.boot_control.commit(), lambda e: e.commit()),
@@ -60,10 +62,9 @@ def test_the_active_slot_is_not_invalidated_and_nothing_comes_from_nowhere(subje
     control = subject.open().boot_control
     with pytest.raises(BootEnvironmentError, match="active"):
         control.invalidate(SlotName.A)
-    with pytest.raises(BootEnvironmentError, match="previous"):
-        control.revert()
-    with pytest.raises(BootEnvironmentError, match="trial"):
-        control.commit()
+    for act in (control.revert, control.commit):
+        with pytest.raises(BootEnvironmentError, match="trial"):
+            act()
 
 
 def test_a_proven_end_is_told_once_and_never_turns_into_a_power_loss(subject: Subject) -> None:

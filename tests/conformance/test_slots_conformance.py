@@ -112,6 +112,7 @@ async def test_a_slot_is_no_fallback_and_has_no_label_before_its_first_byte_chan
     await system.slots.seal(B, LABEL)
     system.boot_control.arm(Boot(B, 2))
     system.boot_control.commit()
+    system.boot_control.arm(Boot(A, 1))
     system.boot_control.revert()
     system.boot_control.arm(Boot(B, 2))
     writer = await system.slots.begin(B, IMAGE)

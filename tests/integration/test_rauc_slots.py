@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from device.backend import SlotSystem, open_slots
-from device.bootenv import Boot, BootEnvironment, BootEnvironmentError, SlotName
+from device.bootenv import Boot, BootEnvironment, BootEnvironmentError, SlotName, Trial
 from device.config import DeviceConfig, load_device_config
 from device.platform import SlotLabel
 from device.slots.rauc_board import bus_address
@@ -247,6 +247,19 @@ async def test_a_service_that_is_absent_is_named(device: DeviceDirectory, bundle
         await asyncio.to_thread(bench.system.boot_control.arm, B2)
     assert device.environment().trial is None
     assert not (device.path / "rauc" / "request.json").exists()
+
+
+def test_the_way_back_needs_no_service(device: DeviceDirectory) -> None:
+    """D5: with RAUC dead and the labels gone, a rollback after the commit arms the old slot, takes it and stays."""
+    bench = Bench(device)
+    control = bench.system.boot_control
+    bench.system.bootloader.lay(BootEnvironment(B2, previous=A1))
+    (device.path / "slots" / "A.json").unlink()
+    control.arm(A1)
+    assert device.environment().trial == Trial(A1, 1)
+    bench.system.bootloader.attempt()
+    control.revert()
+    assert replace(device.environment(), sequence=0) == BootEnvironment(A1)
 
 
 async def test_rauc_killed_under_way_leaves_nothing_that_is_trusted(device: DeviceDirectory, bundle: bytes) -> None:
