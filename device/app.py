@@ -27,7 +27,8 @@ from device.config import FILE_NAME, ClockKind, load_device_config
 from device.configs import ConfigStore
 from device.equipment import Equipment
 from device.health import HealthClient
-from device.local import LocalSocket
+from device.lkg import PackedLkg
+from device.local import AgentVerbs, LocalSocket
 from device.logs import DeviceLog
 from device.logupload import upload_logs
 from device.platform import Sensors
@@ -140,6 +141,7 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
     log, config = launch.log, launch.config
     agent, status, renewal = _compose(equipment, upstream, credentials)
     changed.call = agent.resources_changed
+    verbs = AgentVerbs(agent, status, equipment)
     jitter = Random()  # noqa: S311  # jitter, not a secret
     way = ToParent(upstream, equipment.store)
     shipping = Shipping(equipment.tracing, way, jitter.uniform, config.telemetry.retry_interval_s)
@@ -151,7 +153,7 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
             group.create_task(upload_logs(equipment, upstream)),
             group.create_task(shipping.run()),
             group.create_task(renewal.run()),
-            group.create_task(LocalSocket(launch.directory / "run" / "agent.sock", agent, status).run()),
+            group.create_task(LocalSocket(launch.directory / "run" / "agent.sock", verbs.table()).run()),
         ]
         await stop.wait()
         log.note("stops: SIGTERM")
@@ -198,6 +200,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         power=launch.power,
         sensors=Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes),
         configs=ConfigStore(directory / "state" / "config", disk),
+        lkg=PackedLkg(directory / "state" / "lkg.pack", disk),
         probes=_probes(directory, config, launch.told),
         health=HealthClient(
             upstream=upstream,
