@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from device.bootenv import ResetReason  # noqa: TC001  # the reader resolves the hints at run time
 from wavemesh.runtime.config import bounded, load_config
 
 FILE_NAME = "config.toml"
@@ -28,6 +29,13 @@ class ProbeContainment(enum.Enum):
 
     REQUIRED = "required"
     BEST_EFFORT = "best-effort"
+
+
+class BoardKind(enum.Enum):
+    """Who boots, resets and watches the device: a supervisor that plays a board, or the hardware under Linux."""
+
+    SUPERVISED = "supervised"
+    LINUX = "linux"
 
 
 class Backend(enum.Enum):
@@ -60,6 +68,7 @@ class Board:
     Probes run as ``probe_user`` if the agent is root, else as the agent's own user.
     """
 
+    kind: BoardKind = BoardKind.SUPERVISED
     backend: Backend = Backend.SIMULATED
     slot_capacity_bytes: int = field(default=1024 * MIB, metadata=bounded(MIB, 1024 * 1024 * MIB))
     power_supply: Path = Path("hardware/power_supply")
@@ -72,6 +81,35 @@ class Board:
     probe_user: str = "nobody"
     watchdog_s: float = field(default=60.0, metadata=bounded(0.2, 3600))
     boot_timer_s: float = field(default=120.0, metadata=bounded(0.2, 3600))
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Where the board says why it was reset, ``file`` or what ``command`` prints, and what each of its words means.
+
+    A word is the whole text without the space around it. Without a meaning a word proves nothing.
+    """
+
+    file: Path | None = None
+    command: tuple[str, ...] = ()
+    meanings: dict[str, ResetReason] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Linux:
+    """A board of kind "linux": roots of the kernel's files, its watchdog, and how to reboot.
+
+    ``root`` is where the file system of the running slot is mounted; where there is no ``watchdog``, nothing watches.
+    """
+
+    proc: Path = Path("/proc")
+    sys: Path = Path("/sys")
+    root: Path = Path("/")
+    watchdog: Path = Path("/dev/watchdog")
+    reset: Reset = field(default_factory=Reset)
+    reboot: tuple[str, ...] = ("systemctl", "reboot")
+    reboot_by_force: tuple[str, ...] = ("reboot", "-f")
+    reboot_bound_s: float = field(default=30.0, metadata=bounded(0.05, 600))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +159,7 @@ class DeviceConfig:
     device: Device
     hub: Hub
     board: Board = field(default_factory=Board)
+    linux: Linux = field(default_factory=Linux)
     timing: Timing = field(default_factory=Timing)
     staging: Staging = field(default_factory=Staging)
     logs: Logs = field(default_factory=Logs)

@@ -166,7 +166,17 @@ WITHOUT_HINT: Mapping[str, str] = {
     ),
     "BAD_REPORT": "control's audit has it",
     **dict.fromkeys(
-        ("ALREADY_RUNNING", "BOOT_ENVIRONMENT", "DEVICE_STATE", "HAS_SLOTS", "SLOT"), "a device's own; its log has it"
+        (
+            "ALREADY_RUNNING",
+            "BOARD",
+            "BOOT_ENVIRONMENT",
+            "DEVICE_STATE",
+            "HAS_SLOTS",
+            "RUNNING_SLOT",
+            "SLOT",
+            "WATCHDOG",
+        ),
+        "a device's own; its log has it",
     ),
     **dict.fromkeys(
         (
