@@ -49,6 +49,7 @@ class LinuxDevice(DeviceDirectory):
         super().__init__(path, ca, pinned_root)
         self.agent: subprocess.Popen[bytes] | None = None
         self.notified: list[str] = []
+        self.confined_by: list[str] = []
         os.mkfifo(path / "watchdog")
         # Read and write: so that it neither blocks nor ends while nobody writes.
         self._watchdog = os.open(path / "watchdog", os.O_RDWR | os.O_NONBLOCK)
@@ -97,7 +98,9 @@ class LinuxDevice(DeviceDirectory):
         }
         with (self.path / "run" / "stderr.log").open("ab") as errors:
             self.agent = subprocess.Popen(
-                [sys.executable, "-m", "device", "--dir", str(self.path)], env=environment, stderr=errors
+                [*self.confined_by, sys.executable, "-m", "device", "--dir", str(self.path)],
+                env=environment,
+                stderr=errors,
             )
 
     def kill(self) -> None:
