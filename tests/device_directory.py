@@ -74,6 +74,7 @@ class DeviceDirectory:
     def __init__(self, path: Path, ca: FleetCa, pinned_root: bytes) -> None:
         self.path = path
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.python_path: list[Path] = []
         now = datetime.now(UTC)
         write_node(
             path / "identity",
@@ -140,7 +141,8 @@ class DeviceDirectory:
 
     def start(self) -> None:
         """Switch it on."""
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        python_path = [*self.python_path, Path(__file__).parents[1]]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, python_path))}
         command = [sys.executable, "-m", "device.supervisor", "--dir", str(self.path)]
         with (self.path / "run" / "stderr.log").open("ab") as errors:
             self._processes.append(subprocess.Popen(command, env=environment, stderr=errors))

@@ -1,0 +1,38 @@
+"""Faults of an agent under test, put into its interpreter by PYTHONPATH; Python imports this module by its name.
+
+``DIR/hardware/dies-on``  the slots on which the agent ends before it does anything.
+``DIR/hardware/clock``    seconds by which the wall clock is wrong from now on; looked at whenever the agent reads it.
+SIGUSR1                   the event loop is blocked, while the process and its other threads go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+
+def text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def spoil(directory: Path) -> None:
+    from wavemesh.runtime.clock import SystemClock
+
+    slot = json.loads((directory / "run" / "boot.json").read_text())["slot"]
+    if slot in text(directory / "hardware" / "dies-on").split():
+        os._exit(1)
+
+    def now(self: SystemClock) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=float(text(directory / "hardware" / "clock") or 0))
+
+    SystemClock.now = now  # type: ignore[method-assign]
+    signal.signal(signal.SIGUSR1, lambda *_: threading.Event().wait())
+
+
+if sys.orig_argv[1:4] == ["-m", "device", "--dir"]:
+    spoil(Path(sys.orig_argv[4]))
