@@ -113,6 +113,14 @@ class Linux:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Commands that load the staged slot's kernel, ``{slot}`` being its file or device, and unload it again."""
+
+    kexec_load: tuple[str, ...] = ()
+    kexec_unload: tuple[str, ...] = ("kexec", "-u")
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Intervals and allowances, seconds."""
 
@@ -160,6 +168,7 @@ class DeviceConfig:
     hub: Hub
     board: Board = field(default_factory=Board)
     linux: Linux = field(default_factory=Linux)
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
     timing: Timing = field(default_factory=Timing)
     staging: Staging = field(default_factory=Staging)
     logs: Logs = field(default_factory=Logs)

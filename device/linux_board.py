@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from device.board import boot_record_path, read_boot_record, write_boot_record
 from device.bootenv import BootEnvironmentError, ResetReason, SlotName
+from device.commands import run_command
 from device.platform import BootRecord
 from device.resets import TRIAL_CRASHES
 from device.running import Boots, RunningSlotError, mount_at, reset_reason, running_boot
@@ -54,6 +55,7 @@ class LinuxPower:
         """The boot is known; starts the watchdog where there is one. Raises WatchdogError."""
         self._run = directory / "run"
         self._config = config.linux
+        self._rehearsal = config.rehearsal
         self._boot_control = system.boot_control
         self._log = log
         self._record = record
@@ -81,17 +83,25 @@ class LinuxPower:
         """Ask for it, then for a harder one; in the end only the watchdog is left, which is not petted any more."""
         self._rebooting = True
         self._leave(ResetReason.REBOOT)
+        await self.unload()
         for command in (self._config.reboot, self._config.reboot_by_force):
             self._log.flush()
-            found = await _output(command, self._config.reboot_bound_s)
-            if found is None:
-                self._log.alert(f"{' '.join(command)} failed")
+            ended = await run_command(command, self._config.reboot_bound_s)
+            if ended.problem:
+                self._log.alert(f"no reboot: {ended.problem}")
             else:
                 await asyncio.sleep(self._config.reboot_bound_s)
                 self._log.alert(f"no reboot within {self._config.reboot_bound_s:g} s of {' '.join(command)}")
         self._log.fail("the board does not reboot: reset it by hand, unless its watchdog does")
         while True:
             await asyncio.Event().wait()
+
+    async def unload(self) -> None:
+        """Forget a kernel that a rehearsal left loaded: systemd would reboot into it, past the bootloader."""
+        if self._rehearsal.kexec_load:
+            ended = await run_command(self._rehearsal.kexec_unload, COMMAND_TIMEOUT_S)
+            if ended.problem:
+                self._log.alert(f"a rehearsed kernel may still be loaded: {ended.problem}")
 
     def stop(self) -> None:
         """A trial that nobody watches any more must not go on, and a reboot under way must come about."""
@@ -126,6 +136,7 @@ async def open_linux_board(directory: Path, config: DeviceConfig, system: SlotSy
     if facts.count_start(record) > TRIAL_CRASHES + 1 and power.is_trial():
         log.fail(f"started more than {TRIAL_CRASHES} times again in this trial: reboots")
         await power.reboot()
+    await power.unload()
     return power
 
 
@@ -198,12 +209,14 @@ class _Facts:
 
     async def _reason(self, before: BootRecord | None) -> ResetReason:
         said = self._config.reset
-        word = _text(said.file) if said.file is not None else await _output(said.command, COMMAND_TIMEOUT_S)
+        word = _text(said.file) if said.file is not None else ""
+        if said.command:
+            word = (await run_command(said.command, COMMAND_TIMEOUT_S)).output
         statuses = (_text(path / "bootstatus").strip() for path in _entries(self._config.sys / "class/watchdog"))
         boot_id, _, left = _text(self._run / "left").strip().partition(" ")
         ways = {reason.value: reason for reason in (ResetReason.REBOOT, ResetReason.POWER_ON)}
         return reset_reason(
-            board=said.meanings.get((word or "").strip()),
+            board=said.meanings.get(word.strip()),
             bootstatus=[int(status) for status in statuses if status.isdigit()],
             crashed=any(_entries(self._config.sys / "fs/pstore")),
             agent=ways.get(left) if before is not None and before.boot_id == boot_id else None,
@@ -233,26 +246,3 @@ def _device_number(path: Path) -> str:
     except OSError:
         return ""
     return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if stat.S_ISBLK(found.st_mode) else ""
-
-
-async def _output(command: Sequence[str], timeout_s: float) -> str | None:
-    """What a command of the board's says; None when there is none, or it fails or takes too long."""
-    if not command:
-        return None
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-    except OSError:
-        return None
-    try:
-        async with asyncio.timeout(timeout_s):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        return None
-    return output.decode(errors="replace") if process.returncode == 0 else None

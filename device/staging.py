@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from device.equipment import Equipment
+    from device.platform import Slots
     from device.progress import Target
     from wavemesh.trust.statements import Digest
 
@@ -83,10 +84,7 @@ class Staging:
             if target.config is not None:
                 await self._put_config(target.config)
         if target.rules.boot_probe:
-            extra = {
-                "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),
-                "WAVEMESH_STAGED_VERSION": target.version,
-            }
+            extra = staged_facts(slots, target)
             finding = await self._equipment.probes.run(Gate.BOOT_PROBE.value, target.rules.boot_probe, extra)
             if not finding.passes:
                 return GateRefused(finding.gate, finding.evidence)
@@ -146,3 +144,11 @@ class Staging:
             return
         async with Worker() as worker, aclosing(self._equipment.artifacts.read(config)) as pieces:
             await configs.store(generation, self._target.config_version, config, pieces, worker)
+
+
+def staged_facts(slots: Slots, target: Target) -> dict[str, str]:
+    """What a boot probe is told of the slot that it looks at."""
+    return {
+        "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),
+        "WAVEMESH_STAGED_VERSION": target.version,
+    }
