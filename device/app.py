@@ -31,6 +31,7 @@ from device.logupload import upload_logs
 from device.petting import keep_petting
 from device.platform import Sensors
 from device.probes import Containment, ProbeRunner
+from device.rehearsing import Rehearsing
 from device.rotation import may_renew, wave_to_renew_for
 from device.sink import DeviceSink
 from device.state import StateFile
@@ -147,7 +148,8 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
     equipment, upstream, credentials, changed = _equip(launch)
     log, config = launch.log, launch.config
     agent, status, renewal = _compose(equipment, upstream, credentials)
-    changed.call = agent.resources_changed
+    rehearsing = Rehearsing(equipment, lambda: agent.progress)
+    changed.calls += (agent.resources_changed, rehearsing.resources_changed)
     jitter = Random()  # noqa: S311  # jitter, not a secret
     way = ToParent(upstream, equipment.store)
     shipping = Shipping(equipment.tracing, way, jitter.uniform, config.telemetry.retry_interval_s)
@@ -158,6 +160,7 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
             group.create_task(keep_petting(launch.power, config.board.watchdog_s)),
             group.create_task(upload_logs(equipment, upstream)),
             group.create_task(shipping.run()),
+            group.create_task(rehearsing.run()),
             group.create_task(renewal.run()),
             group.create_task(LocalSocket(launch.directory / "run" / "agent.sock", agent, status).run()),
         ]
@@ -262,10 +265,6 @@ def _rotating_wave(equipment: Equipment, renewal: Renewal) -> str:
     return wave_to_renew_for(orders, sink.belief.policies, renewal.issued_at)
 
 
-def _nothing() -> None:
-    """What is called before there is anything to call."""
-
-
 def _load_state(directory: Path, disk: Disk, clock: Clock, log: DeviceLog) -> StateFile:
     """The state as it is durable, with room set aside for a later rollback."""
     file = StateFile(directory, disk, secrets.token_hex(16))
@@ -278,13 +277,14 @@ def _load_state(directory: Path, disk: Disk, clock: Clock, log: DeviceLog) -> St
 
 
 class _Later:
-    """A callback to an object that is made after the one that calls it."""
+    """Callbacks to objects that are made after the one that calls them."""
 
     def __init__(self) -> None:
-        self.call: Callable[[], None] = _nothing
+        self.calls: tuple[Callable[[], None], ...] = ()
 
     def __call__(self) -> None:
-        self.call()
+        for call in self.calls:
+            call()
 
 
 def _told(record: BootRecord, slots: Slots) -> dict[str, str]:

@@ -62,6 +62,12 @@ class Rehearsal:
         """Whether nothing speaks against arming."""
         return all(check.passes for check in self.checks)
 
+    @property
+    def gate(self) -> str:
+        """The gate that would refuse, empty where none would, or none is there for it."""
+        names = {gate.value for gate in Gate}
+        return next((check.name for check in self.checks if not check.passes and check.name in names), "")
+
     def sentence(self) -> str:
         """In words, for an audit."""
         bad = [f"{check.name}: {check.detail}" for check in self.checks if not check.passes]

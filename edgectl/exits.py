@@ -172,6 +172,7 @@ WITHOUT_HINT: Mapping[str, str] = {
             "BOOT_ENVIRONMENT",
             "DEVICE_STATE",
             "HAS_SLOTS",
+            "NOTHING_TO_REHEARSE",
             "RUNNING_SLOT",
             "SLOT",
             "WATCHDOG",

@@ -85,6 +85,25 @@ def approve_rollback(
     submit(session, intent)
 
 
+@command(app, "rehearse")
+def rehearse(
+    session: Session,
+    *,
+    device: DeviceOption,
+    reason: Annotated[str, typer.Option("--reason", help="Why; audited.")] = "",
+    intent_id: IntentIdOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Rehearse what a device has staged. Reads the slot back and runs the boot probe; commits nothing."""
+    from wavemesh.trust.statements import IntentKind, OperatorIntent
+
+    intent = OperatorIntent(new_intent_id(intent_id), IntentKind.REHEARSE_DEVICE, now(), device=device, reason=reason)
+    if dry_run:
+        preview(session, intent)
+        return
+    submit(session, intent)
+
+
 def _waiting_attempt(session: Session, device: str, wave: str) -> int:
     """The attempt of a device that waits for a sign-off, or was signed off; raises ConflictError for any other."""
     from wavemesh.errors import ConflictError
