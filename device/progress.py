@@ -70,6 +70,8 @@ class Progress:
     ``target`` is None when idle, and when the order was refused before there was anything to aim at. ``return_to`` is
     where a rollback after the commit goes, ``returns`` how often that was tried, ``intent_id`` the operator's word that
     was acted on last. ``supervised`` tells that what runs was committed under supervision.
+
+    Here and in events, ``observed`` and ``required`` are what the gate found and wanted, where it compares anything.
     """
 
     state: UpdateState = UpdateState.IDLE
@@ -85,6 +87,8 @@ class Progress:
     trial_began_s: float = 0.0
     lease_id: str = ""
     permit_generation: int = 0
+    observed: str = ""
+    required: str = ""
     returns: int = 0
     intent_id: str = ""
     supervised: bool = False
@@ -125,6 +129,8 @@ class Declined:
     burned: int
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,8 @@ class GateRefused:
 
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,8 @@ class Obstructed:
 
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +202,8 @@ class Unhealthy:
     gate: str
     evidence: str
     verdict: OutcomeKind
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +300,8 @@ class Outcome:
     kind: OutcomeKind
     gate: str = ""
     evidence: str = ""
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,8 @@ def _fell_back(progress: Progress, event: Started) -> Step:
         failed = replace(progress, verdict=OutcomeKind.INCONCLUSIVE, gate="power-loss")
     else:
         failed = replace(progress, verdict=OutcomeKind.ROLLED_BACK, gate="watchdog")
-    return finish(replace(failed, evidence=f"the trial of attempt {progress.attempt} ended by {reason.value}"))
+    evidence = f"the trial of attempt {progress.attempt} ended by {reason.value}"
+    return finish(replace(failed, evidence=evidence, observed=f"reset: {reason.value}", required="a commit"))
 
 
 def _ended_by(event: Started) -> ResetReason:
@@ -131,7 +132,7 @@ def finish(progress: Progress) -> Step:
         notice = Notice(ROLLBACK_DONE, progress.gate, progress.intent_id, progress.evidence)
         return to(fresh(progress), S.IDLE, Disarm(), notice=notice)
     verdict = OutcomeKind.ROLLED_BACK if progress.verdict is OutcomeKind.FAILED else progress.verdict
-    outcome = Outcome(verdict, progress.gate, progress.evidence)
+    outcome = Outcome(verdict, progress.gate, progress.evidence, progress.observed, progress.required)
     if verdict is OutcomeKind.INCONCLUSIVE and progress.gate not in _NO_RETRY:
         return to(progress, S.STAGING, Disarm(), verdict=verdict, outcome=outcome)
     return to(
@@ -140,6 +141,8 @@ def finish(progress: Progress) -> Step:
         Disarm(),
         gate=progress.gate,
         evidence=progress.evidence,
+        observed=progress.observed,
+        required=progress.required,
         verdict=verdict,
         outcome=outcome,
     )

@@ -22,7 +22,7 @@ def stay(progress: Progress, _event: Event) -> Step:
 def to(progress: Progress, state: UpdateState, *effects: Effect, **changes: Any) -> Step:
     """Go to a state: forget the gate unless it is given, persist, then the other effects."""
     outcome, notice = changes.pop("outcome", None), changes.pop("notice", None)
-    changes = {"gate": "", "evidence": "", **changes}
+    changes = {"gate": "", "evidence": "", "observed": "", "required": "", **changes}
     return Step(replace(progress, state=state, **changes), (Persist(outcome, notice), *effects))
 
 
@@ -31,9 +31,9 @@ def fresh(progress: Progress, **changes: Any) -> Progress:
     return Progress(intent_id=progress.intent_id, supervised=progress.supervised, **changes)
 
 
-def roll_back(progress: Progress, gate: str, evidence: str, verdict: OutcomeKind) -> Step:
-    """Leave the trial: by itself the environment boots the old slot again."""
-    return to(progress, S.ROLLING_BACK, Disarm(), Reboot(), gate=gate, evidence=evidence, verdict=verdict)
+def roll_back(progress: Progress, gate: str, evidence: str, verdict: OutcomeKind, **compared: str) -> Step:
+    """Leave the trial: by itself the environment boots the old slot again. ``compared``: observed and required."""
+    return to(progress, S.ROLLING_BACK, Disarm(), Reboot(), gate=gate, evidence=evidence, verdict=verdict, **compared)
 
 
 def committed(progress: Progress) -> Step:

@@ -155,8 +155,10 @@ def _refuse(progress: Progress, event: GateRefused) -> Step:
         S.REFUSED,
         gate=event.gate,
         evidence=event.evidence,
+        observed=event.observed,
+        required=event.required,
         verdict=OutcomeKind.REFUSED,
-        outcome=Outcome(OutcomeKind.REFUSED, event.gate, event.evidence),
+        outcome=Outcome(OutcomeKind.REFUSED, event.gate, event.evidence, event.observed, event.required),
     )
 
 
@@ -166,22 +168,37 @@ def _decline(progress: Progress, event: Declined) -> Step:
         return Step(progress)
     if event.wave_id != progress.wave_id:
         progress = fresh(progress, wave_id=event.wave_id, attempt=event.burned)
-    return _refuse(progress, GateRefused(event.gate, event.evidence))
+    return _refuse(progress, GateRefused(event.gate, event.evidence, event.observed, event.required))
 
 
 def _halt_before_arm(progress: Progress, event: Halted) -> Step:
     if progress.state is S.REFUSED and not is_transient(progress.gate):
         return Step(progress)
-    return _refuse(progress, GateRefused("halted", event.evidence))
+    return _refuse(progress, GateRefused("halted", event.evidence, "halted", "running"))
 
 
 def _pause_writing(progress: Progress, event: Obstructed) -> Step:
-    return to(progress, S.PAUSED, gate=event.gate, evidence=event.evidence)
+    return to(
+        progress,
+        S.PAUSED,
+        gate=event.gate,
+        evidence=event.evidence,
+        observed=event.observed,
+        required=event.required,
+    )
 
 
 def _note_obstacle(progress: Progress, event: Obstructed) -> Step:
     """VERIFIED and PAUSED stay what they are; the gate is shown, nothing durable depends on it."""
-    return Step(replace(progress, gate=event.gate, evidence=event.evidence))
+    return Step(
+        replace(
+            progress,
+            gate=event.gate,
+            evidence=event.evidence,
+            observed=event.observed,
+            required=event.required,
+        )
+    )
 
 
 def _resume_writing(progress: Progress, _event: Unobstructed) -> Step:
@@ -189,7 +206,7 @@ def _resume_writing(progress: Progress, _event: Unobstructed) -> Step:
 
 
 def _clear_obstacle(progress: Progress, _event: Unobstructed) -> Step:
-    return Step(replace(progress, gate="", evidence=""))
+    return Step(replace(progress, gate="", evidence="", observed="", required=""))
 
 
 def _verified(progress: Progress, _event: Staged) -> Step:
@@ -232,14 +249,17 @@ def _fail(progress: Progress, event: Unhealthy) -> Step:
             KeepTrying(),
             gate=event.gate,
             evidence=event.evidence,
+            observed=event.observed,
+            required=event.required,
             verdict=event.verdict,
             awaiting_since=None,
         )
-    return roll_back(progress, event.gate, event.evidence, event.verdict)
+    compared = {"observed": event.observed, "required": event.required}
+    return roll_back(progress, event.gate, event.evidence, event.verdict, **compared)
 
 
 def _halt_trial(progress: Progress, event: Halted) -> Step:
-    return _fail(progress, Unhealthy("halted", event.evidence, OutcomeKind.INCONCLUSIVE))
+    return _fail(progress, Unhealthy("halted", event.evidence, OutcomeKind.INCONCLUSIVE, "halted", "running"))
 
 
 def _operator_from_trial(progress: Progress, event: RollbackAsked) -> Step:
@@ -335,8 +355,10 @@ def _overdue(progress: Progress, _event: SignoffOverdue) -> Step:
         S.AWAITING_SIGNOFF,
         gate=progress.gate,
         evidence=progress.evidence,
+        observed=progress.observed,
+        required=progress.required,
         verdict=OutcomeKind.FAILED,
-        outcome=Outcome(OutcomeKind.FAILED, progress.gate, progress.evidence),
+        outcome=Outcome(OutcomeKind.FAILED, progress.gate, progress.evidence, progress.observed, progress.required),
     )
 
 
