@@ -196,7 +196,7 @@ async def test_a_store_hub_passes_it_on_and_shows_what_came_of_it(fleet: Fleet, 
             await eventually(partial(one.holds, ResourceKey("intent", "i-1")))
             assert not app.hub.store.slots
             detail = "firmware-v3.8.2 on slot B fails: boot-probe: no init"
-            said = EventReport(one.node.path, "", REHEARSED, "boot-probe", "", "i-1", detail, datetime.now(UTC))
+            said = EventReport("e", one.node.path, REHEARSED, "boot-probe", "", "i-1", detail, datetime.now(UTC))
             one.child.log.append(encode(said))
             one.child.upstream.wake()
             await eventually(lambda: app.hub.store.intents["i-1"].disposition.name == "APPLIED")
