@@ -33,6 +33,7 @@ from device.progress import (
     RecheckDue,
     Revert,
     RollbackAsked,
+    SecondRollbackAsked,
     SignoffBegan,
     SignoffOverdue,
     Started,
@@ -90,7 +91,18 @@ class Agent:
 
     def ask_rollback(self, evidence: str) -> str:
         """A local operator wants the previous slot; returns why nothing will come of it, empty if something will."""
-        asked = RollbackAsked(evidence, self._equipment.boot_control.read(), Asker.LOCAL)
+        equipment = self._equipment
+        packed = equipment.packed_boot()
+        return self._asked(RollbackAsked(evidence, equipment.boot_control.read(), Asker.LOCAL, packed=packed))
+
+    def ask_second_rollback(self, evidence: str) -> str:
+        """A local operator wants the packed last known good; returns the same."""
+        packed = self._equipment.packed_boot()
+        if packed is None:
+            return "no earlier image is packed"
+        return self._asked(SecondRollbackAsked(evidence, packed, Asker.LOCAL))
+
+    def _asked(self, asked: RollbackAsked | SecondRollbackAsked) -> str:
         refusal = why_no_rollback(self._progress, asked, self._equipment.node_id.name)
         if not refusal:
             self._post(None, asked)

@@ -25,7 +25,8 @@ from device.config import FILE_NAME, BoardKind, ClockKind, load_device_config
 from device.configs import ConfigStore
 from device.equipment import Equipment
 from device.health import HealthClient
-from device.local import LocalSocket
+from device.lkg import PackedLkg
+from device.local import AgentVerbs, LocalSocket
 from device.logs import DeviceLog
 from device.logupload import upload_logs
 from device.petting import keep_petting
@@ -150,6 +151,7 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
     agent, status, renewal = _compose(equipment, upstream, credentials)
     rehearsing = Rehearsing(equipment, lambda: agent.progress)
     changed.calls += (agent.resources_changed, rehearsing.resources_changed)
+    verbs = {**AgentVerbs(agent, status, equipment).table(), "rehearse": rehearsing.answer}
     jitter = Random()  # noqa: S311  # jitter, not a secret
     way = ToParent(upstream, equipment.store)
     shipping = Shipping(equipment.tracing, way, jitter.uniform, config.telemetry.retry_interval_s)
@@ -162,7 +164,7 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
             group.create_task(shipping.run()),
             group.create_task(rehearsing.run()),
             group.create_task(renewal.run()),
-            group.create_task(LocalSocket(launch.directory / "run" / "agent.sock", agent, status).run()),
+            group.create_task(LocalSocket(launch.directory / "run" / "agent.sock", verbs).run()),
         ]
         await stop.wait()
         log.note("stops: SIGTERM")
@@ -209,6 +211,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         power=launch.power,
         sensors=Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes),
         configs=ConfigStore(directory / "state" / "config", disk),
+        lkg=PackedLkg(directory / "state" / "lkg.pack", disk),
         probes=_probes(directory, config, _told(record, system.slots)),
         health=HealthClient(
             upstream=upstream,

@@ -7,8 +7,9 @@ that was killed meanwhile rehearses again, which changes nothing.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from device.values import to_plain
 from wavemesh.errors import LocalError
 from wavemesh.trust.statements import INTENT_REFUSED, REHEARSED, IntentKind
 
@@ -42,12 +43,17 @@ class Rehearsing:
         async with self._one:
             return await rehearse(self._equipment, self._progress)
 
+    async def answer(self, _: str) -> dict[str, Any]:
+        """For the local socket."""
+        rehearsal = await self.rehearse()
+        return {"ok": True, "passes": rehearsal.passes, **to_plain(rehearsal)}
+
     async def run(self) -> None:
         """Answer intents until cancelled."""
         while True:
             self._changed.clear()
             for intent in tuple(self._waiting()):
-                await self._answer(intent)
+                await self._report(intent)
             await self._changed.wait()
 
     def _waiting(self) -> Iterator[OperatorIntent]:
@@ -57,7 +63,7 @@ class Rehearsing:
             if intent.kind is IntentKind.REHEARSE_DEVICE and intent.intent_id not in done and is_ours:
                 yield intent
 
-    async def _answer(self, intent: OperatorIntent) -> None:
+    async def _report(self, intent: OperatorIntent) -> None:
         store = self._equipment.store
         try:
             rehearsal = await self.rehearse()

@@ -1,6 +1,7 @@
 """STAGING: from order to a verified slot.
 
-Order of work: the release's signature bundle is fetched and verified; the image goes onto the slot that does not run
+Order of work: a good image that is about to be overwritten is packed, for a second rollback; the release's signature
+bundle is fetched and verified; the image goes onto the slot that does not run
 and is read back from the medium (imaging.py); the slot is labelled; the config bundle goes to its generation; the boot
 probe looks at the slot. A slot that already holds the image is only read back. Meanwhile heat and power are watched,
 and trouble pauses the write.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from device.gates import check_flashing
 from device.imaging import Imaging
+from device.lkg import Packed, PackError
 from device.offload import Worker
 from device.platform import SlotLabel
 from device.progress import Event, GateRefused, Obstructed, Staged
@@ -75,10 +77,13 @@ class Staging:
 
     async def _stage(self) -> Event:
         target, slots = self._target, self._equipment.slots
+        is_there = target.firmware is None or await self._already_there(target.firmware)
+        if not is_there:
+            await self._keep_lkg()
         async with self._equipment.artifacts.transfer():
             with self._equipment.tracing.check("verify"):
                 await self._verify_bundle()
-            if target.firmware is not None and not await self._already_there(target.firmware):
+            if target.firmware is not None and not is_there:
                 await self._imaging(target.firmware).put(target.firmware)
                 await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
             if target.config is not None:
@@ -105,6 +110,35 @@ class Staging:
             async for piece in pieces:
                 bundle += piece
         verify_signature_bundle(bytes(bundle), release, trusted)
+
+    # --- the last known good -----------------------------------------------------------------------------------------
+
+    async def _keep_lkg(self) -> None:
+        """Pack what the environment calls previous, if that is what will be overwritten; raises GateError (disk)."""
+        equipment, target = self._equipment, self._target
+        previous = equipment.boot_control.read().previous
+        label = equipment.slots.label(target.boot.slot)
+        if previous is None or previous.slot is not target.boot.slot or label is None:
+            return
+        try:
+            with equipment.tracing.check("pack"):
+                await self._pack(Packed(label, previous.config_generation))
+        except (DiskFaultError, PackError) as error:
+            why = f"no second rollback after this update: {label.version} could not be packed: {error}"
+            if target.rules.require_packed_lkg:
+                raise GateError(Gate.DISK.value, why) from error
+            equipment.log.alert(why)
+            equipment.store.append_event("lkg-not-packed", Gate.DISK.value, f"slot/{previous.slot.value}", why)
+
+    async def _pack(self, packed: Packed) -> None:
+        equipment, target = self._equipment, self._target
+        lkg, slot = equipment.lkg, target.boot.slot
+        if lkg.held() == packed and await lkg.is_whole():
+            return
+        config_bytes = target.config.size_bytes if target.config is not None else 0
+        kept_free = target.rules.min_free_disk_bytes + config_bytes + equipment.sensors.reserved_disk_bytes
+        await lkg.pack(equipment.slots.path(slot), packed, kept_free)
+        equipment.log.note(f"packed {packed.label.version} from slot {slot.value} for a second rollback")
 
     # --- the image ---------------------------------------------------------------------------------------------------
 
@@ -144,6 +178,9 @@ class Staging:
             return
         async with Worker() as worker, aclosing(self._equipment.artifacts.read(config)) as pieces:
             await configs.store(generation, self._target.config_version, config, pieces, worker)
+            environment, packed = self._equipment.boot_control.read(), self._equipment.lkg.held()
+            boots = (self._equipment.record.boot, self._target.boot, environment.active, environment.previous, packed)
+            configs.forget({boot.config_generation for boot in boots if boot is not None})
 
 
 def staged_facts(slots: Slots, target: Target) -> dict[str, str]:
