@@ -149,7 +149,7 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
     equipment, upstream, credentials, changed = _equip(launch)
     log, config = launch.log, launch.config
     agent, status, renewal = _compose(equipment, upstream, credentials)
-    rehearsing = Rehearsing(equipment, lambda: agent.progress)
+    rehearsing = Rehearsing(equipment, lambda: agent.progress, status.wake)
     changed.calls += (agent.resources_changed, rehearsing.resources_changed)
     verbs = {**AgentVerbs(agent, status, equipment).table(), "rehearse": rehearsing.answer}
     jitter = Random()  # noqa: S311  # jitter, not a secret

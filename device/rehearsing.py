@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 class Rehearsing:
     """The rehearsals of one device."""
 
-    def __init__(self, equipment: Equipment, progress: Callable[[], Progress]) -> None:
-        """``progress`` says where the machine is."""
+    def __init__(self, equipment: Equipment, progress: Callable[[], Progress], reported: Callable[[], None]) -> None:
+        """``progress`` says where the machine is, ``reported`` hears that there is something to send."""
         self._equipment = equipment
         self._progress = progress
+        self._reported = reported
         self._one = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -72,3 +73,4 @@ class Rehearsing:
         else:
             store.append_event(REHEARSED, rehearsal.gate, intent.intent_id, rehearsal.sentence())
         store.note_intent(intent.intent_id)
+        self._reported()

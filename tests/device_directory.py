@@ -187,7 +187,9 @@ class DeviceDirectory:
                     break
                 except (FileNotFoundError, ConnectionRefusedError):
                     await asyncio.sleep(0.02)
-            writer.write(command.encode() + b"\n")
-            answer: dict[str, Any] = json.loads(await reader.readline())
-            writer.close()
+            try:
+                writer.write(command.encode() + b"\n")
+                answer: dict[str, Any] = json.loads(await reader.readline())
+            finally:
+                writer.close()
         return answer

@@ -48,12 +48,14 @@ def hub(trust_keys: TrustKeys, credentials: CredentialsFactory) -> HubStandIn:
 
 
 async def stage(device: DeviceDirectory, hub: HubStandIn) -> None:
-    """Up to a staged slot; no lease comes, and the next ping, whose number is kept, is far away."""
+    """Up to a staged slot; no lease comes, and nothing else that is written down (pings, logs, spans) goes on."""
     hub.grants_leases = False
     hub.order()
     device.configure(hub.port)
     device.set("ping_interval_s = 0.3", "ping_interval_s = 500.0")
     device.set("recheck_interval_s = 0.5", "recheck_interval_s = 500.0")
+    device.set("log_upload_interval_s = 0.2", "log_upload_interval_s = 500.0")
+    device.set("[telemetry]\n", "[telemetry]\nenabled = false\n")
     text = (device.path / "config.toml").read_text()
     device.write("config.toml", text + KEXEC.format(bin=device.path / "hardware" / "bin"))
     device.start()
