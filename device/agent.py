@@ -74,6 +74,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._levels_changed = True
         self._changed = asyncio.Event()
+        self._all_heard = asyncio.Event()
         self._generation = 0
         self._activity: asyncio.Task[None] | None = None
         self._progress = equipment.store.document.progress
@@ -82,6 +83,10 @@ class Agent:
     def progress(self) -> Progress:
         """Where the machine is."""
         return self._progress
+
+    async def take_up(self) -> None:
+        """Return once the machine has heard what was asked so far; ``progress`` knows of it from then on."""
+        await self._all_heard.wait()
 
     def resources_changed(self) -> None:
         """What is held changed, or the session opened."""
@@ -135,6 +140,8 @@ class Agent:
             return
         if self._events:
             generation, event = self._events.popleft()
+            if not self._events:
+                self._all_heard.set()  # who waits for it runs after the step below began, and that sets the progress
             if generation in {None, self._generation}:
                 await self._handle(group, event)
             return
@@ -151,6 +158,7 @@ class Agent:
         """Queue an event; one of an activity counts only while that activity is the present one."""
         if len(self._events) < MAX_EVENTS:
             self._events.append((generation, event))
+            self._all_heard.clear()
         self._wake.set()
 
     # --- steps -------------------------------------------------------------------------------------------------------

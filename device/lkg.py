@@ -130,8 +130,8 @@ class _Packing:
     def open(self) -> None:
         with disk_errors(self._source):
             self._in = os.open(self._source, os.O_RDONLY | os.O_CLOEXEC)
-        with disk_errors(self._path):
-            self._out = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._disk.unlink(self._path)
+        self._out = self._disk.create(self._path)
         self._write(_header(self._packed))
 
     def step(self) -> bool:

@@ -100,14 +100,18 @@ class AgentVerbs:
         }
 
     async def _rollback(self, reason: str) -> dict[str, Any]:
-        return self._asked(self._agent.ask_rollback, reason)
+        return await self._asked(self._agent.ask_rollback, reason)
 
     async def _rollback_again(self, reason: str) -> dict[str, Any]:
-        return self._asked(self._agent.ask_second_rollback, reason)
+        return await self._asked(self._agent.ask_second_rollback, reason)
 
-    def _asked(self, ask: Callable[[str], str], reason: str) -> dict[str, Any]:
+    async def _asked(self, ask: Callable[[str], str], reason: str) -> dict[str, Any]:
+        """Answered once the machine has taken it up, so that what is shown from then on is what came of it."""
         refusal = ask(f"local operator: {reason}") if reason else "say why: rollback REASON"
-        return _refused(refusal) if refusal else {"ok": True}
+        if refusal:
+            return _refused(refusal)
+        await self._agent.take_up()
+        return {"ok": True}
 
 
 def _refused(error: str) -> dict[str, Any]:

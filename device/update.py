@@ -354,7 +354,8 @@ def _sign_off(progress: Progress, event: SignedOff) -> Step:
     overdue = progress.verdict is OutcomeKind.FAILED
     verdict = OutcomeKind.ROLLED_BACK if overdue else progress.verdict
     signed = replace(progress, intent_id=event.intent_id)
-    return roll_back(signed, progress.gate, f"{progress.evidence}; {event.evidence}", verdict)
+    compared = {"observed": progress.observed, "required": progress.required}
+    return roll_back(signed, progress.gate, f"{progress.evidence}; {event.evidence}", verdict, **compared)
 
 
 def _note_wait(progress: Progress, event: SignoffBegan) -> Step:
