@@ -38,7 +38,11 @@ reboot_bound_s = 0.5
 [linux.reset]
 file = "sys/reset_reason"
 meanings = {{ POR = "power-loss", WDT = "watchdog" }}
+[rehearsal]
+kexec_load = ["true"]
+kexec_unload = ["{unload}"]
 """
+_ASKED = ("reboot", "force", "unload")
 MOUNTINFO = "27 1 0:31 / / rw,relatime - overlay overlay rw\n"
 
 
@@ -61,9 +65,9 @@ class LinuxDevice(DeviceDirectory):
     def configure(self, port: int) -> None:
         super().configure(port)
         self.set("[board]\n", '[board]\nkind = "linux"\n')
-        for name in ("reboot", "force"):
+        for name in _ASKED:
             self.script(name, f"echo {name} >> {self.path}/asked")
-        commands = {name: self.path / "hardware" / "bin" / name for name in ("reboot", "force")}
+        commands = {name: self.path / "hardware" / "bin" / name for name in _ASKED}
         self.write("config.toml", (self.path / "config.toml").read_text() + LINUX.format(**commands))
 
     # --- hardware ----------------------------------------------------------------------------------------------------
@@ -127,7 +131,7 @@ class LinuxDevice(DeviceDirectory):
                 self.notified.append((await asyncio.get_running_loop().sock_recv(self._notify, 4096)).decode())
 
     def asked(self) -> list[str]:
-        """The reboots that were asked for in this boot."""
+        """The reboots that were asked for in this boot, and each unloading of a rehearsed kernel."""
         return (self.path / "asked").read_text().split()
 
     async def until(self, condition: Callable[[], bool]) -> None:

@@ -6,14 +6,17 @@ import asyncio
 import hashlib
 import os
 import signal
+import sys
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.device_directory import NEW_VERSION, DeviceDirectory
 from tests.device_kit import HubStandIn
+from tests.integration.test_first_fleet import Shell, steps
 from tests.session_kit import Fleet
 from tests.storehub_kit import OPERATOR, STORE, Control, SuperHub, eventually, lay_out, running, till, wan
 from wavemesh.codec.statements import encode, to_proto
@@ -25,12 +28,12 @@ from wavemesh.v1.operator_pb2_grpc import OperatorServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.conftest import CredentialsFactory, TrustKeys
     from wavemesh.identity.ca import FleetCa
 
 pytestmark = pytest.mark.timeout(90)
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "devices.md"
 KEXEC = '[rehearsal]\nkexec_load = ["{bin}/kexec", "-l", "{{slot}}"]\nkexec_unload = ["{bin}/kexec", "-u"]\n'
 
 
@@ -47,7 +50,7 @@ def hub(trust_keys: TrustKeys, credentials: CredentialsFactory) -> HubStandIn:
     return HubStandIn(trust_keys, credentials)
 
 
-async def stage(device: DeviceDirectory, hub: HubStandIn) -> None:
+async def stage(device: DeviceDirectory, hub: HubStandIn, kexec: str = KEXEC) -> None:
     """Up to a staged slot; no lease comes, and nothing else that is written down (pings, logs, spans) goes on."""
     hub.grants_leases = False
     hub.order()
@@ -57,7 +60,7 @@ async def stage(device: DeviceDirectory, hub: HubStandIn) -> None:
     device.set("log_upload_interval_s = 0.2", "log_upload_interval_s = 500.0")
     device.set("[telemetry]\n", "[telemetry]\nenabled = false\n")
     text = (device.path / "config.toml").read_text()
-    device.write("config.toml", text + KEXEC.format(bin=device.path / "hardware" / "bin"))
+    device.write("config.toml", text + kexec.format(bin=device.path / "hardware" / "bin"))
     device.start()
     await hub.until_state(UpdateState.VERIFIED)
     await hub.until(lambda: bool(hub.pings))
@@ -170,6 +173,21 @@ async def test_an_operator_rehearses_through_the_mesh(device: DeviceDirectory, h
     assert (second.kind, second.subject, second.gate) == (REHEARSED, again, "boot-probe")
     assert "boot-probe: 'systemd-analyze verify /boot/inactive': exit code 1; output: no init" in second.detail
     assert device.environment().trial is None
+
+
+async def test_the_guide_rehearses(device: DeviceDirectory, hub: HubStandIn, tmp_path: Path) -> None:
+    """docs/guide/devices.md, "Rehearsal": what a person types before the device, and what it shows."""
+    section = GUIDE.read_text().partition("## Rehearsal\n")[2].partition("\n## ")[0]
+    [step] = steps(section)
+    (tmp_path / "pos-17").symlink_to(device.path)
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    shell = Shell(tmp_path, {"PATH": path, "LANG": "C.UTF-8", "HOME": str(tmp_path)})
+    async with hub.serving():
+        await stage(device, hub, kexec="")
+        await asyncio.to_thread(shell.follow, step)
+        device.script("systemd-analyze", "echo no init; exit 1")
+        code, told = await asyncio.to_thread(shell.types, step.commands)
+        assert (code, "FAILS boot-probe" in told, "no init" in told) == (1, True, True)
 
 
 @pytest.fixture(scope="module")
