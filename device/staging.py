@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from device.equipment import Equipment
-    from device.platform import Installer
+    from device.platform import Installer, Slots
     from device.progress import Target
     from wavemesh.trust.statements import Digest
 
@@ -93,10 +93,7 @@ class Staging:
             if target.config is not None:
                 await self._put_config(target.config)
         if target.rules.boot_probe:
-            extra = {
-                "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),
-                "WAVEMESH_STAGED_VERSION": target.version,
-            }
+            extra = staged_facts(slots, target)
             finding = await self._equipment.probes.run(Gate.BOOT_PROBE.value, target.rules.boot_probe, extra)
             if not finding.passes:
                 return GateRefused(finding.gate, finding.evidence)
@@ -211,3 +208,11 @@ class Staging:
             environment, packed = self._equipment.boot_control.read(), self._equipment.lkg.held()
             boots = (self._equipment.record.boot, self._target.boot, environment.active, environment.previous, packed)
             configs.forget({boot.config_generation for boot in boots if boot is not None})
+
+
+def staged_facts(slots: Slots, target: Target) -> dict[str, str]:
+    """What a boot probe is told of the slot that it looks at."""
+    return {
+        "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),
+        "WAVEMESH_STAGED_VERSION": target.version,
+    }

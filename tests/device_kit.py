@@ -249,6 +249,9 @@ class HubStandIn:
             IntentKind.APPROVE_ROLLBACK, **{"wave_id": WAVE, "reason": "ok", **changes}, attempt=attempt
         )
 
+    def rehearse(self, **changes: Any) -> str:
+        return self._intend(IntentKind.REHEARSE_DEVICE, **changes)
+
     def _intend(self, kind: IntentKind, operator: str = "alice", **changes: Any) -> str:
         intent = OperatorIntent(
             **{"intent_id": secrets.token_hex(16), "device": DEVICE.name, **changes},
