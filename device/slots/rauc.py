@@ -7,8 +7,8 @@ Rules. Space for the whole bundle is taken before its first byte. Before RAUC is
 slot for the running one and the same device for the other one as we do, nothing may boot that slot any more, and its
 label is gone: whatever happens then, a slot without a label is trusted by nobody. RAUC's word that it is done is no
 reason to label it; the digest of what the medium holds is (device/staging.py). What gives trust to a slot (arm, commit)
-goes through RAUC, so that its own records agree, and is read back; what takes it away or goes back to the last known
-good is written at once, for a rollback waits for nobody.
+goes through RAUC, so that its own records agree, and is read back; what takes it away, or goes back to the last known
+good, is written at once, for a rollback waits for nobody.
 """
 
 from __future__ import annotations
@@ -128,6 +128,8 @@ class RaucSlots(RawSlots):
         Raises SlotError, DiskFullError, DiskFaultError.
         """
         self._check_other(slot)
+        if not self.capacity_bytes(slot):
+            raise SlotError(f"slot {slot.value} ({self.path(slot)}) is absent")
         self._disk.make_dir(self._bundle.parent)
         writer = ImageWriter(
             self._bundle, self._bundle_mark, self._disk, image, lambda: self._open_bundle(image.size_bytes)
