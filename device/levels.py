@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from device.progress import Progress
     from wavemesh.trust.statements import OperatorIntent, WaveOrder
 
+_FOR_MACHINE = frozenset({IntentKind.ROLLBACK_DEVICE, IntentKind.APPROVE_ROLLBACK})
+
 
 def events_of(equipment: Equipment, progress: Progress) -> Iterator[Event]:
     """The events that the present levels amount to; intents are noted as carried out when they are told."""
@@ -96,7 +98,8 @@ def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:
     """An operator who asks this device gets an answer: what is done ends in an outcome, all else in an event."""
     document, node_id = equipment.store.document, equipment.node_id
     for intent in equipment.sink.intents():
-        if intent.intent_id in document.intents or not intent.kind.is_for_device:
+        # A rehearsal is none of the machine's business: device/rehearsing.py answers it.
+        if intent.intent_id in document.intents or intent.kind not in _FOR_MACHINE:
             continue
         if intent.device in {node_id.name, node_id.path}:
             yield from _asked_by(equipment, progress, intent)

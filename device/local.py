@@ -5,6 +5,7 @@ A line is a verb and its argument. Each verb is one handler; an answer has ``ok`
 * ``status``                 where the machine is, and what it could go back to
 * ``rollback REASON``        go back to the previous slot at once
 * ``rollback-again REASON``  after a rollback: leave what it returned to as well, for the packed last known good
+* ``rehearse``               what arming the staged slot would meet: device/rehearsal.py
 
 Whoever can open the socket (its owner) stands before the device. Nothing here can raise risk, and nothing here is
 signed: what is supervised is not left by it.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = 64 * 1024
 ANSWER_TIMEOUT_S = 10.0
+# It reads a whole slot, runs a probe and loads a kernel.
+REHEARSAL_TIMEOUT_S = 600.0
 LOOK_INTERVAL_S = 0.3
 _FAILED = "rollback failed"
 _ON_ITS_WAY = frozenset({"ROLLING_BACK"})
@@ -56,6 +58,23 @@ def outcome(path: Path, timeout_s: float) -> tuple[dict[str, Any], bool]:
         time.sleep(LOOK_INTERVAL_S)
 
 
+def rehearse(path: Path) -> dict[str, Any]:
+    """What came of a rehearsal of what is staged; raises ConflictError if nothing is, and as ``look``."""
+    try:
+        return _ask(path, "rehearse", REHEARSAL_TIMEOUT_S)
+    except ConnectionResetError as error:
+        msg = f"{path}: the agent ended meanwhile; what is staged is as it was: rehearse again"
+        raise LinkDownError(msg) from error
+
+
+def rehearsal_lines(answer: dict[str, Any]) -> list[str]:
+    """A rehearsal, for people."""
+    verdict = "passes" if answer["passes"] else "fails"
+    what = f"{answer['release'] or 'the config'} on slot {answer['slot']}"
+    checks = (f"{'ok' if one['passes'] else 'FAILS':5} {one['name']}: {one['detail']}" for one in answer["checks"])
+    return [f"{what} {verdict}; nothing was committed", *(f"  {check}" for check in checks)]
+
+
 def lines(status: dict[str, Any]) -> list[str]:
     """A device's own word of itself, for people."""
     wave = f" in wave {status['wave_id']}" if status["wave_id"] else ""
@@ -72,15 +91,16 @@ def lines(status: dict[str, Any]) -> list[str]:
     return found
 
 
-def _ask(path: Path, line: str) -> dict[str, Any]:
+def _ask(path: Path, line: str, timeout_s: float | None = None) -> dict[str, Any]:
     """One line, one answer; ConnectionResetError when the agent ended meanwhile."""
     with _connected(path) as channel:
-        channel.settimeout(ANSWER_TIMEOUT_S)
+        patience_s = timeout_s or ANSWER_TIMEOUT_S
+        channel.settimeout(patience_s)
         try:
             channel.sendall(line.encode() + b"\n")
             text = _read(channel)
         except TimeoutError as error:
-            raise LinkDownError(f"{path}: the agent did not answer within {ANSWER_TIMEOUT_S:g} s") from error
+            raise LinkDownError(f"{path}: the agent did not answer within {patience_s:g} s") from error
     if not text:
         raise ConnectionResetError
     answer: dict[str, Any] = json.loads(text)

@@ -77,6 +77,7 @@ class DeviceDirectory:
     def __init__(self, path: Path, ca: FleetCa, pinned_root: bytes) -> None:
         self.path = path
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.python_path: list[Path] = []
         now = datetime.now(UTC)
         write_node(
             path / "identity",
@@ -161,7 +162,8 @@ class DeviceDirectory:
 
     def start(self) -> None:
         """Switch it on."""
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        python_path = [*self.python_path, Path(__file__).parents[1]]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, python_path))}
         command = [sys.executable, "-m", "device.supervisor", "--dir", str(self.path)]
         with (self.path / "run" / "stderr.log").open("ab") as errors:
             self._processes.append(subprocess.Popen(command, env=environment, stderr=errors))
@@ -185,7 +187,9 @@ class DeviceDirectory:
                     break
                 except (FileNotFoundError, ConnectionRefusedError):
                     await asyncio.sleep(0.02)
-            writer.write(command.encode() + b"\n")
-            answer: dict[str, Any] = json.loads(await reader.readline())
-            writer.close()
+            try:
+                writer.write(command.encode() + b"\n")
+                answer: dict[str, Any] = json.loads(await reader.readline())
+            finally:
+                writer.close()
         return answer

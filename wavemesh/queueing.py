@@ -53,6 +53,7 @@ _INSTEAD: Mapping[IntentKind, str] = {
     IntentKind.HALT_WAVE: "a halt is for ever: plan a new wave with `edgectl wave plan`",
     IntentKind.ROLLBACK_DEVICE: "the device has it: a new wave updates it again",
     IntentKind.APPROVE_ROLLBACK: "the device has it: a new wave updates it again",
+    IntentKind.REHEARSE_DEVICE: "a rehearsal changes nothing, so there is nothing to undo",
     IntentKind.PREFETCH: "what is cached is evicted when it is not needed any more",
     IntentKind.OVERRIDE_HOLD_AGE: "bring the store's WAN back: a fresh hold list ends the override",
 }

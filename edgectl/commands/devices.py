@@ -134,6 +134,46 @@ def approve_rollback(
     submit(session, intent)
 
 
+@command(app, "rehearse")
+def rehearse(
+    session: Session,
+    *,
+    device: Annotated[str, typer.Option("--id", help="Its name or path.", autocompletion=device_names)] = "",
+    at: SocketOption = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why; audited.")] = "",
+    intent_id: IntentIdOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Rehearse what a device has staged. Reads the slot back, runs the boot probe, commits nothing.
+
+    With --socket the answer is shown at once; with --id the device answers through the mesh, and `edgectl intent show`
+    has what it said.
+    """
+    from edgectl.exits import UsageError
+    from wavemesh.trust.statements import IntentKind, OperatorIntent
+
+    if (at is None) is (not device):
+        raise UsageError("say which device: --id NAME, or --socket DIR/run/agent.sock of the one you stand before")
+    if at is not None:
+        _rehearse_here(session, at)
+        return
+    intent = OperatorIntent(new_intent_id(intent_id), IntentKind.REHEARSE_DEVICE, now(), device=device, reason=reason)
+    if dry_run:
+        preview(session, intent)
+        return
+    submit(session, intent)
+
+
+def _rehearse_here(session: Session, at: Path) -> None:
+    from edgectl import standing
+    from edgectl.exits import Exit
+
+    answer = standing.rehearse(at)
+    session.show(answer, *standing.rehearsal_lines(answer))
+    if not answer["passes"]:
+        raise typer.Exit(Exit.CHECK_FAILED)
+
+
 def _waiting_attempt(session: Session, device: str, wave: str) -> int:
     """The attempt of a device that waits for a sign-off, or was signed off; raises ConflictError for any other."""
     from wavemesh.errors import ConflictError
