@@ -240,4 +240,5 @@ def _rules(policy: Policy) -> Rules:
         boot_probe=verification.boot_probe or "",
         peripheral_checks=verification.peripheral_checks,
         vendor_probes=verification.vendor_probes,
+        require_packed_lkg=guardrails.require_packed_lkg,
     )

@@ -226,6 +226,10 @@ class Power(Protocol):
         """Reset the board; does not return."""
         ...
 
+    def stop(self) -> None:
+        """The agent ends in order: nobody watches the board from now on."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Sensors:

@@ -34,6 +34,7 @@ class Rules:
     boot_probe: str
     peripheral_checks: tuple[str, ...]
     vendor_probes: tuple[str, ...]
+    require_packed_lkg: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +227,24 @@ class Asker(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RollbackAsked:
-    """Somebody wants the previous slot; ``intent_id`` is that of an operator's intent."""
+    """Somebody wants the previous slot, or where there is none the packed last known good back on the other slot.
+
+    ``intent_id`` is that of an operator's intent.
+    """
 
     evidence: str
     environment: BootEnvironment
+    asker: Asker = Asker.OPERATOR
+    intent_id: str = ""
+    packed: Boot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SecondRollbackAsked:
+    """Somebody wants the device, which rolled back, to leave what it returned to as well, for the packed one."""
+
+    evidence: str
+    packed: Boot
     asker: Asker = Asker.OPERATOR
     intent_id: str = ""
 
@@ -288,6 +303,7 @@ Event = (
     | Unhealthy
     | CommitRead
     | RollbackAsked
+    | SecondRollbackAsked
     | ReturnVerified
     | ReturnRefused
     | SignedOff

@@ -1,6 +1,7 @@
 """STAGING: from order to a verified slot.
 
-Order of work: the release's signature bundle is fetched and verified; the image goes onto the slot that does not run
+Order of work: a good image that is about to be overwritten is packed, for a second rollback; the release's signature
+bundle is fetched and verified; the image goes onto the slot that does not run
 and is read back from the medium (imaging.py); the slot is labelled; the config bundle goes to its generation; the boot
 probe looks at the slot. A slot that already holds the image is only read back. Meanwhile heat and power are watched,
 and trouble pauses the write.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from device.gates import check_flashing
 from device.imaging import TRIES, Imaging
+from device.lkg import Packed, PackError
 from device.offload import Worker
 from device.platform import SlotLabel
 from device.progress import Event, GateRefused, Obstructed, Staged
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from device.equipment import Equipment
-    from device.platform import Installer
+    from device.platform import Installer, Slots
     from device.progress import Target
     from wavemesh.trust.statements import Digest
 
@@ -79,19 +81,19 @@ class Staging:
 
     async def _stage(self) -> Event:
         target, slots = self._target, self._equipment.slots
+        is_there = target.firmware is None or await self._already_there(target.firmware)
+        if not is_there:
+            await self._keep_lkg()
         async with self._equipment.artifacts.transfer():
             with self._equipment.tracing.check("verify"):
                 await self._verify_bundle()
-            if target.firmware is not None and not await self._already_there(target.firmware):
+            if target.firmware is not None and not is_there:
                 await self._put_firmware(target.firmware)
                 await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
             if target.config is not None:
                 await self._put_config(target.config)
         if target.rules.boot_probe:
-            extra = {
-                "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),
-                "WAVEMESH_STAGED_VERSION": target.version,
-            }
+            extra = staged_facts(slots, target)
             finding = await self._equipment.probes.run(Gate.BOOT_PROBE.value, target.rules.boot_probe, extra)
             if not finding.passes:
                 return GateRefused(finding.gate, finding.evidence)
@@ -112,6 +114,35 @@ class Staging:
             async for piece in pieces:
                 bundle += piece
         verify_signature_bundle(bytes(bundle), release, trusted)
+
+    # --- the last known good -----------------------------------------------------------------------------------------
+
+    async def _keep_lkg(self) -> None:
+        """Pack what the environment calls previous, if that is what will be overwritten; raises GateError (disk)."""
+        equipment, target = self._equipment, self._target
+        previous = equipment.boot_control.read().previous
+        label = equipment.slots.label(target.boot.slot)
+        if previous is None or previous.slot is not target.boot.slot or label is None:
+            return
+        try:
+            with equipment.tracing.check("pack"):
+                await self._pack(Packed(label, previous.config_generation))
+        except (DiskFaultError, PackError) as error:
+            why = f"no second rollback after this update: {label.version} could not be packed: {error}"
+            if target.rules.require_packed_lkg:
+                raise GateError(Gate.DISK.value, why) from error
+            equipment.log.alert(why)
+            equipment.store.append_event("lkg-not-packed", Gate.DISK.value, f"slot/{previous.slot.value}", why)
+
+    async def _pack(self, packed: Packed) -> None:
+        equipment, target = self._equipment, self._target
+        lkg, slot = equipment.lkg, target.boot.slot
+        if lkg.held() == packed and await lkg.is_whole():
+            return
+        config_bytes = target.config.size_bytes if target.config is not None else 0
+        kept_free = target.rules.min_free_disk_bytes + config_bytes + equipment.sensors.reserved_disk_bytes
+        await lkg.pack(equipment.slots.path(slot), packed, kept_free)
+        equipment.log.note(f"packed {packed.label.version} from slot {slot.value} for a second rollback")
 
     # --- the image ---------------------------------------------------------------------------------------------------
 
@@ -174,3 +205,14 @@ class Staging:
             return
         async with Worker() as worker, aclosing(self._equipment.artifacts.read(config)) as pieces:
             await configs.store(generation, self._target.config_version, config, pieces, worker)
+            environment, packed = self._equipment.boot_control.read(), self._equipment.lkg.held()
+            boots = (self._equipment.record.boot, self._target.boot, environment.active, environment.previous, packed)
+            configs.forget({boot.config_generation for boot in boots if boot is not None})
+
+
+def staged_facts(slots: Slots, target: Target) -> dict[str, str]:
+    """What a boot probe is told of the slot that it looks at."""
+    return {
+        "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),
+        "WAVEMESH_STAGED_VERSION": target.version,
+    }

@@ -146,7 +146,7 @@ class Supervisor:
         with theirs:
             self._agent = subprocess.Popen(
                 [sys.executable, "-m", "device", "--dir", str(self._directory)],
-                env=self._environment(self._record, theirs.fileno()),
+                env=self._environment(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
             )
@@ -156,10 +156,10 @@ class Supervisor:
         agent = self._agent
         self._selector.register(self._agent_descriptor, selectors.EVENT_READ, lambda: self._agent_ended(agent))
 
-    def _environment(self, record: BootRecord, board_descriptor: int) -> dict[str, str]:
+    def _environment(self, board_descriptor: int) -> dict[str, str]:
         kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         path = f"{self._config.board.hardware / 'bin'}:{self._config.board.path}"
-        return kept | self._firmware.told(record.boot) | {"PATH": path, BOARD_FD_VARIABLE: str(board_descriptor)}
+        return kept | {"PATH": path, BOARD_FD_VARIABLE: str(board_descriptor)}
 
     def _agent_ended(self, agent: subprocess.Popen[bytes]) -> None:
         if agent is not self._agent:

@@ -167,7 +167,20 @@ WITHOUT_HINT: Mapping[str, str] = {
     ),
     "BAD_REPORT": "control's audit has it",
     **dict.fromkeys(
-        ("ALREADY_RUNNING", "BOOT_ENVIRONMENT", "DEVICE_STATE", "HAS_SLOTS", "RAUC", "RAUC_BOARD", "RAUC_GONE", "SLOT"),
+        (
+            "ALREADY_RUNNING",
+            "BOARD",
+            "BOOT_ENVIRONMENT",
+            "DEVICE_STATE",
+            "HAS_SLOTS",
+            "NOTHING_TO_REHEARSE",
+            "RAUC",
+            "RAUC_BOARD",
+            "RAUC_GONE",
+            "RUNNING_SLOT",
+            "SLOT",
+            "WATCHDOG",
+        ),
         "a device's own; its log has it",
     ),
     **dict.fromkeys(

@@ -91,6 +91,7 @@ guardrails:
   requireDualPartition: true
   rollbackOnHealthLossMins: %(budget_mins)s
   offlineRollbackAllowed: %(offline_rollback)s
+  minFreeDisk: %(min_free_disk)s
 artifacts: {firmware: firmware-v3.8.2.img, config: pos-app-12.4.1.tar.gz, signature: firmware-v3.8.2.sig}
 verification:
   bootProbe: "systemd-analyze verify /boot/inactive"
@@ -165,7 +166,13 @@ class HubStandIn:
         self._downstream: SessionDownstream | None = None
         self.port = 0
         self.bundle = b""
-        values = {"budget_mins": "0.1", "offline_rollback": "true", "authority": "either", **policy}
+        values = {
+            "budget_mins": "0.1",
+            "offline_rollback": "true",
+            "authority": "either",
+            "min_free_disk": "64MiB",
+            **policy,
+        }
         self._policy_text = (POLICY % values).encode()
         self.release = self._publish()
 
@@ -233,14 +240,17 @@ class HubStandIn:
     def pause(self, generation: int) -> None:
         self.order(WaveState.PAUSED, generation, pauses=(Pause("operator:alice", "test"),))
 
-    def roll_back(self, reason: str) -> str:
-        return self._intend(IntentKind.ROLLBACK_DEVICE, reason=reason)
+    def roll_back(self, reason: str, **changes: Any) -> str:
+        return self._intend(IntentKind.ROLLBACK_DEVICE, reason=reason, **changes)
 
     def approve(self, attempt: int = 1, **changes: Any) -> str:
         """An operator signs off the rollback of an attempt; returns the intent's id."""
         return self._intend(
             IntentKind.APPROVE_ROLLBACK, **{"wave_id": WAVE, "reason": "ok", **changes}, attempt=attempt
         )
+
+    def rehearse(self, **changes: Any) -> str:
+        return self._intend(IntentKind.REHEARSE_DEVICE, **changes)
 
     def _intend(self, kind: IntentKind, operator: str = "alice", **changes: Any) -> str:
         intent = OperatorIntent(
