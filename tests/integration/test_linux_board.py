@@ -199,8 +199,8 @@ async def test_a_crash_loop_in_a_trial_reboots(device: LinuxDevice, hub: HubStan
 async def test_a_reboot_that_does_not_come_about_is_forced(device: LinuxDevice, hub: HubStandIn) -> None:
     """Then the harder command, and from the first one on no pet, so that the watchdog has the last word.
 
-    A kernel that a rehearsal may have left loaded is unloaded at the start and before: a reboot would go to it, past the
-    bootloader.
+    A kernel that a rehearsal may have left loaded is unloaded at the start and before: a reboot would go to it, past
+    the bootloader.
     """
     async with hub.serving():
         hub.order()
