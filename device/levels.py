@@ -87,10 +87,9 @@ def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:
     for intent in equipment.sink.intents():
         if intent.intent_id in document.intents or intent.kind is not IntentKind.ROLLBACK_DEVICE:
             continue
+        # Others' intents are not noted: a hub that collects them must not make this device forget its own.
         if intent.device in {node_id.name, node_id.path}:
             yield from _rollback(equipment, progress, intent)
-        else:
-            equipment.store.note_intent(intent.intent_id)
 
 
 def _rollback(equipment: Equipment, progress: Progress, intent: OperatorIntent) -> Iterator[Event]:

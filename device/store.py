@@ -310,8 +310,11 @@ class DeviceStore:
 def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document:
     waves = {**document.waves, wave_id: record}
     if len(waves) > MAX_WAVES:
-        # Control closes waves; a device that never hears of it keeps the newest.
-        waves = dict(list(waves.items())[-MAX_WAVES:])
+        # Control closes waves; a device that never hears of it keeps the newest. Those that only say which order was
+        # seen go first: a hub that plays old orders again must not make a device forget what it burned.
+        by_worth = sorted(waves, key=lambda name: bool(waves[name].burned or waves[name].kind or waves[name].closed))
+        for name in by_worth[: len(waves) - MAX_WAVES]:
+            del waves[name]
     return replace(document, waves=waves)
 
 
