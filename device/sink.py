@@ -135,7 +135,7 @@ class DeviceSink:
                 reason = str(error)[:MAX_REASON_CHARACTERS]
                 rejected.append(Rejection(resource.key, resource.digest, error.gate, reason))
                 if len(rejected) <= MAX_ALERTS_PER_UPDATE:
-                    self._log.alert(f"refused {resource.key.type}/{resource.key.name}: {error.gate}: {reason}")
+                    self._store.tell_refusal(f"{resource.key.type}/{resource.key.name}", error.gate, reason)
                 continue
             accepted.append((HeldResource(resource.key, resource.version, resource.digest), resource.content))
         if len(rejected) > MAX_ALERTS_PER_UPDATE:

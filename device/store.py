@@ -12,6 +12,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from device import refusals
 from device.progress import Outcome, Progress
 from device.state import MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
 from device.steps import Said
@@ -146,6 +147,20 @@ class DeviceStore:
 
     def append_event(self, kind: str, gate: str, subject: str, detail: str) -> None:
         """Report something for control's audit."""
+        body = self._event(kind, gate, subject, detail)
+        self._commit(self._with_report(self.document, StoredReport("event", body)))
+
+    def tell_refusal(self, subject: str, gate: str, detail: str) -> None:
+        """Log what was refused of the hub's words, by a gate or none, and report it when it is due (refusals.py)."""
+        self._log.alert(f"refused {subject}: {gate}: {detail}" if gate else f"refused {subject}: {detail}")
+        document, now = self.document, self._clock.now()
+        if refusals.is_due(document.refusals, subject, gate, now):
+            body = self._event(refusals.EVENT_KIND, gate, _bounded(subject, refusals.MAX_SUBJECT_BYTES), detail)
+            told = refusals.Refusal(refusals.kind_of(subject), gate, now, body)
+            document = replace(document, refusals=refusals.with_refusal(document.refusals, told))
+            self._commit(self._with_report(document, StoredReport("event", body)))
+
+    def _event(self, kind: str, gate: str, subject: str, detail: str) -> bytes:
         report = EventReport(
             event_id=secrets.token_hex(16),
             node=self._credentials.node_id.path,
@@ -156,7 +171,7 @@ class DeviceStore:
             detail=_bounded(detail),
             at=self._clock.now(),
         )
-        self._commit(self._with_report(self.document, StoredReport("event", encode(report))))
+        return encode(report)
 
     def burned(self, wave_id: str) -> int:
         """Attempts burned in a wave."""
@@ -288,7 +303,9 @@ class DeviceStore:
         return replace(document, reports=(*document.reports, report))
 
     def _restarted(self, document: Document) -> Document:
-        """A new incarnation: the log holds a snapshot of all outcomes, then the events nobody acknowledged."""
+        """A new incarnation: the log holds a snapshot of all outcomes, then the events nobody acknowledged, and the
+        refusals that a hostile hub may have acknowledged and kept to itself.
+        """
         incarnation = secrets.token_hex(16)
         envelopes = [decode(Envelope, record.envelope) for record in document.waves.values() if record.envelope]
         parts = [envelopes[i : i + SNAPSHOT_OUTCOMES] for i in range(0, len(envelopes), SNAPSHOT_OUTCOMES)] or [[]]
@@ -303,7 +320,9 @@ class DeviceStore:
             )
             for number, part in enumerate(parts)
         )
-        events = tuple(report for report in document.reports if report.kind == "event")[-MAX_EVENTS:]
+        told = (StoredReport("event", one.report) for one in document.refusals)
+        waiting = (report for report in document.reports if report.kind == "event")
+        events = tuple(dict.fromkeys((*told, *waiting)))[-MAX_EVENTS:]
         return replace(document, incarnation=incarnation, acknowledged=0, sent_through=0, reports=(*reports, *events))
 
 
@@ -318,5 +337,5 @@ def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document
     return replace(document, waves=waves)
 
 
-def _bounded(text: str) -> str:
-    return text.encode()[:MAX_EVIDENCE_BYTES].decode(errors="ignore")
+def _bounded(text: str, most: int = MAX_EVIDENCE_BYTES) -> str:
+    return text.encode()[:most].decode(errors="ignore")

@@ -436,6 +436,7 @@ async def test_a_flood_is_logged_and_told_a_few_times(kit: Kit) -> None:
     assert await kit.deliver() == {}
     assert len(await kit.sink.apply([forged("order", f"{number}/s") for number in range(500)], [])) == 500
     assert len([line for line in kit.log_lines() if "refused" in line]) == MAX_ALERTS_PER_UPDATE + 1
+    assert [report.kind for report in kit.store.document.reports] == ["event"]
 
 
 def test_burned_attempts_outlast_old_orders(kit: Kit) -> None:
