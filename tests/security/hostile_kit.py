@@ -227,6 +227,8 @@ class Stage:
 
     async def refuses(self, kind: str, name: str, content: bytes, gate: str, says: str = "") -> None:
         """A resource is refused by that gate, which is logged and reported, and changes nothing."""
+        # What the hub took away before, a lease that was given back, is gone here too.
+        await self.hub.until(lambda: {one.key for one in self.victim.document.held} <= self.hub.wanted.keys())
         before, seen, subject = self.victim.standing(), len(self.hub.rejected), f"{kind}/{name}"
         self.hub.serve(kind, name, content)
         await self.hub.until(lambda: len(self.hub.rejected) > seen)

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import secrets
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,6 +46,10 @@ def rollback(**changes: Any) -> OperatorIntent:
         "reason": "scanner driver missing",
     }
     return OperatorIntent(**{**fields, **changes})
+
+
+def is_answered(hub: HostileHub, intent: OperatorIntent) -> bool:
+    return intent.intent_id in [event.subject for event in hub.events()]
 
 
 async def refuses_intent(stage: Stage, intent: OperatorIntent, envelope: Envelope) -> None:
@@ -105,9 +110,37 @@ async def test_replayed_rollback(stage: Stage) -> None:
     await stage.hub.until(lambda: len(stage.hub.verdicts("intent")) > seen)
     fresh = rollback(wave_id="142")
     stage.hub.serve("intent", fresh.intent_id, encode(sign_as_node(fresh, stage.hub.credentials("operator/alice"))))
-    await stage.hub.until(lambda: fresh.intent_id in [event.subject for event in stage.hub.events()])
+    await stage.hub.until(lambda: is_answered(stage.hub, fresh))
     assert stage.hub.words().count(ROLLED_BACK) == 1
     assert stage.victim.standing().files == before.files
+
+
+@pytest.mark.parametrize("stage", [{"offline_rollback": "false"}], indirect=True, ids=["supervised"])
+async def test_forged_approval(stage: Stage) -> None:
+    """A failed trial of a supervised device is signed off by an operator, about that attempt, or not at all (D5)."""
+    hub = stage.hub
+    stage.victim.directory.lose_scanner_on("B")
+    hub.order()
+    await hub.until_state(UpdateState.AWAITING_SIGNOFF)
+    fields: dict[str, Any] = {"kind": IntentKind.APPROVE_ROLLBACK, "wave_id": WAVE, "attempt": 1}
+    for signer in (hub.me, hub.credentials(DEVICE.path), hub.credentials(OTHER_HUB)):
+        intent = rollback(**fields)
+        await refuses_intent(stage, intent, sign_as_node(intent, signer))
+    intent = rollback(**fields)
+    await refuses_intent(stage, intent, sign_statement(intent, [hub.keys.control]))
+    alice = hub.credentials("operator/alice")
+    for genuine in (
+        rollback(**{**fields, "wave_id": "141"}),
+        rollback(**{**fields, "attempt": 2}),
+        rollback(wave_id=WAVE),
+    ):
+        hub.serve("intent", genuine.intent_id, encode(sign_as_node(genuine, alice)))
+        await hub.until(partial(is_answered, hub, genuine))
+    assert (hub.statuses[-1].state, hub.statuses[-1].slot) == (UpdateState.AWAITING_SIGNOFF, "B")
+    hub.approve()
+    await hub.until(lambda: ("ROLLED_BACK", "peripheral:scanner", 1) in hub.words())
+    stage.victim.directory.script("lsusb", 'echo "Bar Code scanner"')
+    await stage.next_wave("143")
 
 
 async def test_forged_override_of_hold_age(stage: Stage) -> None:
