@@ -15,6 +15,7 @@ import logging
 import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -144,6 +145,10 @@ class HostileHub(HubStandIn):
         """Events that reached this hub."""
         return [decode(EventReport, report.body) for report in self.reports if report.kind == "event"]
 
+    def is_answered(self, intent_id: str) -> bool:
+        """Whether the device said that nothing will come of an intent."""
+        return intent_id in [event.subject for event in self.events()]
+
     def told(self) -> list[tuple[str, str]]:
         """(kind of subject, gate) of every refusal that the device reported."""
         return [(kind_of(event.subject), event.gate) for event in self.events() if event.kind == EVENT_KIND]
@@ -238,6 +243,12 @@ class Stage:
         assert [line for line in self.victim.log() if f"refused {subject}: {gate}" in line]
         await self.hub.until(lambda: (kind_of(subject), gate) in self.hub.told())
         assert self.victim.standing() == before
+
+    async def looked_at_all(self) -> None:
+        """The device has looked at everything it holds: it answers one intent a look, before it looks at orders."""
+        for _ in range(2):
+            asked = self.hub.roll_back("is anybody there?")
+            await self.hub.until(partial(self.hub.is_answered, asked))
 
     async def updates(self, **changes: Any) -> None:
         """The flow without an attack: ordered, swapped, committed."""

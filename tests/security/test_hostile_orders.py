@@ -136,6 +136,7 @@ async def test_order_for_another_device(stage: Stage) -> None:
         stage, sign_as_node(lease_of(), stage.hub.me), sign_statement(permit_of(stage), [stage.hub.keys.control])
     )
     await stage.hub.until(lambda: bool(stage.hub.verdicts("lease")))
+    await stage.looked_at_all()
     assert stage.hub.statuses[-1].state is UpdateState.IDLE
     assert stage.victim.standing().files == before.files
     stage.hub.forget("lease", WAVE)
@@ -160,7 +161,7 @@ async def test_replayed_order(stage: Stage) -> None:
     stage.hub.grants_leases = False
     stage.hub.pause(2)
     await stage.hub.until_state(UpdateState.VERIFIED)
-    await refuses_order(stage, running, "replay", "generation")
+    await refuses_order(stage, running, "replay", "is held")
     stage.hub.forget("order", f"{WAVE}/store-208")
     await stage.hub.until_state(UpdateState.IDLE)
     again = stage.hub.forged(order_of(stage))
@@ -182,6 +183,7 @@ async def test_order_replayed_after_the_close(stage: Stage) -> None:
     await stage.hub.until(lambda: ("order", 2) in stage.hub.accepted)
     stage.hub.grant(2)
     await stage.hub.until(lambda: len(stage.hub.verdicts("lease")) > 1)
+    await stage.looked_at_all()
     assert stage.hub.statuses[-1].state is UpdateState.IDLE
     assert stage.victim.standing().files == before.files
     assert stage.victim.document.waves[WAVE].closed

@@ -48,10 +48,6 @@ def rollback(**changes: Any) -> OperatorIntent:
     return OperatorIntent(**{**fields, **changes})
 
 
-def is_answered(hub: HostileHub, intent: OperatorIntent) -> bool:
-    return intent.intent_id in [event.subject for event in hub.events()]
-
-
 async def refuses_intent(stage: Stage, intent: OperatorIntent, envelope: Envelope) -> None:
     await stage.refuses("intent", intent.intent_id, encode(envelope), "signature")
 
@@ -110,7 +106,7 @@ async def test_replayed_rollback(stage: Stage) -> None:
     await stage.hub.until(lambda: len(stage.hub.verdicts("intent")) > seen)
     fresh = rollback(wave_id="142")
     stage.hub.serve("intent", fresh.intent_id, encode(sign_as_node(fresh, stage.hub.credentials("operator/alice"))))
-    await stage.hub.until(lambda: is_answered(stage.hub, fresh))
+    await stage.hub.until(lambda: stage.hub.is_answered(fresh.intent_id))
     assert stage.hub.words().count(ROLLED_BACK) == 1
     assert stage.victim.standing().files == before.files
 
@@ -135,7 +131,7 @@ async def test_forged_approval(stage: Stage) -> None:
         rollback(wave_id=WAVE),
     ):
         hub.serve("intent", genuine.intent_id, encode(sign_as_node(genuine, alice)))
-        await hub.until(partial(is_answered, hub, genuine))
+        await hub.until(partial(hub.is_answered, genuine.intent_id))
     assert (hub.statuses[-1].state, hub.statuses[-1].slot) == (UpdateState.AWAITING_SIGNOFF, "B")
     hub.approve()
     await hub.until(lambda: ("ROLLED_BACK", "peripheral:scanner", 1) in hub.words())
