@@ -98,6 +98,11 @@ class HealthClient:
         self._quote = quote
         self._challenge = b""
 
+    @property
+    def attests(self) -> bool:
+        """Whether a ping tells what was booted: this device has a TPM."""
+        return self._quote is not None
+
     async def ping(self, wave_id: str, authority: str, record: BootRecord, facts: Facts) -> PingResult:
         """Ping once, or twice for a new challenge; never raises for what a peer or a TPM does."""
         result = await self._ping(wave_id, authority, record, facts)

@@ -8,7 +8,7 @@ converted and what is mandatory, so there is one rule a type and not one functio
     enum                           its value, which must be a known one and never 0
     dataclass                      its message, mandatory
     X | None                       absent is None
-    tuple[X, ...], dict[str, X]    repeated, map
+    tuple[X, ...], dict[K, X]      repeated, map with keys of text or unsigned integers
 
 Every text, byte string and list has a bound, by field name; SHA-256 digests are 64 lower-case hex digits. Unknown
 fields are ignored, so that a newer peer may say more. Whatever breaks a rule, in either direction, raises

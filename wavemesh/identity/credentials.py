@@ -7,6 +7,7 @@ or certificate is wrong must still start, run and roll back; tiers that want to 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc import experimental
 
-from wavemesh.errors import PeerError
+from wavemesh.errors import LocalError, PeerError
 from wavemesh.identity.authorities import Authorities
 from wavemesh.identity.certificates import CERTIFICATE_ERRORS, MAX_CA_CERTIFICATES, is_root, validity_problem
 from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, pair_directory
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.keys import Keys
     from wavemesh.identity.nodes import NodeId
 
+_LOG = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 256 * 1024
 
 
@@ -188,11 +190,15 @@ class NodeCredentials:
         return signing
 
     def _sign_handshake(self, data: bytes, algorithm: object, _: object) -> bytes:
-        """Called on a thread of gRPC; what it raises ends the handshake, and is told to who dials."""
+        """Called on a thread of gRPC; what it raises ends the handshake. Not all who dial hear why: the log has it."""
         if algorithm != experimental.PrivateKeySignatureAlgorithm.ECDSA_SECP256R1_SHA256:
             msg = f"TLS wants a signature by {algorithm}, the key is P-256"
             raise RuntimeError(msg)
-        return self.sign(data)
+        try:
+            return self.sign(data)
+        except LocalError as error:
+            _LOG.error("no connection: %s", error)
+            raise
 
 
 def _read(path: Path) -> bytes:
