@@ -27,7 +27,7 @@ from device.progress import Progress
 from device.steps import OpenStep  # noqa: TC001  # device/values.py resolves the hints at run time
 from device.values import from_plain, to_plain
 from wavemesh.errors import LocalError
-from wavemesh.runtime.durable import Disk, DiskFullError, disk_errors
+from wavemesh.runtime.durable import Disk, DiskFullError
 from wavemesh.session.frames import MAX_RESOURCE_BYTES, HeldResource
 
 if TYPE_CHECKING:
@@ -177,13 +177,19 @@ class StateFile:
 
     def reserve(self) -> None:
         """Set space aside for a later ``commit`` on a full disk; raises DiskFaultError."""
-        with disk_errors(self._reserve), self._reserve.open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
-            os.fsync(file.fileno())
+        if self._reserve.exists() and self._reserve.stat().st_size >= RESERVE_BYTES:
+            return
+        self._disk.unlink(self._reserve)
+        descriptor = self._disk.create(self._reserve)
+        try:
+            self._disk.allocate(descriptor, RESERVE_BYTES, self._reserve)
+            self._disk.fsync(descriptor, self._reserve)
+        finally:
+            os.close(descriptor)
 
     def _replace(self, document: Document) -> None:
         temporary = self._path.with_suffix(".json.tmp")
-        self._write(temporary, _encode(document))
+        self._disk.write_new(temporary, _encode(document))
         if self._path.exists():
             self._disk.rename(self._path, self._previous)
         self._disk.rename(temporary, self._path)
@@ -210,16 +216,6 @@ class StateFile:
         for path in self._resources.iterdir():
             if path.name not in named:
                 self._disk.unlink(path)
-
-    def _write(self, path: Path, data: bytes) -> None:
-        with disk_errors(path):
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            self._disk.write(descriptor, data, path)
-            self._disk.fsync(descriptor, path)
-        finally:
-            os.close(descriptor)
 
 
 def _encode(document: Document) -> bytes:

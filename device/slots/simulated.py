@@ -114,7 +114,7 @@ class SimulatedBootControl:
         self._change(lambda environment: environment.commit())
 
     def revert(self) -> None:
-        """The last known good is the active boot now."""
+        """The trial, which a rollback went back to, is the active boot now, and nothing is previous."""
         self._change(lambda environment: environment.revert())
 
     def _change(self, transition: Callable[[BootEnvironment], BootEnvironment]) -> None:
@@ -262,9 +262,9 @@ class SimulatedWriter:
                 self._hash, self._offset = prefix, mark.offset
         with disk_errors(self._path):
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-            # The file is the medium: exactly as long as the image, so that its digest is the slot's digest.
-            os.ftruncate(self._descriptor, self._image.size_bytes)
             os.lseek(self._descriptor, self._offset, os.SEEK_SET)
+        # The file is the medium: exactly as long as the image, so that its digest is the slot's digest.
+        self._disk.truncate(self._descriptor, self._image.size_bytes, self._path)
         self._settled = self._offset
         # Flushed before the first write: from here on the mark says what may be believed.
         self._disk.fsync(self._descriptor, self._path)
