@@ -76,8 +76,9 @@ def test_a_certificate_binds_the_attestation_key_and_the_pcrs(joiner: Joiner) ->
 def test_evidence_fits_one_request_of_one_key(joiner: Joiner, tmp_path: object) -> None:
     other, key = joiner.keys.create(), joiner.key
     evidence = joiner.evidence
-    with pytest.raises(AttestationError, match="another certificate request"):
-        attestation_of(evidence, key.public_key(), make_request(key, "pos-01"))
+    for judge in (attested_by, attestation_of):
+        with pytest.raises(AttestationError, match="evidence covers another certificate request"):
+            judge(evidence, key.public_key(), make_request(key, "pos-01"))
     with pytest.raises(AttestationError, match="another key than the certificate request"):
         attestation_of(evidence, other.public_key(), joiner.csr)
     software = ec.generate_private_key(ec.SECP256R1())
