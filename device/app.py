@@ -21,7 +21,7 @@ from device.agent import Agent
 from device.backend import open_slots
 from device.belief import Verifier
 from device.board import SimulatedPower
-from device.config import FILE_NAME, BoardKind, ClockKind, load_device_config
+from device.config import FILE_NAME, BoardKind, ClockKind, KeyPlace, load_device_config
 from device.configs import ConfigStore
 from device.equipment import Equipment
 from device.health import HealthClient
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
     from device.config import DeviceConfig
     from device.platform import BootRecord, Power, Slots
+    from wavemesh.identity.tpmkeys import TpmKeys
     from wavemesh.runtime.clock import Clock
 
 MAX_ROOT_BYTES = 256 * 1024
@@ -180,7 +181,8 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
     """What the agent works with, from what is on disk; the callback is for changed resources."""
     directory, config, log = launch.directory, launch.config, launch.log
     clock, disk = SystemClock(), Disk()
-    credentials = LiveCredentials.load(directory / "identity", disk)
+    tpm_keys = _tpm_keys(launch, disk)
+    credentials = LiveCredentials.load(directory / "identity", disk, tpm_keys)
     _check_binding(directory, config, credentials)
     log.trace_id_of = partial(trace_id_of, credentials.node_id.fleet, device=credentials.node_id.path)
     tracing = Tracing(credentials.node_id, clock, config.telemetry)
@@ -225,6 +227,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
             hub=verifier.hub,
             clock=clock,
             timeout_s=config.timing.ping_timeout_s,
+            quote=tpm_keys.quote if tpm_keys is not None else None,
         ),
         artifacts=ArtifactClient(lambda: make_bulk_channel(credentials, config.hub.address, verifier.hub)),
         record=record,
@@ -257,6 +260,16 @@ def _tell_bad_issue(equipment: Equipment, error: Exception) -> None:
     """What the hub passed on as this device's certificate is none: that is its doing, unlike no answer."""
     if isinstance(error, (BadIssueError, BadCertificateError, MalformedStatementError)):
         equipment.store.tell_refusal(f"certificate/{equipment.node_id.path}", Gate.SIGNATURE.value, str(error))
+
+
+def _tpm_keys(launch: Launch, disk: Disk) -> TpmKeys | None:
+    """Where the device's key lives, if that is a TPM: a device without one loads nothing of it. Raises TpmError."""
+    if launch.config.identity.key is KeyPlace.FILE:
+        return None
+    from wavemesh.identity.tpm import Tpm
+    from wavemesh.identity.tpmkeys import TpmKeys
+
+    return TpmKeys(Tpm(launch.config.identity.tcti), launch.directory / "identity", disk)
 
 
 def _check_binding(directory: Path, config: DeviceConfig, credentials: LiveCredentials) -> None:

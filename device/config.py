@@ -73,6 +73,21 @@ class Hub:
     address: str
 
 
+class KeyPlace(enum.Enum):
+    """Where the device's key lives."""
+
+    FILE = "file"
+    TPM = "tpm"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The device's key; ``tcti`` says where the TPM is that holds it (``wavemesh/identity/tpm.py``)."""
+
+    key: KeyPlace = KeyPlace.FILE
+    tcti: str = "device:/dev/tpmrm0"
+
+
 @dataclass(frozen=True, slots=True)
 class Board:
     """Hardware: what holds the slots, the kernel's files, the watchdog. Paths are relative to the device's directory.
@@ -228,6 +243,7 @@ class DeviceConfig:
     staging: Staging = field(default_factory=Staging)
     logs: Logs = field(default_factory=Logs)
     telemetry: Telemetry = field(default_factory=Telemetry)
+    identity: Identity = field(default_factory=Identity)
 
 
 def load_device_config(directory: Path) -> DeviceConfig:

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import secrets
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from wavemesh.session.link import SessionDownstream
 from wavemesh.telemetry.batches import TelemetryBatch, TelemetryUpload, TelemetryUploadAnswer
 from wavemesh.telemetry.otlp import check, show
 from wavemesh.telemetry.spans import Trace
+from wavemesh.trust.attesting import Attestor
 from wavemesh.trust.envelope import sign_as_node, sign_statement, sign_with_keys
 from wavemesh.trust.releases import Artifact
 from wavemesh.trust.statements import (
@@ -156,6 +157,7 @@ class HubStandIn:
         self.uploads: list[TelemetryUpload] = []
         self.telemetry: list[TelemetryBatch] = []
         self.telemetry_refusal: PeerError | None = None
+        self.attestor = Attestor()
         self.answer_pings_as = "control"
         self.answer_trials_as = ""
         self.lease_state = "live"
@@ -181,7 +183,7 @@ class HubStandIn:
 
     # --- what control says -------------------------------------------------------------------------------------------
 
-    def _publish(self) -> ReleaseManifest:
+    def _publish(self, **manifest_fields: Any) -> ReleaseManifest:
         image, config = image_of(NEW_VERSION), b"new config" * 100
         manifest = make_manifest(
             "firmware-v3.8.2",
@@ -190,6 +192,7 @@ class HubStandIn:
             config_version=CONFIG_VERSION,
             requires_config=">=12.4.0",
             bundle=Artifact("firmware-v3.8.2.raucb", digest_of(self.bundle)) if self.bundle else None,
+            **manifest_fields,
         )
         now = datetime.now(UTC)
         metadata, bundles = self.keys.publish(manifest, now=now)
@@ -208,6 +211,10 @@ class HubStandIn:
         """The policy leaves that line of ``artifacts`` out."""
         self._policy_text = self._policy_text.replace(artifact.encode(), b"")
         self._publish()
+
+    def publish_with(self, **manifest_fields: Any) -> None:
+        """The release keys sign a release that says more."""
+        self.release = self._publish(**manifest_fields)
 
     def publish_with_bundle(self, bundle: bytes) -> None:
         """The release has its firmware packed for RAUC too."""
@@ -370,7 +377,12 @@ class HubStandIn:
         self._changed.set()
         digest = hashlib.sha256(envelope.payload).hexdigest()
         on_trial = ping.slot == "B"
-        return encode_statement(self._answer_ping(digest, (on_trial and self.answer_trials_as) or self.answer_pings_as))
+        kind = (on_trial and self.answer_trials_as) or self.answer_pings_as
+        answer = self._answer_ping(digest, kind)
+        if answer.ack is not None:
+            judged = self.attestor.judge(envelope, ping, (self.release,))
+            answer = replace(answer, ack=answer.ack if judged.passes else None, attestation=judged.answer)
+        return encode_statement(answer)
 
     def _take_telemetry(self, upload: TelemetryUpload) -> TelemetryUploadAnswer:
         self.uploads.append(upload)
