@@ -123,7 +123,7 @@ def _measure(directory: Path, rounds: int) -> Result:
     with Fleet(site, Progress(sys.stderr)) as fleet:
         register(fleet)
         config = load_device_config(device)
-        Firmware(device, open_slots(device, config, Disk()).bootloader, 0).boot(ResetReason.POWER_ON)
+        Firmware(device, open_slots(device, config, Disk()), 0).boot(ResetReason.POWER_ON)
         pid = fleet.start("agent", "agents", agent_command(device))
         fleet.wait(lambda: fleet.connected() == 1, PATIENCE_S, "the device to connect")
         agent = settled(pid)

@@ -59,8 +59,8 @@ class HostedDevice:
         """``run`` does the rest; ``stop`` ends the agent in order."""
         self._directory = directory
         self._config = load_device_config(directory)
-        bootloader = open_slots(directory, self._config, Disk()).bootloader
-        self._firmware = Firmware(directory, bootloader, 2 * self._config.staging.fsync_step_bytes)
+        system = open_slots(directory, self._config, Disk())
+        self._firmware = Firmware(directory, system, 2 * self._config.staging.fsync_step_bytes)
         self._board = Board(self._config.board.watchdog_s, self._config.board.boot_timer_s)
         self._stop = stop
         self._agent: asyncio.Task[None] | None = None

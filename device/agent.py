@@ -16,6 +16,7 @@ from device.bootenv import MAX_TRIES, BootEnvironmentError
 from device.clearance import Clearance
 from device.gates import check_flashing, check_local
 from device.levels import events_of
+from device.offload import Worker
 from device.probes import peripheral_gates
 from device.progress import (
     Arm,
@@ -186,7 +187,8 @@ class Agent:
             case Persist():
                 await self._persist(effect)
             case Arm(boot):
-                equipment.boot_control.arm(boot)
+                async with Worker() as worker:  # RAUC takes its time, and so may a medium
+                    await worker.run(equipment.boot_control.arm, boot)
                 await equipment.power.step("armed")
             case Disarm():
                 if equipment.boot_control.read().trial is not None:
@@ -218,7 +220,8 @@ class Agent:
         """Make the running trial the active boot; what came of it is read back and looked at as an event."""
         control = self._equipment.boot_control
         try:
-            write()
+            async with Worker() as worker:
+                await worker.run(write)
         except (BootEnvironmentError, DiskFaultError) as error:
             self._equipment.log.fail(f"the commit was not written: {error}")
         await self._equipment.power.step("committed")

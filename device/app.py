@@ -225,6 +225,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         artifacts=ArtifactClient(lambda: make_bulk_channel(credentials, config.hub.address, verifier.hub)),
         record=record,
         tracing=tracing,
+        installer=system.installer,
     )
     return equipment, upstream, credentials, changed
 

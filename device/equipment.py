@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from device.health import HealthClient
     from device.lkg import PackedLkg
     from device.logs import DeviceLog
-    from device.platform import BootControl, BootRecord, Power, Sensors, Slots
+    from device.platform import BootControl, BootRecord, Installer, Power, Sensors, Slots
     from device.probes import ProbeRunner
     from device.sink import DeviceSink
     from device.store import DeviceStore
@@ -49,6 +49,7 @@ class Equipment:
     artifacts: ArtifactClient
     record: BootRecord
     tracing: Tracing
+    installer: Installer | None = None
 
     def facts(self) -> Facts:
         """What the device is and runs; raises BootEnvironmentError when the running slot is unlabelled."""

@@ -216,6 +216,7 @@ def _target(order: WaveOrder, policy: Policy, release: ReleaseManifest, facts: F
         expires_at=order.expires_at,
         boot=Boot(slot, generation),
         rules=_rules(policy),
+        bundle=None if firmware is None or release.bundle is None else release.bundle.digest,
     )
 
 

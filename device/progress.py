@@ -39,7 +39,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One update: which artifacts of which release, for which wave, to run as which boot."""
+    """One update: which artifacts of which release, for which wave, to run as which boot.
+
+    ``bundle`` is the firmware packed for RAUC, if the release has that.
+    """
 
     wave_id: str
     order_generation: int
@@ -52,6 +55,7 @@ class Target:
     expires_at: datetime
     boot: Boot
     rules: Rules
+    bundle: Digest | None = None
 
     def same_bytes(self, other: Target) -> bool:
         """Whether both put the same release on the same slot, so that staging may go on."""

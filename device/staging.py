@@ -6,6 +6,10 @@ and is read back from the medium (imaging.py); the slot is labelled; the config 
 probe looks at the slot. A slot that already holds the image is only read back. Meanwhile heat and power are watched,
 and trouble pauses the write.
 
+Where an installer writes the slot (RAUC), it is given the release's RAUC bundle, fetched the same way, and what it
+wrote is read back and compared with the signed image, as if its word were worth nothing. Receiving is the first half of
+what is shown as staged, installing the second.
+
 A link that fails is waited for, however long: the mark on the slot says where to go on. A hub that refuses by gate
 refuses for this device.
 """
@@ -17,7 +21,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from device.gates import check_flashing
-from device.imaging import Imaging
+from device.imaging import TRIES, Imaging
 from device.lkg import Packed, PackError
 from device.offload import Worker
 from device.platform import SlotLabel
@@ -28,10 +32,10 @@ from wavemesh.runtime.durable import DiskFaultError
 from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from device.equipment import Equipment
-    from device.platform import Slots
+    from device.platform import Installer, Slots
     from device.progress import Target
     from wavemesh.trust.statements import Digest
 
@@ -84,7 +88,7 @@ class Staging:
             with self._equipment.tracing.check("verify"):
                 await self._verify_bundle()
             if target.firmware is not None and not is_there:
-                await self._imaging(target.firmware).put(target.firmware)
+                await self._put_firmware(target.firmware)
                 await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
             if target.config is not None:
                 await self._put_config(target.config)
@@ -150,14 +154,37 @@ class Staging:
         self._staged(image.size_bytes)
         return await slots.digest(slot, image.size_bytes) == image.sha256
 
-    def _imaging(self, image: Digest) -> Imaging:
+    async def _put_firmware(self, image: Digest) -> None:
+        installer, bundle = self._equipment.installer, self._target.bundle
+        if installer is None:
+            await self._imaging(lambda offset: self._note(offset, image)).put(image)
+        elif bundle is None:
+            msg = f"release {self._target.release} has no RAUC bundle, and RAUC writes the slots of this device"
+            raise GateError(Gate.HARDWARE.value, msg)
+        else:
+            await self._install(installer, bundle, image)
+
+    async def _install(self, installer: Installer, bundle: Digest, image: Digest) -> None:
+        """Receive, install, read back; a slot that reads back wrong is installed once more, then refused."""
+        slot, half, found = self._target.boot.slot, image.size_bytes // 2, ""
+        await self._imaging(lambda offset: self._note(offset * half // max(bundle.size_bytes, 1), image)).put(bundle)
+        for _ in range(TRIES):
+            await installer.install(slot, image, lambda percent: self._note(half + percent * half // 100, image))
+            found = await self._equipment.slots.digest(slot, image.size_bytes)
+            if found == image.sha256:
+                return
+            self._equipment.log.alert(f"slot {slot.value} was installed as {found}, signed is {image.sha256}")
+        msg = f"slot {slot.value} was installed as SHA-256 {found}, signed is {image.sha256}"
+        raise GateError(Gate.CHECKSUM.value, msg)
+
+    def _imaging(self, staged: Callable[[int], Awaitable[None]]) -> Imaging:
         equipment = self._equipment
         return Imaging(
             equipment.artifacts,
             equipment.slots,
             self._target.boot.slot,
             equipment.config.staging.fsync_step_bytes,
-            staged=lambda offset: self._note(offset, image),
+            staged=staged,
             alert=equipment.log.alert,
         )
 

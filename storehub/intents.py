@@ -312,7 +312,9 @@ class Intents:
         wanted = [
             name for name in (policy.artifacts.signature, policy.artifacts.config, policy.artifacts.firmware) if name
         ]
-        return tuple(names[name] for name in wanted) if all(name in names for name in wanted) else ()
+        if not all(name in names for name in wanted):
+            return ()
+        return (*(names[name] for name in wanted), *self._hub.belief.bundles_of(policy.artifacts.firmware or ""))
 
     def _record(
         self, held: HeldIntent, disposition: Disposition, detail: str, waiting_for: tuple[str, ...] = ()

@@ -135,8 +135,9 @@ class Scheduler:
         )
 
     def _open_entries(self) -> Iterator[tuple[tuple[str, str], Entry]]:
-        """Outcomes of the waves control has an order for; those of closed ones do not concern a decision."""
-        for wave_id in self._hub.belief.orders:
+        """Outcomes of the waves control has an order for, or a slot is held for: one may close before its slot ends."""
+        held = {record.slot.wave_id for record in self._hub.store.slots.values()}
+        for wave_id in self._hub.belief.orders.keys() | held:
             for device, entry in self._hub.store.ledger(wave_id).items():
                 yield (wave_id, device), entry
 

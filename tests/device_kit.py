@@ -165,6 +165,7 @@ class HubStandIn:
         self._changed = asyncio.Event()
         self._downstream: SessionDownstream | None = None
         self.port = 0
+        self.bundle = b""
         values = {
             "budget_mins": "0.1",
             "offline_rollback": "true",
@@ -185,10 +186,11 @@ class HubStandIn:
             config=Artifact("pos-app-12.4.1.tar.gz", digest_of(config)),
             config_version=CONFIG_VERSION,
             requires_config=">=12.4.0",
+            bundle=Artifact("firmware-v3.8.2.raucb", digest_of(self.bundle)) if self.bundle else None,
         )
         now = datetime.now(UTC)
         metadata, bundles = self.keys.publish(manifest, now=now)
-        for content in (image, config, *bundles.values()):
+        for content in (image, config, self.bundle, *bundles.values()):
             self.blobs.content[digest_of(content).sha256] = content
         self.serve("tuf", "metadata", encode_statement(metadata))
         payload = policy_to_json(parse_policy(self._policy_text, "policy.yaml"))
@@ -202,6 +204,11 @@ class HubStandIn:
         """The policy leaves that line of ``artifacts`` out."""
         self._policy_text = self._policy_text.replace(artifact.encode(), b"")
         self._publish()
+
+    def publish_with_bundle(self, bundle: bytes) -> None:
+        """The release has its firmware packed for RAUC too."""
+        self.bundle = bundle
+        self.release = self._publish()
 
     def publish_asking_for(self, probe: str) -> None:
         """Control signs a policy that asks for another check than the release keys signed."""
