@@ -47,6 +47,7 @@ def create(
     config: FileOption = None,
     config_version: Annotated[str, typer.Option(help="Semantic version of the config.")] = "",
     requires_config: Annotated[str, typer.Option(help='Constraint on the config, ">=12.0.0 <13".')] = "",
+    requires_firmware: Annotated[str, typer.Option(help="The config's constraint on the firmware.")] = "",
     minimum_version: Annotated[str, typer.Option(help="Floor that devices never go below again.")] = "",
     region: Annotated[list[str] | None, typer.Option("--region", help="Only this region; repeatable.")] = None,
     boot_probe: Annotated[str, typer.Option(help="Boot probe a policy may select.")] = "",
@@ -78,6 +79,7 @@ def create(
         boot_probe=boot_probe,
         peripheral_checks=tuple(peripheral_check or ()),
         vendor_probes=tuple(vendor_probe or ()),
+        requires_firmware=requires_firmware,
     )
     files = {path.name: path for path in (firmware, config) if path}
     releasing.create(directory, manifest, files, _base(session, published), role)

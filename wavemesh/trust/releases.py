@@ -5,8 +5,9 @@ release. The release's signature bundle (``artifacts.signature`` in a policy) is
 over the same manifest as canonical JSON, signed by the threshold of release keys. So the manifest names the bundle but
 not its digest, which comes from the bundle's own target entry.
 
-Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null. A manifest with an
-unknown key is refused: it might be a condition that this version does not know how to check.
+Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null. ``requires_firmware``
+is written only where there is one, so that older manifests keep their bytes. A manifest with an unknown key is refused:
+it might be a condition that this version does not know how to check.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class ReleaseManifest:
     """A release. Versions are semantic; empty ``regions`` means all; empty constraints mean none.
 
     ``minimum_version`` is the floor below which a device never goes again once it runs this release. Commands run on
-    devices: they are allowed because release keys signed them, a policy only selects among them.
+    devices: they are allowed because release keys signed them, a policy only selects among them. ``requires_config``
+    binds the firmware to a config, ``requires_firmware`` the config to a firmware: what will run together must fit.
     """
 
     name: str
@@ -80,6 +82,7 @@ class ReleaseManifest:
     boot_probe: str = ""
     peripheral_checks: tuple[str, ...] = ()
     vendor_probes: tuple[str, ...] = ()
+    requires_firmware: str = ""
 
     @property
     def main(self) -> Artifact:
@@ -121,6 +124,8 @@ def manifest_to_json(manifest: ReleaseManifest) -> dict[str, Any]:
         "peripheral_checks": list(manifest.peripheral_checks),
         "vendor_probes": list(manifest.vendor_probes),
     }
+    if manifest.requires_firmware:
+        value["requires_firmware"] = manifest.requires_firmware
     manifest_from_json(value, manifest.signature.digest)
     return value
 
@@ -150,6 +155,7 @@ def manifest_from_json(value: object, signature: Digest) -> ReleaseManifest:
         boot_probe=fields.text("boot_probe"),
         peripheral_checks=fields.texts("peripheral_checks"),
         vendor_probes=fields.texts("vendor_probes"),
+        requires_firmware=fields.constraint("requires_firmware") if "requires_firmware" in fields else "",
     )
     fields.finish()
     names = [artifact.name for artifact in manifest.artifacts]
@@ -201,25 +207,28 @@ def check_region(manifest: ReleaseManifest, region: str) -> None:
     """Raise GateError (class) unless the release may enter the region."""
     if manifest.regions and region not in manifest.regions:
         msg = f"release {manifest.name} is for regions {', '.join(manifest.regions)}, not {region}"
-        raise GateError(Gate.CLASS.value, msg, release=manifest.name)
+        regions = ", ".join(manifest.regions)
+        raise GateError(Gate.CLASS.value, msg, release=manifest.name, observed=region, required=regions)
 
 
 def check_device_fit(manifest: ReleaseManifest, device_class: str, hardware_revision: str) -> None:
     """Raise GateError (class, hardware) unless the release is for such a device."""
     if manifest.device_class != device_class:
         msg = f"release {manifest.name} is for class {manifest.device_class}, not {device_class}"
-        raise GateError(Gate.CLASS.value, msg, release=manifest.name)
+        classes = {"observed": device_class, "required": manifest.device_class}
+        raise GateError(Gate.CLASS.value, msg, release=manifest.name, **classes)
     if hardware_revision not in manifest.hardware_revisions:
         revisions = ", ".join(manifest.hardware_revisions)
         msg = f"release {manifest.name} is for hardware {revisions}, not {hardware_revision}"
-        raise GateError(Gate.HARDWARE.value, msg, release=manifest.name)
+        raise GateError(Gate.HARDWARE.value, msg, release=manifest.name, observed=hardware_revision, required=revisions)
 
 
 def check_rollback_floor(manifest: ReleaseManifest, floor: str) -> None:
     """Raise GateError (rollback-floor) if the release is older than ``floor``; an empty floor allows all."""
     if floor and Version.parse(manifest.version) < Version.parse(floor):
         msg = f"release {manifest.name} has version {manifest.version}, below the floor {floor}"
-        raise GateError(Gate.ROLLBACK_FLOOR.value, msg, release=manifest.name)
+        versions = {"observed": manifest.version, "required": f"at least {floor}"}
+        raise GateError(Gate.ROLLBACK_FLOOR.value, msg, release=manifest.name, **versions)
 
 
 def _artifact_to_json(artifact: Artifact | None) -> dict[str, Any] | None:
@@ -236,6 +245,9 @@ class _Fields:
             msg = f"manifest is {type(value).__name__}, not an object"
             raise BadManifestError(msg)
         self._left: dict[str, Any] = dict(value)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._left
 
     def text(self, key: str) -> str:
         value = self._take(key)
