@@ -26,6 +26,7 @@ from device.board import SimulatedPower
 from device.config import FILE_NAME, ClockKind, load_device_config
 from device.configs import ConfigStore
 from device.equipment import Equipment
+from device.gates.local import LocalGates
 from device.health import HealthClient
 from device.local import LocalSocket
 from device.logs import DeviceLog
@@ -151,7 +152,9 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
             group.create_task(upload_logs(equipment, upstream)),
             group.create_task(shipping.run()),
             group.create_task(renewal.run()),
-            group.create_task(LocalSocket(launch.directory / "run" / "agent.sock", agent, status).run()),
+            group.create_task(
+                LocalSocket(launch.directory / "run" / "agent.sock", agent, status, equipment.store).run()
+            ),
         ]
         await stop.wait()
         log.note("stops: SIGTERM")
@@ -185,6 +188,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         options=UpstreamOptions(backoff_cap_s=RECONNECT_MAX_S),
     )
     system, board = open_slots(directory, config, disk), config.board
+    probes = _probes(directory, config, launch.told)
     equipment = Equipment(
         directory=directory,
         node_id=credentials.node_id,
@@ -196,9 +200,19 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         slots=system.slots,
         boot_control=system.boot_control,
         power=launch.power,
-        sensors=Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes),
+        gates=LocalGates(
+            sensors=Sensors(board.power_supply, board.thermal, board.hwmon, board.inhibit, board.reserved_disk_bytes),
+            slots=system.slots,
+            boot_control=system.boot_control,
+            directory=directory,
+            probes=probes,
+            hooks=board.gates,
+            store=store,
+            disk=disk,
+            log=log,
+        ),
         configs=ConfigStore(directory / "state" / "config", disk),
-        probes=_probes(directory, config, launch.told),
+        probes=probes,
         health=HealthClient(
             upstream=upstream,
             store=store,

@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wavemesh.runtime.config import bounded, load_config
+from wavemesh.runtime.config import ConfigError, bounded, load_config
 
 FILE_NAME = "config.toml"
 MIB = 1024 * 1024
@@ -57,15 +57,18 @@ class Hub:
 class Board:
     """Hardware: the simulated slots, the kernel's files, the watchdog. Paths are relative to the device's directory.
 
-    Probes run as ``probe_user`` if the agent is root, else as the agent's own user.
+    Probes run as ``probe_user`` if the agent is root, else as the agent's own user; ``gates`` is a directory of vendor
+    hooks, which run the same way, so it is outside of the device's directory or below ``hardware``.
     """
 
     backend: Backend = Backend.SIMULATED
     slot_capacity_bytes: int = field(default=1024 * MIB, metadata=bounded(MIB, 1024 * 1024 * MIB))
     power_supply: Path = Path("hardware/power_supply")
     thermal: Path = Path("hardware/thermal")
+    hwmon: Path = Path("hardware/hwmon")
     inhibit: Path = Path("hardware/inhibit")
     hardware: Path = Path("hardware")
+    gates: Path | None = None
     reserved_disk_bytes: int = field(default=0, metadata=bounded(0, 1 << 60))
     path: str = "/usr/sbin:/usr/bin:/sbin:/bin"
     probe_containment: ProbeContainment = ProbeContainment.REQUIRED
@@ -85,6 +88,7 @@ class Timing:
     retry_interval_s: float = field(default=10.0, metadata=bounded(0.02, 3600))
     probe_timeout_s: float = field(default=30.0, metadata=bounded(0.05, 600))
     probe_settle_s: float = field(default=30.0, metadata=bounded(0, 3600))
+    pause_bound_s: float = field(default=3600.0, metadata=bounded(0.05, 7 * 86_400))
     inhibit_bound_s: float = field(default=6 * 3600.0, metadata=bounded(0.05, 7 * 86_400))
     signoff_maximum_s: float = field(default=7 * 86_400.0, metadata=bounded(0.05, 90 * 86_400))
     status_interval_s: float = field(default=0.25, metadata=bounded(0.05, 60))
@@ -131,5 +135,19 @@ def load_device_config(directory: Path) -> DeviceConfig:
     """Read ``DIR/config.toml``; raises ConfigError."""
     config = load_config(directory / FILE_NAME, DeviceConfig)
     board = config.board
-    roots = {name: directory / getattr(board, name) for name in ("power_supply", "thermal", "inhibit", "hardware")}
-    return replace(config, board=replace(board, **roots))
+    roots = {
+        name: directory / getattr(board, name) for name in ("power_supply", "thermal", "hwmon", "inhibit", "hardware")
+    }
+    config = replace(config, board=replace(board, **roots))
+    _check_hooks(directory, config.board)
+    return config
+
+
+def _check_hooks(directory: Path, board: Board) -> None:
+    """What probes are shut off from, no hook runs in. Raises ConfigError."""
+    if board.gates is None:
+        return
+    hooks, hidden, shown = board.gates.resolve(), directory.resolve(), board.hardware.resolve()
+    if hooks.is_relative_to(hidden) and not hooks.is_relative_to(shown):
+        problem = f"{board.gates} is hidden from hooks: choose one below {board.hardware}, or outside of {directory}"
+        raise ConfigError(directory / FILE_NAME, "board.gates", problem)

@@ -1,7 +1,8 @@
 """The device's local socket, ``DIR/run/agent.sock``: one line asked, one line of JSON answered.
 
-``status`` tells where the machine is. ``rollback REASON`` goes back to the previous slot at once: whoever can open the
-socket (its owner) stands before the device. Nothing here can raise risk.
+``status`` tells where the machine is; ``evidence`` what it said in the present wave, ``evidence WAVE`` in another that
+control has not closed. ``rollback REASON`` goes back to the previous slot at once: whoever can open the socket (its
+owner) stands before the device. Nothing here can raise risk.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from device.agent import Agent
     from device.status import StatusReporter
+    from device.store import DeviceStore
 
 MAX_LINE_BYTES = 1024
 TIMEOUT_S = 5.0
@@ -27,8 +29,9 @@ TIMEOUT_S = 5.0
 class LocalSocket:
     """Serves the socket until cancelled."""
 
-    def __init__(self, path: Path, agent: Agent, status: StatusReporter) -> None:
+    def __init__(self, path: Path, agent: Agent, status: StatusReporter, store: DeviceStore) -> None:
         """``path`` is replaced when serving begins."""
+        self._store = store
         self._path = path
         self._agent = agent
         self._status = status
@@ -57,10 +60,13 @@ class LocalSocket:
             progress = self._agent.progress
             told = {"state": progress.state.name, "evidence": progress.evidence}
             return {**status, **told, "hub_refusal": self._status.hub_refusal}
+        if verb == "evidence":
+            words = self._store.evidence(argument.strip() or self._agent.progress.wave_id)
+            return {"ok": True, "outcomes": [{**to_plain(word), "kind": word.kind.name} for word in words]}
         if verb == "rollback" and argument.strip():
             self._agent.ask_rollback(f"local operator: {argument.strip()}")
             return {"ok": True}
-        return {"ok": False, "error": "use 'status' or 'rollback REASON'"}
+        return {"ok": False, "error": "use 'status', 'evidence [WAVE]' or 'rollback REASON'"}
 
 
 def _bind(path: Path) -> socket.socket:

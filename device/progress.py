@@ -33,6 +33,7 @@ class Rules:
     boot_probe: str
     peripheral_checks: tuple[str, ...]
     vendor_probes: tuple[str, ...]
+    pass_when_cannot_tell: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from device.gates import check_flashing
 from device.imaging import Imaging
 from device.offload import Worker
 from device.platform import SlotLabel
@@ -55,9 +54,9 @@ class Staging:
 
     async def _watch(self) -> Obstructed:
         while True:
-            finding = check_flashing(self._equipment.sensors, self._target)
+            finding = await self._equipment.gates.flashing_refusal(self._target.rules)
             if finding is not None:
-                return Obstructed(finding.gate, finding.evidence)
+                return Obstructed(*finding.words)
             await asyncio.sleep(self._equipment.config.timing.gate_interval_s)
 
     async def _work(self) -> Event:
@@ -65,7 +64,7 @@ class Staging:
             try:
                 return await self._stage()
             except GateError as error:
-                return GateRefused(error.gate, str(error))
+                return GateRefused(error.gate, str(error), error.observed, error.required)
             except DiskFaultError as error:
                 return GateRefused(Gate.DISK.value, str(error))
             except PeerError as error:
@@ -89,7 +88,7 @@ class Staging:
             }
             finding = await self._equipment.probes.run(Gate.BOOT_PROBE.value, target.rules.boot_probe, extra)
             if not finding.passes:
-                return GateRefused(finding.gate, finding.evidence)
+                return GateRefused(*finding.words)
         return Staged()
 
     async def _verify_bundle(self) -> None:

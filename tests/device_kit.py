@@ -155,6 +155,7 @@ class HubStandIn:
         self.attempts_allowed = 3
         self.lease_s = 60.0
         self.permit_firmware = True
+        self.changes: dict[str, Any] = {}
         self._granted: dict[int, Lease] = {}
         self._counter = 0
         self._changed = asyncio.Event()
@@ -174,6 +175,7 @@ class HubStandIn:
             config=Artifact("pos-app-12.4.1.tar.gz", digest_of(config)),
             config_version=CONFIG_VERSION,
             requires_config=">=12.4.0",
+            **self.changes,
         )
         now = datetime.now(UTC)
         metadata, bundles = self.keys.publish(manifest, now=now)
@@ -190,6 +192,11 @@ class HubStandIn:
     def publish_without(self, artifact: str) -> None:
         """The policy leaves that line of ``artifacts`` out."""
         self._policy_text = self._policy_text.replace(artifact.encode(), b"")
+        self._publish()
+
+    def publish_with_guardrail(self, line: str) -> None:
+        """The policy has one more guardrail."""
+        self._policy_text = self._policy_text.replace(b"guardrails:\n", f"guardrails:\n  {line}\n".encode())
         self._publish()
 
     def publish_asking_for(self, probe: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from device import probe_launcher
 from device.config import ProbeContainment
-from device.gates import Verdict
+from device.gates.findings import Verdict
 from device.probes import Containment, ProbeRunner
 
 PATH = {"PATH": os.environ["PATH"]}
