@@ -73,7 +73,13 @@ class ProbeRunner:
         return bad(gate, f"{command!r}: {ended.problem}; {shown}", ended.problem, "exit code 0")
 
     async def execute(self, command: str, extra: Mapping[str, str]) -> Ended:
-        """Run one command, shut in."""
+        """Run one command, shut in; what cannot be started did not end well, and raises nothing."""
+        try:
+            return await self._execute(command, extra)
+        except OSError as error:  # no process, memory or descriptor left
+            return Ended(None, f"could not be started: {error.strerror or error}", "")
+
+    async def _execute(self, command: str, extra: Mapping[str, str]) -> Ended:
         output = _Output()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         with os.fdopen(reading, "rb", buffering=0) as end:

@@ -169,14 +169,14 @@ class LocalGates:
         gate, required = Gate.DUAL_PARTITION.value, "a slot that keeps what is written"
         if slot.value in self._store.document.probed_slots:
             return good(gate)
-        path = self._slots.path(slot)
         try:
+            path = self._slots.path(slot)
             self._boot_control.invalidate(slot)  # raises for the active one
             question = partial(probe_medium, path, self._disk, os.urandom(PROBE_BYTES))
             problem = await self._questions.ask("medium", question, MEDIUM_BOUND_S)
         except TimeoutError:
-            return _unanswered(Gate.DUAL_PARTITION, path, required)
-        except WavemeshError as error:
+            return cannot_tell(gate, f"slot {slot.value} did not answer in time", required)
+        except (WavemeshError, OSError) as error:
             return cannot_tell(gate, str(error), required)
         if problem:
             return bad(gate, f"slot {slot.value} {problem}", problem.partition(":")[0], required)
