@@ -3,14 +3,13 @@
 Refurbished hardware has second slots that are read-only, worn out, or not what they claim to be. It is looked at once
 in a device's life for each slot, before its first flash. What stood there is put back, so nothing is lost but by a
 power cut in between; what could be lost then is not bootable any more, because the caller invalidates the slot first.
-On a partition the last block is tried; a file that stands for a slot grows by a block and shrinks again.
+The last whole block is tried; a file that stands for a slot and is shorter grows to one and shrinks again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from device.slots.medium import reading_medium
@@ -40,21 +39,19 @@ def probe_medium(path: Path, disk: Disk, pattern: bytes) -> str:
 def _probe(descriptor: int, path: Path, disk: Disk, pattern: bytes) -> str:
     with disk_errors(path):
         size = os.lseek(descriptor, 0, os.SEEK_END)
-        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        place = size if is_file else max(0, size - PROBE_BYTES) // PROBE_BYTES * PROBE_BYTES
-        before = b"" if is_file else os.pread(descriptor, PROBE_BYTES, place)
+        place = max(0, size - PROBE_BYTES) // PROBE_BYTES * PROBE_BYTES
+        before = os.pread(descriptor, PROBE_BYTES, place)
+    found = hashlib.sha256()
     try:
         _put(descriptor, path, disk, pattern, place)
-        found = hashlib.sha256()
         with reading_medium(path) as medium:
             medium.hash_into(found, place, place + PROBE_BYTES)
     finally:
-        if is_file:
+        _put(descriptor, path, disk, before, place)
+        if len(before) < PROBE_BYTES:  # a file that stands for a slot, and is shorter than a block
             with disk_errors(path):
                 os.ftruncate(descriptor, size)
             disk.fsync(descriptor, path)
-        else:
-            _put(descriptor, path, disk, before, place)
     if found.digest() != hashlib.sha256(pattern).digest():
         return f"does not keep what is written: {path} at byte {place} reads back something else"
     return ""

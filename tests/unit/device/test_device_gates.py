@@ -385,11 +385,32 @@ def test_a_sound_medium_is_left_as_it_was(tmp_path: Path) -> None:
         assert path.read_bytes() == content
 
 
+class _WatchedDisk(Disk):
+    """Notes what the medium holds after each flush."""
+
+    def __init__(self) -> None:
+        self.held: list[bytes] = []
+
+    def fsync(self, descriptor: int, path: Path) -> None:
+        super().fsync(descriptor, path)
+        self.held.append(path.read_bytes())
+
+
+def test_the_last_whole_block_is_tried_in_place(tmp_path: Path) -> None:
+    """As on a partition, which cannot grow: written, flushed, read back, and put back as it was."""
+    path, disk = tmp_path / "B.img", _WatchedDisk()
+    content = os.urandom(3 * PROBE_BYTES + 100)
+    path.write_bytes(content)
+    assert probe_medium(path, disk, PATTERN) == ""
+    tried = content[: 2 * PROBE_BYTES] + PATTERN + content[3 * PROBE_BYTES :]
+    assert disk.held == [tried, content]
+
+
 class _ForgetfulDisk(Disk):
     """A worn-out medium: it takes what is written and keeps something else."""
 
     def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
-        super().write(descriptor, bytes(len(data)), path)
+        super().write(descriptor, bytes(len(data)) if data == PATTERN else data, path)
 
 
 def test_a_medium_that_keeps_something_else_is_found(tmp_path: Path) -> None:
