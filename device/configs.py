@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from device.slots.simulated import read_json
+from device.slots.images import read_json
 from device.values import to_plain
 from wavemesh.errors import GateError
 from wavemesh.policy.gates import Gate
@@ -74,8 +73,7 @@ class ConfigStore:
         await worker.run(self._clear, partial)
         bundle = partial / "bundle"
         hasher = hashlib.sha256()
-        with disk_errors(bundle):
-            descriptor = os.open(bundle, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = self._disk.create(bundle)
         try:
             async for piece in pieces:
                 await worker.run(self._disk.write, descriptor, bytes(piece), bundle)
@@ -90,19 +88,29 @@ class ConfigStore:
         self._disk.write_atomic(partial / "label.json", json.dumps(to_plain(label)).encode())
         try:
             if final.exists():
-                await worker.run(shutil.rmtree, final)
+                await worker.run(self._disk.remove_tree, final)
             self._disk.rename(partial, final)
             self._disk.fsync_dir(self._directory)
         finally:
             self._known = None
 
+    async def is_intact(self, generation: int, worker: Worker) -> bool:
+        """Whether a generation's bundle is what its label says; raises DiskFaultError."""
+        label = self.label(generation)
+        return label is not None and await worker.run(self._sha256, generation) == label.sha256
+
+    def _sha256(self, generation: int) -> str:
+        bundle = self._directory / str(generation) / "bundle"
+        with disk_errors(bundle), bundle.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def forget(self, keep: set[int]) -> None:
         """Remove old generations beyond ``KEPT_GENERATIONS``, never one that a boot refers to."""
         removable = [number for number in self.generations() if number not in keep]
         for number in removable[:-KEPT_GENERATIONS]:
-            shutil.rmtree(self._directory / str(number), ignore_errors=True)
+            self._disk.remove_tree(self._directory / str(number))
         self._known = None
 
     def _clear(self, partial: Path) -> None:
-        shutil.rmtree(partial, ignore_errors=True)
+        self._disk.remove_tree(partial)
         self._disk.make_dir(partial)

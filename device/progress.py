@@ -6,6 +6,7 @@ carries the rules of the policy it came with, so that a trial and its rollback n
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  # device/values.py resolves the hints at run time
 from typing import TYPE_CHECKING
@@ -33,12 +34,16 @@ class Rules:
     boot_probe: str
     peripheral_checks: tuple[str, ...]
     vendor_probes: tuple[str, ...]
+    require_packed_lkg: bool = False
     pass_when_cannot_tell: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One update: which artifacts of which release, for which wave, to run as which boot."""
+    """One update: which artifacts of which release, for which wave, to run as which boot.
+
+    ``bundle`` is the firmware packed for RAUC, if the release has that.
+    """
 
     wave_id: str
     order_generation: int
@@ -51,6 +56,7 @@ class Target:
     expires_at: datetime
     boot: Boot
     rules: Rules
+    bundle: Digest | None = None
 
     def same_bytes(self, other: Target) -> bool:
         """Whether both put the same release on the same slot, so that staging may go on."""
@@ -67,9 +73,11 @@ class Target:
 class Progress:
     """Where the machine is. ``attempt`` is the highest burned in the wave; ``gate`` decided or holds it up.
 
-    Here and in events, ``observed`` and ``required`` are what the gate found and wanted, where it compares anything.
+    ``target`` is None when idle, and when the order was refused before there was anything to aim at. ``return_to`` is
+    where a rollback after the commit goes, ``returns`` how often that was tried, ``intent_id`` the operator's word that
+    was acted on last. ``supervised`` tells that what runs was committed under supervision.
 
-    ``target`` is None when idle, and when the order was refused before there was anything to aim at.
+    Here and in events, ``observed`` and ``required`` are what the gate found and wanted, where it compares anything.
     """
 
     state: UpdateState = UpdateState.IDLE
@@ -87,6 +95,19 @@ class Progress:
     permit_generation: int = 0
     observed: str = ""
     required: str = ""
+    returns: int = 0
+    intent_id: str = ""
+    supervised: bool = False
+    awaiting_since: datetime | None = None
+
+    @property
+    def leaves_signed_only(self) -> bool:
+        """Whether what runs is supervised, so that only a signed word makes the device leave it (D5)."""
+        target_runs = self.state in {UpdateState.TRIAL, UpdateState.COMMITTING, UpdateState.COMMITTED}
+        if target_runs and self.target is not None and self.target.rules.supervised:
+            return True
+        on_trial = self.state in {UpdateState.TRIAL, UpdateState.COMMITTING}
+        return self.supervised and not on_trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +219,63 @@ class CommitRead:
     environment: BootEnvironment
 
 
+class Asker(enum.Enum):
+    """Who wants a rollback: an operator whose signature was verified, or whoever stands before the device."""
+
+    OPERATOR = "operator"
+    LOCAL = "local"
+
+
 @dataclass(frozen=True, slots=True)
 class RollbackAsked:
-    """An operator's verified intent, or the local socket, wants the previous slot."""
+    """Somebody wants the previous slot, or where there is none the packed last known good back on the other slot.
+
+    ``intent_id`` is that of an operator's intent.
+    """
 
     evidence: str
     environment: BootEnvironment
+    asker: Asker = Asker.OPERATOR
+    intent_id: str = ""
+    packed: Boot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SecondRollbackAsked:
+    """Somebody wants the device, which rolled back, to leave what it returned to as well, for the packed one."""
+
+    evidence: str
+    packed: Boot
+    asker: Asker = Asker.OPERATOR
+    intent_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnVerified:
+    """What the rollback goes back to was read back, and is what its label says."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnRefused:
+    """What the rollback goes back to is not there, or not what its label says."""
+
+    evidence: str
+    environment: BootEnvironment
+
+
+@dataclass(frozen=True, slots=True)
+class SignedOff:
+    """An operator's verified intent approves the rollback of just this attempt."""
+
+    evidence: str
+    intent_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignoffBegan:
+    """The wait for a sign-off began; by the wall clock, because it outlasts boots."""
+
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +304,11 @@ Event = (
     | Unhealthy
     | CommitRead
     | RollbackAsked
+    | SecondRollbackAsked
+    | ReturnVerified
+    | ReturnRefused
+    | SignedOff
+    | SignoffBegan
     | SignoffOverdue
     | RecheckDue
 )
@@ -249,10 +326,21 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """Something for control's audit that is no outcome; ``subject`` is the intent it answers, or empty."""
+
+    kind: str
+    gate: str
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Persist:
-    """Make the new progress durable, together with the outcome it reports; a burned attempt is part of the progress."""
+    """Make the new progress durable, together with what it reports; a burned attempt is part of the progress."""
 
     outcome: Outcome | None = None
+    notice: Notice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +367,7 @@ class CommitBoot:
 
 @dataclass(frozen=True, slots=True)
 class Revert:
-    """Make the last known good the active boot."""
+    """Write that the slot the device went back to is the active boot, and read it back; answered with CommitRead."""
 
 
 @dataclass(frozen=True, slots=True)

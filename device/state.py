@@ -27,7 +27,7 @@ from device.progress import Progress
 from device.steps import OpenStep  # noqa: TC001  # device/values.py resolves the hints at run time
 from device.values import from_plain, to_plain
 from wavemesh.errors import LocalError
-from wavemesh.runtime.durable import Disk, DiskFullError, disk_errors
+from wavemesh.runtime.durable import Disk, DiskFullError
 from wavemesh.session.frames import MAX_RESOURCE_BYTES, HeldResource
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_WAVES = 1000
 RESERVE_BYTES = 1024 * 1024
 MAX_INTENTS = 256
+MAX_INSTALLED = 8
 FILE_NAME = "state.json"
 PREVIOUS_NAME = "state.json.prev"
 
@@ -112,6 +113,7 @@ class Document:
     hold_epoch: int = 0
     rollback_floor: str = ""
     intents: tuple[str, ...] = ()
+    installed_by: dict[str, str] = field(default_factory=dict)
     burns_unknown_before: datetime | None = None
     logs_uploaded: int = 0
     probed_slots: tuple[str, ...] = ()
@@ -180,13 +182,19 @@ class StateFile:
 
     def reserve(self) -> None:
         """Set space aside for a later ``commit`` on a full disk; raises DiskFaultError."""
-        with disk_errors(self._reserve), self._reserve.open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
-            os.fsync(file.fileno())
+        if self._reserve.exists() and self._reserve.stat().st_size >= RESERVE_BYTES:
+            return
+        self._disk.unlink(self._reserve)
+        descriptor = self._disk.create(self._reserve)
+        try:
+            self._disk.allocate(descriptor, RESERVE_BYTES, self._reserve)
+            self._disk.fsync(descriptor, self._reserve)
+        finally:
+            os.close(descriptor)
 
     def _replace(self, document: Document) -> None:
         temporary = self._path.with_suffix(".json.tmp")
-        self._write(temporary, _encode(document))
+        self._disk.write_new(temporary, _encode(document))
         if self._path.exists():
             self._disk.rename(self._path, self._previous)
         self._disk.rename(temporary, self._path)
@@ -195,7 +203,13 @@ class StateFile:
     def store_content(self, digest: str, content: bytes) -> None:
         """Make a resource's content durable under its digest."""
         path = self._resources / digest
-        if not path.exists() or self.content(digest) is None:
+        if path.exists() and self.content(digest) is not None:
+            return
+        try:
+            self._disk.write_atomic(path, content)
+        except DiskFullError:
+            # An operator's rollback comes as a resource: the reserve is for that as well.
+            self._disk.remove(self._reserve)
             self._disk.write_atomic(path, content)
 
     def content(self, digest: str) -> bytes | None:
@@ -213,16 +227,6 @@ class StateFile:
         for path in self._resources.iterdir():
             if path.name not in named:
                 self._disk.unlink(path)
-
-    def _write(self, path: Path, data: bytes) -> None:
-        with disk_errors(path):
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            self._disk.write(descriptor, data, path)
-            self._disk.fsync(descriptor, path)
-        finally:
-            os.close(descriptor)
 
 
 def _encode(document: Document) -> bytes:

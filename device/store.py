@@ -12,8 +12,8 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from device.progress import Outcome, Progress
-from device.state import MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
+from device.progress import Outcome, Persist, Progress
+from device.state import MAX_INSTALLED, MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
 from device.steps import Said
 from wavemesh.codec.statements import decode, encode
 from wavemesh.session.frames import HeldResource, Report, ResourceKey
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from device.logs import DeviceLog
     from device.orders import Facts
+    from device.progress import Target
     from device.tracing import Tracing
     from wavemesh.identity.credentials import Credentials
     from wavemesh.runtime.clock import Clock
@@ -121,17 +122,24 @@ class DeviceStore:
 
     # --- progress and outcomes ---------------------------------------------------------------------------------------
 
-    def persist(self, progress: Progress, outcome: Outcome | None, boot_id: str, facts: Facts) -> bool:
-        """Make progress, burn and outcome durable in one change; returns whether a report was appended."""
-        document = replace(self.document, progress=progress)
+    def persist(self, progress: Progress, words: Persist, boot_id: str, facts: Facts) -> bool:
+        """Make progress, burn, the intent acted on and what is reported durable in one change.
+
+        Returns whether a report was appended.
+        """
+        outcome, notice = words.outcome, words.notice
+        document = _with_intent(replace(self.document, progress=progress), progress.intent_id)
         if progress.state is UpdateState.ARMED:
             record = document.waves.get(progress.wave_id, WaveRecord())
             burned = replace(record, burned=max(record.burned, progress.attempt))
             document = _with_wave(document, progress.wave_id, burned)
         if outcome is not None and progress.wave_id:
             document = self._with_outcome(document, progress, outcome, boot_id, facts)
-        if progress.state is UpdateState.COMMITTED and progress.target is not None and progress.target.rollback_floor:
-            document = replace(document, rollback_floor=progress.target.rollback_floor)
+        if notice is not None:
+            event = self._event(progress.wave_id, notice.kind, notice.gate, notice.subject, notice.detail)
+            document = self._with_report(document, event)
+        if progress.state is UpdateState.COMMITTED and progress.target is not None:
+            document = _installed(document, progress.target)
         grew = len(document.reports) > len(self.document.reports)
         document = self._traced(document, progress, outcome, boot_id, facts)
         self._commit(document, copies=2 if progress.state is UpdateState.ARMED else 1)
@@ -148,17 +156,8 @@ class DeviceStore:
 
     def append_event(self, kind: str, gate: str, subject: str, detail: str) -> None:
         """Report something for control's audit."""
-        report = EventReport(
-            event_id=secrets.token_hex(16),
-            node=self._credentials.node_id.path,
-            kind=kind,
-            gate=gate,
-            wave_id=self.document.progress.wave_id,
-            subject=subject,
-            detail=_bounded(detail),
-            at=self._clock.now(),
-        )
-        self._commit(self._with_report(self.document, StoredReport("event", encode(report))))
+        event = self._event(self.document.progress.wave_id, kind, gate, subject, detail)
+        self._commit(self._with_report(self.document, event))
 
     def burned(self, wave_id: str) -> int:
         """Attempts burned in a wave."""
@@ -220,7 +219,7 @@ class DeviceStore:
 
     def note_intent(self, intent_id: str) -> None:
         """Remember an intent that was carried out."""
-        self._commit(replace(self.document, intents=(*self.document.intents, intent_id)[-MAX_INTENTS:]))
+        self._commit(_with_intent(self.document, intent_id))
 
     def note_probed(self, slot: str) -> None:
         """Remember that a slot can be written."""
@@ -300,6 +299,19 @@ class DeviceStore:
         body = encode(OutcomeReport((envelope,)))
         return self._with_report(_with_wave(document, progress.wave_id, said), StoredReport("outcome", body))
 
+    def _event(self, wave_id: str, kind: str, gate: str, subject: str, detail: str) -> StoredReport:
+        report = EventReport(
+            event_id=secrets.token_hex(16),
+            node=self._credentials.node_id.path,
+            kind=kind,
+            gate=gate,
+            wave_id=wave_id,
+            subject=subject,
+            detail=_bounded(detail),
+            at=self._clock.now(),
+        )
+        return StoredReport("event", encode(report))
+
     def _with_report(self, document: Document, report: StoredReport) -> Document:
         return replace(document, reports=(*document.reports, report))
 
@@ -329,6 +341,22 @@ def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document
         # Control closes waves; a device that never hears of it keeps the newest.
         waves = dict(list(waves.items())[-MAX_WAVES:])
     return replace(document, waves=waves)
+
+
+def _with_intent(document: Document, intent_id: str) -> Document:
+    if not intent_id or intent_id in document.intents:
+        return document
+    return replace(document, intents=(*document.intents, intent_id)[-MAX_INTENTS:])
+
+
+def _installed(document: Document, target: Target) -> Document:
+    """The floor of what ran here rises, and the wave that brought an image is remembered."""
+    if target.rollback_floor:
+        document = replace(document, rollback_floor=target.rollback_floor)
+    if target.firmware is None:
+        return document
+    images = [*(document.installed_by | {target.firmware.sha256: target.wave_id}).items()]
+    return replace(document, installed_by=dict(images[-MAX_INSTALLED:]))
 
 
 def _bounded(text: str, most: int = MAX_EVIDENCE_BYTES) -> str:

@@ -176,6 +176,18 @@ def devices_table(devices: Sequence[Mapping[str, Any]]) -> Table:
     return Table("", columns, rows, ("class", "slot", "wave", "connected"))
 
 
+def signoff_lines(device: Mapping[str, Any]) -> list[str]:
+    """What a device that waits for a sign-off waits for, and what to type."""
+    status = device["status"] or {}
+    if status.get("state") != "awaiting_signoff":
+        return []
+    name, wave = device["path"].rsplit("/", 1)[-1], status["wave_id"]
+    return [
+        f"supervised: attempt {status['attempt']} of wave {wave} failed at {status['gate']} and waits for a sign-off:",
+        f"  edgectl device approve-rollback --id {name} --wave {wave} --reason WHY",
+    ]
+
+
 def hubs_table(hubs: Sequence[Mapping[str, Any]]) -> Table:
     """One row a hub."""
     rows = [
@@ -217,6 +229,7 @@ def releases_table(releases: Sequence[Mapping[str, Any]]) -> Table:
 def release_parts(release: Mapping[str, Any]) -> tuple[Table | str, ...]:
     """Everything about one release."""
     digests = {name: release[name] for name in ("firmware", "config") if release[name]}
+    digests |= {name: one for name, one in release["manifest"].items() if name == "bundle"}
     rows = [
         ("version", release["version"]),
         ("class", release["device_class"]),

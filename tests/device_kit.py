@@ -44,6 +44,7 @@ from wavemesh.trust.statements import (
     DeviceStatus,
     Digest,
     Envelope,
+    EventReport,
     HealthAck,
     HealthPing,
     HealthPingAnswer,
@@ -58,6 +59,9 @@ from wavemesh.trust.statements import (
     OutcomeReport,
     Pause,
     Permit,
+    Revocation,
+    RevocationList,
+    RevocationReach,
     SnapshotReport,
     UpdateState,
     WaveClosed,
@@ -87,6 +91,7 @@ guardrails:
   requireDualPartition: true
   rollbackOnHealthLossMins: %(budget_mins)s
   offlineRollbackAllowed: %(offline_rollback)s
+  minFreeDisk: %(min_free_disk)s
 artifacts: {firmware: firmware-v3.8.2.img, config: pos-app-12.4.1.tar.gz, signature: firmware-v3.8.2.sig}
 verification:
   bootProbe: "systemd-analyze verify /boot/inactive"
@@ -161,7 +166,14 @@ class HubStandIn:
         self._changed = asyncio.Event()
         self._downstream: SessionDownstream | None = None
         self.port = 0
-        values = {"budget_mins": "0.1", "offline_rollback": "true", "authority": "either", **policy}
+        self.bundle = b""
+        values = {
+            "budget_mins": "0.1",
+            "offline_rollback": "true",
+            "authority": "either",
+            "min_free_disk": "64MiB",
+            **policy,
+        }
         self._policy_text = (POLICY % values).encode()
         self.release = self._publish()
 
@@ -175,11 +187,12 @@ class HubStandIn:
             config=Artifact("pos-app-12.4.1.tar.gz", digest_of(config)),
             config_version=CONFIG_VERSION,
             requires_config=">=12.4.0",
+            bundle=Artifact("firmware-v3.8.2.raucb", digest_of(self.bundle)) if self.bundle else None,
             **self.changes,
         )
         now = datetime.now(UTC)
         metadata, bundles = self.keys.publish(manifest, now=now)
-        for content in (image, config, *bundles.values()):
+        for content in (image, config, self.bundle, *bundles.values()):
             self.blobs.content[digest_of(content).sha256] = content
         self.serve("tuf", "metadata", encode_statement(metadata))
         payload = policy_to_json(parse_policy(self._policy_text, "policy.yaml"))
@@ -198,6 +211,11 @@ class HubStandIn:
         """The policy has one more guardrail."""
         self._policy_text = self._policy_text.replace(b"guardrails:\n", f"guardrails:\n  {line}\n".encode())
         self._publish()
+
+    def publish_with_bundle(self, bundle: bytes) -> None:
+        """The release has its firmware packed for RAUC too."""
+        self.bundle = bundle
+        self.release = self._publish()
 
     def publish_asking_for(self, probe: str) -> None:
         """Control signs a policy that asks for another check than the release keys signed."""
@@ -229,12 +247,32 @@ class HubStandIn:
     def pause(self, generation: int) -> None:
         self.order(WaveState.PAUSED, generation, pauses=(Pause("operator:alice", "test"),))
 
-    def roll_back(self, reason: str) -> None:
-        intent = OperatorIntent(
-            secrets.token_hex(16), IntentKind.ROLLBACK_DEVICE, datetime.now(UTC), device=DEVICE.name, reason=reason
+    def roll_back(self, reason: str, **changes: Any) -> str:
+        return self._intend(IntentKind.ROLLBACK_DEVICE, reason=reason, **changes)
+
+    def approve(self, attempt: int = 1, **changes: Any) -> str:
+        """An operator signs off the rollback of an attempt; returns the intent's id."""
+        return self._intend(
+            IntentKind.APPROVE_ROLLBACK, **{"wave_id": WAVE, "reason": "ok", **changes}, attempt=attempt
         )
-        envelope = sign_as_node(intent, self.credentials("operator/alice"))
+
+    def rehearse(self, **changes: Any) -> str:
+        return self._intend(IntentKind.REHEARSE_DEVICE, **changes)
+
+    def _intend(self, kind: IntentKind, operator: str = "alice", **changes: Any) -> str:
+        intent = OperatorIntent(
+            **{"intent_id": secrets.token_hex(16), "device": DEVICE.name, **changes},
+            kind=kind,
+            issued_at=datetime.now(UTC),
+        )
+        envelope = sign_as_node(intent, self.credentials(f"operator/{operator}"))
         self.serve("intent", intent.intent_id, encode_statement(envelope))
+        return intent.intent_id
+
+    def revoke(self, path: str) -> None:
+        """Control takes a certificate back."""
+        taken = Revocation(path, RevocationReach.NODE, datetime.now(UTC), "stolen")
+        self._serve_signed("revocations", "fleet", RevocationList(1, (taken,), datetime.now(UTC)))
 
     def close_wave(self) -> None:
         self._serve_signed("closed", WAVE, WaveClosed(WAVE, WaveState.CLOSED, datetime.now(UTC)))
@@ -383,6 +421,15 @@ class HubStandIn:
             elif report.kind == "snapshot":
                 found.extend(_outcome(envelope) for envelope in decode_statement(SnapshotReport, report.body).outcomes)
         return found
+
+    def events(self) -> list[EventReport]:
+        """Every event reported, in order."""
+        return [decode_statement(EventReport, report.body) for report in self.reports if report.kind == "event"]
+
+    def answer_to(self, intent_id: str) -> str:
+        """Why nothing came of an intent, empty as long as the device did not say so."""
+        found = [event for event in self.events() if event.subject == intent_id]
+        return found[0].detail if found else ""
 
     def words(self) -> list[tuple[str, str, int]]:
         """(kind, gate, attempt) of every outcome."""

@@ -45,6 +45,7 @@ def create(
     hardware: Annotated[list[str], typer.Option("--hardware", help="Hardware revision; repeatable.")],
     firmware: FileOption = None,
     config: FileOption = None,
+    bundle: Annotated[Path | None, typer.Option(help="A RAUC bundle that holds exactly the firmware.")] = None,
     config_version: Annotated[str, typer.Option(help="Semantic version of the config.")] = "",
     requires_config: Annotated[str, typer.Option(help='Constraint on the config, ">=12.0.0 <13".')] = "",
     requires_firmware: Annotated[str, typer.Option(help="The config's constraint on the firmware.")] = "",
@@ -70,6 +71,7 @@ def create(
         signed_at=now().replace(microsecond=0),
         firmware=releasing.artifact_of(firmware) if firmware else None,
         config=releasing.artifact_of(config) if config else None,
+        bundle=releasing.artifact_of(bundle) if bundle else None,
         signature=Artifact(f"{name}.sig", UNKNOWN_DIGEST),
         regions=tuple(region or ()),
         config_version=config_version,
@@ -81,7 +83,7 @@ def create(
         vendor_probes=tuple(vendor_probe or ()),
         requires_firmware=requires_firmware,
     )
-    files = {path.name: path for path in (firmware, config) if path}
+    files = {path.name: path for path in (firmware, config, bundle) if path}
     releasing.create(directory, manifest, files, _base(session, published), role)
     _show_progress(session, directory)
 

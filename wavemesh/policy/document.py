@@ -98,6 +98,7 @@ class Guardrails:
     halt_min_outcomes: int
     hold_max_age_hours: float
     rotate_certificates: bool
+    require_packed_lkg: bool
     availability: tuple[AvailabilityGroup, ...]
     pass_when_cannot_tell: tuple[str, ...]
 
@@ -177,6 +178,7 @@ def policy_of(document: dict[str, Any]) -> Policy:
 _LATER_KEYS: dict[tuple[str, str], object] = {
     ("guardrails", "rotateCertificates"): True,
     ("guardrails", "passWhenCannotTell"): [],
+    ("guardrails", "requirePackedLkg"): False,
 }
 
 

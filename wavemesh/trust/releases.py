@@ -5,9 +5,9 @@ release. The release's signature bundle (``artifacts.signature`` in a policy) is
 over the same manifest as canonical JSON, signed by the threshold of release keys. So the manifest names the bundle but
 not its digest, which comes from the bundle's own target entry.
 
-Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null. ``requires_firmware``
-is written only where there is one, so that older manifests keep their bytes. A manifest with an unknown key is refused:
-it might be a condition that this version does not know how to check.
+Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null. ``bundle`` and
+``requires_firmware`` have a key only where there is one, so that older manifests keep their bytes. A manifest with an
+unknown key is refused: it might be a condition that this version does not know how to check.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ class ReleaseManifest:
     """A release. Versions are semantic; empty ``regions`` means all; empty constraints mean none.
 
     ``minimum_version`` is the floor below which a device never goes again once it runs this release. Commands run on
-    devices: they are allowed because release keys signed them, a policy only selects among them. ``requires_config``
-    binds the firmware to a config, ``requires_firmware`` the config to a firmware: what will run together must fit.
+    devices: they are allowed because release keys signed them, a policy only selects among them. ``bundle`` is a RAUC
+    bundle that holds exactly the firmware, another way to the same bytes on a slot (ADR 16). ``requires_config`` binds
+    the firmware to a config, ``requires_firmware`` the config to a firmware: what will run together must fit.
     """
 
     name: str
@@ -82,6 +83,7 @@ class ReleaseManifest:
     boot_probe: str = ""
     peripheral_checks: tuple[str, ...] = ()
     vendor_probes: tuple[str, ...] = ()
+    bundle: Artifact | None = None
     requires_firmware: str = ""
 
     @property
@@ -96,7 +98,8 @@ class ReleaseManifest:
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
         """All files of the release, the signature bundle included."""
-        return tuple(artifact for artifact in (self.firmware, self.config, self.signature) if artifact is not None)
+        files = (self.firmware, self.config, self.bundle, self.signature)
+        return tuple(artifact for artifact in files if artifact is not None)
 
 
 def is_name(text: str) -> bool:
@@ -124,6 +127,8 @@ def manifest_to_json(manifest: ReleaseManifest) -> dict[str, Any]:
         "peripheral_checks": list(manifest.peripheral_checks),
         "vendor_probes": list(manifest.vendor_probes),
     }
+    if manifest.bundle is not None:
+        value["bundle"] = _artifact_to_json(manifest.bundle)
     if manifest.requires_firmware:
         value["requires_firmware"] = manifest.requires_firmware
     manifest_from_json(value, manifest.signature.digest)
@@ -155,12 +160,16 @@ def manifest_from_json(value: object, signature: Digest) -> ReleaseManifest:
         boot_probe=fields.text("boot_probe"),
         peripheral_checks=fields.texts("peripheral_checks"),
         vendor_probes=fields.texts("vendor_probes"),
+        bundle=fields.artifact("bundle") if "bundle" in fields else None,
         requires_firmware=fields.constraint("requires_firmware") if "requires_firmware" in fields else "",
     )
     fields.finish()
     names = [artifact.name for artifact in manifest.artifacts]
     if len(set(names)) < len(names) or manifest.main.name not in names:
         msg = f"artifacts {names} need different names"
+        raise BadManifestError(msg)
+    if manifest.bundle is not None and manifest.firmware is None:
+        msg = f"bundle {manifest.bundle.name} without firmware: it is the firmware's, packed for RAUC"
         raise BadManifestError(msg)
     return manifest
 

@@ -1,6 +1,7 @@
 """Durable file steps: order, atomicity, errors."""
 
 import errno
+import os
 import stat
 from pathlib import Path
 
@@ -79,3 +80,35 @@ def test_directories_and_removal(tmp_path: Path) -> None:
     disk.remove(tmp_path / "a" / "b" / "f")
     disk.remove(tmp_path / "a" / "b" / "f")
     assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_a_new_file_takes_no_mode_from_an_old_one(tmp_path: Path) -> None:
+    """What lay there is removed, not opened: its mode, and whoever has it open, stay behind."""
+    (tmp_path / "key").write_bytes(b"old")
+    (tmp_path / "key").chmod(0o644)
+    disk = Recorder()
+    disk.write_new(tmp_path / "key", b"new")
+    assert disk.steps == ["write", "fsync"]
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    with pytest.raises(DiskFaultError, match="exists"):
+        disk.create(tmp_path / "key")
+
+
+def test_a_tree_is_removed_from_below(tmp_path: Path) -> None:
+    disk = Disk()
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "f").write_bytes(b"1")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    disk.remove_tree(tmp_path / "a")
+    disk.remove_tree(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_lengths(tmp_path: Path) -> None:
+    disk, path = Disk(), tmp_path / "file"
+    with os.fdopen(disk.create(path), "wb") as file:
+        disk.allocate(file.fileno(), 4096, path)
+        assert (path.stat().st_size, path.stat().st_blocks * 512 >= 4096) == (4096, True)
+        disk.truncate(file.fileno(), 10, path)
+    assert path.read_bytes() == bytes(10)
