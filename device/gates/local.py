@@ -165,12 +165,14 @@ class LocalGates:
             return _unanswered(Gate.DISK, self._directory, "free space")
 
     async def _writable(self, slot: SlotName) -> Finding:
-        """Once in a slot's life, and never on a slot that boots."""
+        """Once in a slot's life, never on a slot that boots, nor on the last known good: staging packs that first."""
         gate, required = Gate.DUAL_PARTITION.value, "a slot that keeps what is written"
         if slot.value in self._store.document.probed_slots:
             return good(gate)
         try:
-            path = self._slots.path(slot)
+            path, previous = self._slots.path(slot), self._boot_control.read().previous
+            if previous is not None and previous.slot is slot:
+                return good(gate)
             self._boot_control.invalidate(slot)  # raises for the active one
             question = partial(probe_medium, path, self._disk, os.urandom(PROBE_BYTES))
             problem = await self._questions.ask("medium", question, MEDIUM_BOUND_S)

@@ -15,12 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device.bootenv import Boot, BootEnvironmentError, SlotName
+from device.bootenv import Boot, BootEnvironment, BootEnvironmentError, SlotName
 from device.gates.asking import Questions
 from device.gates.findings import Finding, Verdict, cannot_tell, first_failure, settled
 from device.gates.hardware import check_battery, check_disk, check_dual_partition, check_inhibited, check_temperature
 from device.gates.local import LocalGates, Moment
-from device.gates.medium import PROBE_BYTES, probe_medium
 from device.gates.sensors import MAX_SENSORS, Reading, read_sensors
 from device.platform import Sensors
 from device.probes import peripheral_gates
@@ -372,58 +371,7 @@ def test_gates_are_named_after_their_checks() -> None:
     assert peripheral_gates(("lsusb | grep scanner",)) == (("peripheral:scanner", "lsusb | grep scanner"),)
 
 
-# --- the medium of a slot --------------------------------------------------------------------------------------------
-
-PATTERN = bytes(range(256)) * (PROBE_BYTES // 256)
-
-
-def test_a_sound_medium_is_left_as_it_was(tmp_path: Path) -> None:
-    for content in (b"", b"an image" * 1001):
-        path = tmp_path / "B.img"
-        path.write_bytes(content)
-        assert probe_medium(path, Disk(), PATTERN) == ""
-        assert path.read_bytes() == content
-
-
-class _WatchedDisk(Disk):
-    """Notes what the medium holds after each flush."""
-
-    def __init__(self) -> None:
-        self.held: list[bytes] = []
-
-    def fsync(self, descriptor: int, path: Path) -> None:
-        super().fsync(descriptor, path)
-        self.held.append(path.read_bytes())
-
-
-def test_the_last_whole_block_is_tried_in_place(tmp_path: Path) -> None:
-    """As on a partition, which cannot grow: written, flushed, read back, and put back as it was."""
-    path, disk = tmp_path / "B.img", _WatchedDisk()
-    content = os.urandom(3 * PROBE_BYTES + 100)
-    path.write_bytes(content)
-    assert probe_medium(path, disk, PATTERN) == ""
-    tried = content[: 2 * PROBE_BYTES] + PATTERN + content[3 * PROBE_BYTES :]
-    assert disk.held == [tried, content]
-
-
-class _ForgetfulDisk(Disk):
-    """A worn-out medium: it takes what is written and keeps something else."""
-
-    def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
-        super().write(descriptor, bytes(len(data)) if data == PATTERN else data, path)
-
-
-def test_a_medium_that_keeps_something_else_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "B.img"
-    path.write_bytes(b"image")
-    assert probe_medium(path, _ForgetfulDisk(), PATTERN).startswith("does not keep what is written")
-    assert path.read_bytes() == b"image"
-
-
-@pytest.mark.parametrize("device", ["/dev/full", "/proc/version", "/nonexistent"])
-def test_a_medium_that_refuses_writing_is_found(device: str) -> None:
-    """Full, read-only, absent: the kernel's own refusals."""
-    assert probe_medium(Path(device), Disk(), PATTERN).startswith("cannot be written")
+# --- all of them together --------------------------------------------------------------------------------------------
 
 
 class _Store:
@@ -439,8 +387,12 @@ class _Store:
 class _Control:
     """A boot environment whose active slot is A."""
 
-    def __init__(self) -> None:
+    def __init__(self, previous: Boot | None = None) -> None:
         self.invalidated: list[SlotName] = []
+        self._previous = previous
+
+    def read(self) -> BootEnvironment:
+        return BootEnvironment(Boot(SlotName.A, 1), self._previous)
 
     def invalidate(self, slot: SlotName) -> None:
         if slot is SlotName.A:
@@ -482,6 +434,13 @@ async def test_a_slot_is_probed_once_in_its_life_and_never_the_active_one(tmp_pa
     assert finding is not None
     assert finding.verdict is Verdict.CANNOT_TELL
     assert (tmp_path / "A.img").read_bytes() == b"runs"
+
+
+async def test_the_last_known_good_is_not_tried(tmp_path: Path, sensors: Sensors) -> None:
+    """D6: it is packed before it is overwritten, and until then stays bootable; it was written well once."""
+    control = _Control(previous=Boot(SlotName.B, 1))
+    assert await local_gates(tmp_path, sensors, _Store(), control).refusal(TARGET, Moment.PREFLIGHT) is None
+    assert control.invalidated == []
 
 
 async def test_hanging_sensors_cannot_tell(tmp_path: Path, sensors: Sensors, monkeypatch: pytest.MonkeyPatch) -> None:
