@@ -74,6 +74,12 @@ SOURCES: dict[Gate, Source] = {
         "before the reboot one within 60 s, in the trial within 5 minutes",
         CannotTell.WAITS,
     ),
+    Gate.ATTESTATION: Source(
+        "a quote by the TPM's attestation key, verified by the health authority: before flashing, before the reboot and "
+        "in the trial; a device without a TPM passes",
+        "the PCRs that the release signs, else those recorded at join",
+        CannotTell.WAITS,
+    ),
     Gate.CHECKSUM: Source("the slot, read back from the medium", "the signed SHA-256", CannotTell.REFUSES),
     Gate.SIGNATURE: Source(
         "the release's signature bundle and manifest, against TUF", "the role's threshold", CannotTell.REFUSES
@@ -99,7 +105,11 @@ SOURCES: dict[Gate, Source] = {
         CannotTell.REFUSES,
     ),
     Gate.POWER_LOSS: Source("the board's reset reason", "no loss of power", CannotTell.FAILS),
-    Gate.BYTE_BUDGET: Source(_HUB, "within the budget", CannotTell.WAITS),
+    Gate.BYTE_BUDGET: Source(
+        f"{_HUB}; new bytes that come while staging",
+        "within the budget; `staging.progress_bytes` (1 MiB) in `staging.progress_s` (1 h)",
+        CannotTell.WAITS,
+    ),
     Gate.CACHE_QUOTA: Source(_HUB, "within the quota", CannotTell.WAITS),
     Gate.WINDOW: Source(
         f"{_HUB}; a device has no time zone, its hub paces swaps by the window", "within it", CannotTell.WAITS
