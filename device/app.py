@@ -41,10 +41,13 @@ from device.store import DeviceStore
 from device.tracing import Tracing
 from wavemesh import __version__
 from wavemesh.artifacts.transfer import ArtifactClient
+from wavemesh.codec.statements import MalformedStatementError
 from wavemesh.errors import LocalError
 from wavemesh.identity.binding import binding_of
-from wavemesh.identity.live import LiveCredentials
+from wavemesh.identity.certificates import BadCertificateError
+from wavemesh.identity.live import BadIssueError, LiveCredentials
 from wavemesh.identity.renewal import Renewal
+from wavemesh.policy.gates import Gate
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.config import ConfigError
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
@@ -198,6 +201,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         rng=Random(),  # noqa: S311  # jitter, not a secret
         software_version=__version__,
         options=UpstreamOptions(backoff_cap_s=RECONNECT_MAX_S),
+        breached=store.tell_refusal,
     )
     system, board, record = open_slots(directory, config, disk), config.board, launch.power.boot()
     equipment = Equipment(
@@ -244,11 +248,18 @@ def _compose(
         rng=Random(),  # noqa: S311  # jitter, not a secret
         allowed=lambda: may_renew(agent.progress.state),
         renewed=lambda: status.show(agent.progress),
+        failed=partial(_tell_bad_issue, equipment),
         floor=lambda: equipment.sink.clock_floor,
     )
     status = StatusReporter(equipment, upstream, __version__, lambda: renewal.issued_at)
     agent = Agent(equipment, status, lambda _: renewal.want(_rotating_wave(equipment, renewal)))
     return agent, status, renewal
+
+
+def _tell_bad_issue(equipment: Equipment, error: Exception) -> None:
+    """What the hub passed on as this device's certificate is none: that is its doing, unlike no answer."""
+    if isinstance(error, (BadIssueError, BadCertificateError, MalformedStatementError)):
+        equipment.store.tell_refusal(f"certificate/{equipment.node_id.path}", Gate.SIGNATURE.value, str(error))
 
 
 def _tpm_keys(launch: Launch, disk: Disk) -> TpmKeys | None:

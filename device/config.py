@@ -203,9 +203,11 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """How bytes reach the slot."""
+    """How bytes reach the slot, and how few of them in how long, seconds, are so few that the wave is told."""
 
     fsync_step_bytes: int = field(default=8 * MIB, metadata=bounded(64 * 1024, 1024 * MIB))
+    progress_s: float = field(default=3600.0, metadata=bounded(0.2, 7 * 86_400))
+    progress_bytes: int = field(default=MIB, metadata=bounded(1, 1024 * MIB))
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,8 @@ class HealthClient:
         try:
             return self._judge(answer, authority, digest)
         except GateError as error:
+            subject = "authority-down" if answer.ack is None else "health-ack"
+            self._store.tell_refusal(subject, error.gate, str(error))
             return PingResult(PingEnd.NOTHING, answer.lease_state, f"the answer does not verify: {error}")
 
     def _sign(self, ping: HealthPing) -> Envelope:
@@ -162,8 +164,10 @@ class HealthClient:
                 self._clock.now(),
                 self._hub.path,
             )
-            if down.ping_sha256 == digest:
-                return PingResult(PingEnd.AUTHORITY_DOWN, answer.lease_state, f"the hub says {down.authority} is down")
+            if down.ping_sha256 != digest:
+                msg = f"word that {down.authority} is down is about ping {down.ping_sha256[:12]}, wanted {digest[:12]}"
+                raise GateError("health-authority", msg)
+            return PingResult(PingEnd.AUTHORITY_DOWN, answer.lease_state, f"the hub says {down.authority} is down")
         if attestation is not None and attestation.refused:
             return PingResult(PingEnd.REFUSED, answer.lease_state, attestation.refused, Gate.ATTESTATION.value)
         if attestation is not None:

@@ -74,12 +74,13 @@ class Renewal:
         obtain: Callable[[bytes, str], Awaitable[IssuedCertificate]] | None = None,
         allowed: Callable[[], bool] = lambda: True,
         renewed: Callable[[], None] = lambda: None,
+        failed: Callable[[Exception], None] = lambda _: None,
         floor: Callable[[], datetime | None] = lambda: None,
         options: RenewalOptions = RenewalOptions(),
     ) -> None:
         """``obtain`` gets a certificate for a request and a wave, by default over the session; ``allowed`` says whether
-        this is a moment for it; ``renewed`` is called once another certificate is in use. ``floor`` is a
-        time that has passed for certain: it stands in for a clock that is behind it.
+        this is a moment for it; ``renewed`` is called once another certificate is in use, ``failed`` with why an
+        attempt brought none. ``floor`` is a time that has passed for certain: it stands in for a clock behind it.
         """
         self._live = live
         self._upstream = upstream
@@ -91,6 +92,7 @@ class Renewal:
         self._obtain = obtain
         self._allowed = allowed
         self._renewed = renewed
+        self._failed = failed
         self._floor = floor
         self._options = options
         self._wanted = ""
@@ -120,6 +122,7 @@ class Renewal:
                 delay_s = full_jitter(self._options.retry_max_s, self._options.retry_min_s, attempt, self._rng.uniform)
                 attempt += 1
                 _LOG.warning("certificate not renewed: %s; again in %.1f s", error or "no answer", delay_s)
+                self._failed(error)
                 await self._pause(delay_s)
 
     async def renew(self, wave_id: str = "") -> None:

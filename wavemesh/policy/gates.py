@@ -301,8 +301,8 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.TRIAL,),
     ),
     Gate.BYTE_BUDGET: GateNotes(
-        "Moving the artifact would exceed the store's byte budget for this period.",
-        "Wait for the next period, raise the budget, or offer a delta.",
+        "Moving the artifact would exceed the store's byte budget for this period; or a device got too few bytes.",
+        "Wait for the next period, raise the budget, or offer a delta. On a device: look at its hub and its link.",
         _T,
         (Stage.SEED, Stage.STAGING),
     ),
