@@ -212,6 +212,14 @@ def test_the_first_reset_reason_counts() -> None:
     assert (step.progress.state, step.progress.gate) == (S.ROLLED_BACK, "watchdog")
 
 
+@pytest.mark.parametrize(("fall_backs", "gate"), [(0, "watchdog"), (1, "power-loss"), (2, "watchdog")])
+def test_a_bootloader_that_counts_proves_a_power_loss_by_its_first_fall_back_only(fall_backs: int, gate: str) -> None:
+    """Semantics: what ended the trial must be proven; later boots, or a count that was not saved, prove nothing."""
+    environment = replace(TRYING, trial=Trial(B2, 0, fall_backs=fall_backs))
+    step = advance(progress(S.TRIAL), started(A1, environment, ResetReason.POWER_LOSS))
+    assert [effect.outcome.gate for effect in step.effects if isinstance(effect, Persist) and effect.outcome] == [gate]
+
+
 def test_a_restarted_agent_does_not_extend_a_trial() -> None:
     trial = progress(S.TRIAL, trial_boot_id="b", trial_began_s=1.0)
     assert advance(trial, started(B2, TRYING)).progress.trial_began_s == 1.0
