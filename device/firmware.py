@@ -89,14 +89,6 @@ class Firmware:
                     rest -= file.write(noise.randbytes(min(rest, NOISE_STEP_BYTES)))
                 os.fsync(file.fileno())
 
-    def told(self, boot: Boot) -> dict[str, str]:
-        """What the agent, and through it a probe, is told about this boot: environment variables."""
-        return {
-            "WAVEMESH_SLOT": boot.slot.value,
-            "WAVEMESH_SLOT_VERSION": self._media.version(boot.slot),
-            "WAVEMESH_CONFIG_GENERATION": str(boot.config_generation),
-        }
-
     def step(self, record: BootRecord, step: str) -> None:
         """The agent announced a step: keep a record of it; a bad medium does its worst while a slot is written."""
         self._append("steps.jsonl", {"boot_id": record.boot_id, "step": step})

@@ -14,6 +14,7 @@ from device.bootenv import Boot, ResetReason  # noqa: TC001  # device/values.py 
 from wavemesh.trust.statements import Digest  # noqa: TC001  # the same
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
     from typing import NoReturn
 
@@ -58,7 +59,10 @@ class Slots(Protocol):
         ...
 
     async def begin(self, slot: SlotName, image: Digest) -> SlotWriter:
-        """Go on writing this image to the slot from the last durable mark, or start; drops the label first."""
+        """Go on writing this image to the slot from the last durable mark, or start; drops the label first.
+
+        Where there is an Installer, ``image`` is the bundle, and the slot is left alone.
+        """
         ...
 
     async def digest(self, slot: SlotName, size_bytes: int) -> str:
@@ -71,6 +75,17 @@ class Slots(Protocol):
 
     async def seal(self, slot: SlotName, label: SlotLabel) -> None:
         """Label a slot whose content was verified."""
+        ...
+
+
+class Installer(Protocol):
+    """Who writes the slots where the agent does not: then ``Slots.begin`` takes the release's bundle."""
+
+    async def install(self, slot: SlotName, image: Digest, installed: Callable[[int], Awaitable[None]]) -> None:
+        """Have the bundle that came last put on the slot as this image; ``installed`` hears the percent done.
+
+        What the slot holds afterwards is for the caller to read. Raises GateError, LocalError.
+        """
         ...
 
 
@@ -180,6 +195,18 @@ class Media(Protocol):
         ...
 
 
+class BoardServices(Protocol):
+    """Programs beside the agent that a supervisor runs as part of the board it plays."""
+
+    def start(self, slot: SlotName) -> None:
+        """Run them anew, booted from this slot."""
+        ...
+
+    def stop(self) -> None:
+        """End them as a power cut does."""
+        ...
+
+
 class Power(Protocol):
     """Board: boots, resets and the watchdog that lives outside the agent."""
 
@@ -197,6 +224,10 @@ class Power(Protocol):
 
     async def reboot(self) -> NoReturn:
         """Reset the board; does not return."""
+        ...
+
+    def stop(self) -> None:
+        """The agent ends in order: nobody watches the board from now on."""
         ...
 
 

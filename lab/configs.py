@@ -100,6 +100,10 @@ retry_interval_s = 0.5
 
 [staging]
 fsync_step_bytes = {8 * _MIB if largest_image_bytes > 32 * _MIB else 256 * 1024}
+
+[rauc]
+bus = ""
+install_timeout_s = 120.0
 """
 
 

@@ -74,4 +74,10 @@ def _boots(variables: Mapping[str, str]) -> dict[str, object]:
     return found
 
 
-_READERS: dict[str, Callable[[Path], dict[str, object]]] = {"simulated": _simulated, "grub": _grub, "uboot": _u_boot}
+# What RAUC's handler writes for a device of the lab is the same file.
+_READERS: dict[str, Callable[[Path], dict[str, object]]] = {
+    "simulated": _simulated,
+    "grub": _grub,
+    "uboot": _u_boot,
+    "rauc": _simulated,
+}

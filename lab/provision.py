@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from device.config import Backend, load_device_config
 from device.factory import Equipment, equip
-from lab import hardware, topology
+from lab import hardware, rauc, topology
 from lab.configs import control_config, device_config, store_config, superhub_config, wan_config
+from lab.environments import backend_of
 from lab.policies import OLD_RELEASE, RELEASE, SWAP_LIMIT, policy_text
 from lab.scenario import LEAST_OUTCOMES
 from lab.topology import Lab, port_names, save_lab
@@ -59,7 +60,10 @@ def provision(directory: Path, pair: ImagePair, backends: Mapping[str, str] | No
     stores = dict(topology.STORES)
     lab = Lab(directory.resolve(), free_ports(port_names(stores)), stores)
     lab.directory.mkdir(parents=True, exist_ok=True)
-    _check_space(lab, pair)
+    with_rauc = Backend.RAUC.value in (backends or {}).values()
+    if with_rauc:
+        rauc.check_usable()
+    _check_space(lab, pair, forms=2 if with_rauc else 1)
     now = datetime.now(UTC)
     _make_identities(lab, now)
     _make_trust(lab, now)
@@ -106,10 +110,10 @@ def offline_key(lab: Lab, name: str) -> Path:
     return lab.offline_dir / f"{name}.pem"
 
 
-def _check_space(lab: Lab, pair: ImagePair) -> None:
-    """Two slots a device, and the new image at the origin, the super hub and each store."""
+def _check_space(lab: Lab, pair: ImagePair, forms: int) -> None:
+    """Two slots a device, and each form of the new image at the origin, the super hub and each store."""
     needed = len(lab.devices) * (pair.old.stat().st_size + pair.new.stat().st_size)
-    needed += (2 + len(lab.stores)) * pair.new.stat().st_size
+    needed += forms * (2 + len(lab.stores)) * pair.new.stat().st_size
     free = shutil.disk_usage(lab.directory).free
     if free < needed:
         msg = f"{lab.directory} has {free} bytes free, the lab needs {needed}: use --dir elsewhere, or smaller images"
@@ -224,3 +228,5 @@ def make_device(lab: Lab, name: str) -> None:
     source = image(lab, OLD_RELEASE)
     config = config_bundle(lab, OLD_RELEASE).read_bytes()
     equip(directory, Equipment(source, OLD_RELEASE.name, OLD_RELEASE.version, config, OLD_RELEASE.config_version))
+    if backend_of(directory) == Backend.RAUC.value:
+        rauc.give_keyring(lab, name)

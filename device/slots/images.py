@@ -113,18 +113,14 @@ class ImageSlots(ABC):
 
     async def begin(self, slot: SlotName, image: Digest) -> ImageWriter:
         """Open the slot for this image at the last durable mark; raises SlotError, DiskFaultError."""
-        if self._boot_control.read().active.slot is slot:
-            msg = f"slot {slot.value} is the active one; only the other may be written"
-            raise SlotError(msg, slot=slot.value)
+        self._check_other(slot)
         capacity_bytes = self.capacity_bytes(slot)
         if image.size_bytes > capacity_bytes:
             msg = f"slot {slot.value} ({self.path(slot)}) cannot hold {image.size_bytes} bytes"
             msg += f" (capacity {capacity_bytes})" if capacity_bytes else ": it is absent"
             raise SlotError(msg, slot=slot.value)
         self._check_unused(slot)
-        self._boot_control.invalidate(slot)
-        self._labels.pop(slot, None)
-        self._disk.remove(self._label_path(slot))
+        self._forget(slot)
         writer = ImageWriter(self.path(slot), self._mark_path(slot), self._disk, image, lambda: self._open(slot, image))
         await writer.open()
         return writer
@@ -143,6 +139,18 @@ class ImageSlots(ABC):
         self._write_label(slot, label)
         self._disk.remove(self._mark_path(slot))
 
+    def _check_other(self, slot: SlotName) -> None:
+        """Raise SlotError for the active slot."""
+        if self._boot_control.read().active.slot is slot:
+            msg = f"slot {slot.value} is the active one; only the other may be written"
+            raise SlotError(msg, slot=slot.value)
+
+    def _forget(self, slot: SlotName) -> None:
+        """Nothing boots the slot any more and nothing says what is on it; before its first byte is written."""
+        self._boot_control.invalidate(slot)
+        self._labels.pop(slot, None)
+        self._disk.remove(self._label_path(slot))
+
     @abstractmethod
     def _check_unused(self, slot: SlotName) -> None:
         """Raise SlotError when something else uses the slot."""
@@ -155,7 +163,7 @@ class ImageSlots(ABC):
         return read_json(self._label_path(slot), SlotLabel)
 
     def _label_path(self, slot: SlotName) -> Path:
-        return self._directory / f"{slot.value}.json"
+        return label_path(self._directory, slot)
 
     def _mark_path(self, slot: SlotName) -> Path:
         return self._directory / f"{slot.value}.mark"
@@ -259,6 +267,11 @@ def _hash_medium(path: Path, size_bytes: int) -> str:
     with reading_medium(path) as medium:
         medium.hash_into(hasher, 0, size_bytes)
     return hasher.hexdigest()
+
+
+def label_path(directory: Path, slot: SlotName) -> Path:
+    """The file that says what was verified on a slot; ``directory`` is that of labels and marks."""
+    return directory / f"{slot.value}.json"
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:

@@ -24,7 +24,7 @@ OldOption = Annotated[
 NewOption = Annotated[Path | None, typer.Option("--new", help="Image of the release.", show_default="the next kernel")]
 BackendOption = Annotated[
     list[str] | None,
-    typer.Option("--backend", help="DEVICE:BACKEND, repeatable: what that device boots by: simulated, grub or uboot."),
+    typer.Option("--backend", help="DEVICE:BACKEND, repeatable; one of simulated, grub, uboot, rauc."),
 ]
 StoreArgument = Annotated[str, typer.Argument(help='"store-208" or "store-209".')]
 DeviceArgument = Annotated[str, typer.Argument(help="The device, by name.")]

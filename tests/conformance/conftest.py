@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conformance.subjects import SUBJECTS, WITH_FOREIGN, standing
+from tests.conformance.subjects import EVERY, SUBJECTS, WITH_FOREIGN, standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture(params=SUBJECTS)
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     """A device of each back-end."""
-    with standing(SUBJECTS[request.param], tmp_path / "device") as subject:
+    with standing(EVERY[request.param], tmp_path / "device") as subject:
         yield subject
 
 

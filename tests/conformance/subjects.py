@@ -4,12 +4,17 @@ A subject is one device in a directory, laid by the real factory. It says how it
 ``tables``), what makes its environment unreadable, and, where others keep variables in it, how they write and read
 theirs; ``close`` gives back what it took from the machine. Everything else the suite does through ``open_slots``, as
 agent, supervisor and factory do.
+
+A back-end whose slots another program writes (RAUC) is in EVERY and not in SUBJECTS: it joins the tests that hold for
+it too. What is different is in tests/integration/test_rauc_slots.py: it is given bundles, and its writes are not ours
+to cut in two.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
@@ -18,9 +23,12 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from device.backend import SlotSystem, open_slots
+from device.bootenv import SlotName
 from device.config import load_device_config
 from device.factory import Equipment, equip
 from device.firmware import Firmware
+from device.slots.rauc_board import RaucBoard
+from tests.rauc_kit import RAUC_TOML, BundleKey
 from wavemesh.runtime.durable import SECTOR_BYTES, Disk
 from wavemesh.trust.statements import Digest
 
@@ -104,6 +112,9 @@ class Subject(ABC):
     def foreign(self) -> str:
         """Its value."""
         raise NotImplementedError
+
+    def trust(self, slot: SlotName) -> None:  # noqa: B027  # the same
+        """Make a slot one that may be armed, where a boot control looks at that."""
 
     def close(self) -> None:  # noqa: B027  # the same
         """Give back what was taken from the machine."""
@@ -206,6 +217,35 @@ class UbootLoops(LoopSlots, UbootFiles):
         self.fw_env_config.write_text("# the two copies\n" + line % "0x0" + line % "-0x4000")
 
 
+class ServedByRauc(Simulated):
+    """Marked by the real service, on a bus of its own."""
+
+    backend = "rauc"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._board: RaucBoard | None = None
+
+    def lay(self) -> None:
+        super().lay()
+        self._board = RaucBoard(self.directory, load_device_config(self.directory))
+        self._board.start(SlotName.A)
+
+    def tables(self) -> str:
+        return RAUC_TOML
+
+    def prepare(self) -> None:
+        (self.directory / "rauc").mkdir()
+        shutil.copyfile(BundleKey.make(self.directory).certificate, self.directory / "rauc" / "keyring.pem")
+
+    def trust(self, slot: SlotName) -> None:
+        (self.slots_directory / f"{slot.value}.json").write_bytes((self.slots_directory / "A.json").read_bytes())
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.stop()
+
+
 def attach_loop(backing: Path) -> str:
     """A loop device, writable even if its last user left it read-only."""
     device = run("losetup", "--find", "--show", backing).strip()
@@ -235,4 +275,5 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "uboot": UbootFiles,
     **({"grub-loop": GrubLoops, "uboot-loop": UbootLoops} if loops_work() else {}),
 }
+EVERY: dict[str, Callable[[Path], Subject]] = SUBJECTS | ({"rauc": ServedByRauc} if loops_work() else {})
 WITH_FOREIGN = [name for name in SUBJECTS if name != "simulated"]

@@ -9,6 +9,7 @@ import pytest
 
 from device.bootenv import Boot, BootEnvironmentError, ResetReason, SlotName
 from tests.conformance.cuts import TEARS, PowerCutError, TornDisk
+from tests.conformance.subjects import EVERY
 from wavemesh.runtime.durable import Disk, DiskFullError
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ STORY: tuple[tuple[str, Callable[[SlotSystem], None], Callable[[BootEnvironment]
 )
 
 
+@pytest.mark.parametrize("subject", EVERY, indirect=True)
 def test_every_transition_means_what_it_says_and_is_there_after_a_restart(subject: Subject) -> None:
+    subject.trust(SlotName.B)
     expected = subject.open().boot_control.read()
     for name, act, transition in STORY:
         act(subject.open())
@@ -51,6 +54,7 @@ def test_every_transition_means_what_it_says_and_is_there_after_a_restart(subjec
         assert subject.open().bootloader.read() == expected, name
 
 
+@pytest.mark.parametrize("subject", EVERY, indirect=True)
 def test_a_transition_that_changes_nothing_writes_nothing(subject: Subject) -> None:
     before = subject.open().boot_control.read()
     subject.open().boot_control.disarm()
@@ -58,6 +62,7 @@ def test_a_transition_that_changes_nothing_writes_nothing(subject: Subject) -> N
     assert subject.open().boot_control.read() == before
 
 
+@pytest.mark.parametrize("subject", EVERY, indirect=True)
 def test_the_active_slot_is_not_invalidated_and_nothing_comes_from_nowhere(subject: Subject) -> None:
     control = subject.open().boot_control
     with pytest.raises(BootEnvironmentError, match="active"):
@@ -67,8 +72,10 @@ def test_the_active_slot_is_not_invalidated_and_nothing_comes_from_nowhere(subje
             act()
 
 
+@pytest.mark.parametrize("subject", EVERY, indirect=True)
 def test_a_proven_end_is_told_once_and_never_turns_into_a_power_loss(subject: Subject) -> None:
     """Semantics: power-loss is proven by the reset reason, else it is the watchdog."""
+    subject.trust(SlotName.B)
     subject.open().boot_control.arm(B2)
     subject.open().bootloader.attempt()
     subject.open().bootloader.fall_back(ResetReason.POWER_LOSS)
@@ -112,6 +119,7 @@ def _survives(subject: Subject, act: Callable[[SlotSystem], None], stop: int, te
     return True
 
 
+@pytest.mark.parametrize("subject", EVERY, indirect=True)
 def test_an_unreadable_environment_is_named_and_never_guessed(subject: Subject) -> None:
     """Q2."""
     subject.corrupt()
@@ -139,7 +147,9 @@ class FullDisk(Disk):
         raise DiskFullError(str(path), path=str(path))
 
 
+@pytest.mark.parametrize("subject", EVERY, indirect=True)
 def test_a_disk_that_refuses_is_said_and_changes_nothing(subject: Subject) -> None:
+    subject.trust(SlotName.B)
     before = subject.open().boot_control.read()
     with pytest.raises(DiskFullError):
         subject.open(FullDisk()).boot_control.arm(B2)

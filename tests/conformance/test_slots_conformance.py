@@ -9,7 +9,7 @@ import pytest
 from device.bootenv import Boot, SlotName
 from device.platform import SlotLabel
 from device.slots.images import SlotError
-from tests.conformance.subjects import CAPACITY_BYTES, NEW, OLD, digest_of
+from tests.conformance.subjects import CAPACITY_BYTES, EVERY, NEW, OLD, digest_of
 
 if TYPE_CHECKING:
     from device.platform import Slots
@@ -32,6 +32,7 @@ async def write(slots: Slots, content: bytes, *, flushed: int) -> None:
         await writer.close()
 
 
+@pytest.mark.parametrize("subject", EVERY, indirect=True)
 async def test_a_device_leaves_the_factory_with_one_good_slot(subject: Subject) -> None:
     system = subject.open()
     assert system.slots.present()
@@ -122,7 +123,9 @@ async def test_a_slot_is_no_fallback_and_has_no_label_before_its_first_byte_chan
     await writer.close()
 
 
+@pytest.mark.parametrize("subject", EVERY, indirect=True)
 async def test_the_active_slot_is_never_written(subject: Subject) -> None:
+    subject.trust(B)
     system = subject.open()
     with pytest.raises(SlotError, match="active"):
         await system.slots.begin(A, IMAGE)
@@ -146,6 +149,7 @@ async def test_what_a_slot_cannot_hold_is_refused_before_anything_changes(subjec
     await writer.close()
 
 
+@pytest.mark.parametrize("subject", EVERY, indirect=True)
 async def test_an_absent_slot_is_named(subject: Subject) -> None:
     """D2: refurbished hardware may lack the second one."""
     path = subject.open().slots.path(B)
