@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from device.bootenv import MAX_TRIES, BootEnvironmentError
 from device.clearance import Clearance
 from device.gates import check_flashing, check_local
+from device.health import PingEnd
 from device.levels import events_of
 from device.offload import Worker
 from device.probes import peripheral_gates
@@ -307,7 +308,19 @@ class Agent:
             if finding is None:
                 probed = await equipment.probes.run(gate, command)
                 finding = None if probed.passes else probed
-        return GatesPassed() if finding is None else GateRefused(finding.gate, finding.evidence)
+        if finding is not None:
+            return GateRefused(finding.gate, finding.evidence)
+        return await self._attested(target)
+
+    async def _attested(self, target: Target) -> Event:
+        """Nothing is flashed over what should not have booted. Who cannot be asked now is asked again before ARM."""
+        equipment = self._equipment
+        if equipment.health.attests:
+            authority = target.rules.health_authority
+            said = await equipment.health.ping(target.wave_id, authority, equipment.record, equipment.facts())
+            if said.end is PingEnd.REFUSED:
+                return GateRefused(said.gate, said.detail)
+        return GatesPassed()
 
 
 def _is_other_work(before: Progress, after: Progress) -> bool:

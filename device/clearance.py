@@ -2,9 +2,9 @@
 
 Order: the wave runs and is not paused; a lease for the next attempt is here, with a permit that allows it, both
 unexpired by a trusted clock; the view of holds and the trust metadata are fresh; the health authority answered within
-the last 60 seconds; the hardware gates and peripheral checks pass; and last, nothing inhibits the reboot. What only
-needs time holds the update up (``Obstructed``) and keeps the device VERIFIED; what the hardware or the permit says
-against it refuses. An inhibited reboot is waited for up to its bound.
+the last 60 seconds, and does not refuse what the TPM quotes; the hardware gates and peripheral checks pass; and last,
+nothing inhibits the reboot. What only needs time holds the update up (``Obstructed``) and keeps the device VERIFIED;
+what the hardware or the permit says against it refuses. An inhibited reboot is waited for up to its bound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from device.gates import check_inhibited, check_local
-from device.health import PingEnd
+from device.health import PingEnd, PingResult
 from device.orders import may_arm
 from device.probes import peripheral_gates
 from device.progress import Cleared, Event, GateRefused, Obstructed, Unobstructed
@@ -62,7 +62,7 @@ class Clearance:
         self._post = post
         self._changed = changed
         self._answered_at_s: float | None = None
-        self._ping_detail = "not asked yet"
+        self._last_ping = PingResult(PingEnd.NOTHING, detail="not asked yet")
         self._lease_state = ""
         self._inhibited_since_s: float | None = None
         self._shown = ""
@@ -167,10 +167,13 @@ class Clearance:
         return None if holds is None else replace(holds, issued_at=max([holds.issued_at, *overrides]))
 
     def _check_authority(self) -> None:
+        last = self._last_ping
+        if last.end is PingEnd.REFUSED:
+            raise GateError(last.gate, last.detail)
         answered = self._answered_at_s
         if answered is None or self._equipment.clock.monotonic() - answered > HEALTH_FRESH_S:
             evidence = f"no answer of authority {self._target.rules.health_authority!r} within {HEALTH_FRESH_S:g} s"
-            raise _Waiting(Gate.HEALTH_AUTHORITY.value, f"{evidence}: {self._ping_detail}")
+            raise _Waiting(last.gate, f"{evidence}: {last.detail}")
 
     def _check_inhibited(self) -> None:
         finding = check_inhibited(self._equipment.sensors)
@@ -191,10 +194,11 @@ class Clearance:
                 self._equipment.record,
                 self._equipment.facts(),
             )
-            self._ping_detail = result.detail
+            self._last_ping = result
             self._lease_state = result.lease_state
             if result.end is PingEnd.ACKNOWLEDGED:
                 self._answered_at_s = self._equipment.clock.monotonic()
+            if result.end in {PingEnd.ACKNOWLEDGED, PingEnd.REFUSED}:
                 self._changed.set()
                 await asyncio.sleep(self._equipment.config.timing.ping_interval_s)
             else:

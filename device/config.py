@@ -73,6 +73,21 @@ class Hub:
     address: str
 
 
+class KeyPlace(enum.Enum):
+    """Where the device's key lives."""
+
+    FILE = "file"
+    TPM = "tpm"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The device's key; ``tcti`` says where the TPM is that holds it (``wavemesh/identity/tpm.py``)."""
+
+    key: KeyPlace = KeyPlace.FILE
+    tcti: str = "device:/dev/tpmrm0"
+
+
 @dataclass(frozen=True, slots=True)
 class Board:
     """Hardware: what holds the slots, the kernel's files, the watchdog. Paths are relative to the device's directory.
@@ -188,9 +203,11 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """How bytes reach the slot."""
+    """How bytes reach the slot, and how few of them in how long, seconds, are so few that the wave is told."""
 
     fsync_step_bytes: int = field(default=8 * MIB, metadata=bounded(64 * 1024, 1024 * MIB))
+    progress_s: float = field(default=3600.0, metadata=bounded(0.2, 7 * 86_400))
+    progress_bytes: int = field(default=MIB, metadata=bounded(1, 1024 * MIB))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +243,7 @@ class DeviceConfig:
     staging: Staging = field(default_factory=Staging)
     logs: Logs = field(default_factory=Logs)
     telemetry: Telemetry = field(default_factory=Telemetry)
+    identity: Identity = field(default_factory=Identity)
 
 
 def load_device_config(directory: Path) -> DeviceConfig:

@@ -101,10 +101,9 @@ def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:
         # A rehearsal is none of the machine's business: device/rehearsing.py answers it.
         if intent.intent_id in document.intents or intent.kind not in _FOR_MACHINE:
             continue
+        # Others' intents are not noted: a hub that collects them must not make this device forget its own.
         if intent.device in {node_id.name, node_id.path}:
             yield from _asked_by(equipment, progress, intent)
-        else:
-            equipment.store.note_intent(intent.intent_id)
 
 
 def _asked_by(equipment: Equipment, progress: Progress, intent: OperatorIntent) -> Iterator[Event]:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from device.progress import Progress
+from device.refusals import Refusal  # noqa: TC001  # device/values.py resolves the hints at run time
 from device.steps import OpenStep  # noqa: TC001  # device/values.py resolves the hints at run time
 from device.values import from_plain, to_plain
 from wavemesh.errors import LocalError
@@ -118,6 +119,7 @@ class Document:
     spans: tuple[StoredBatch, ...] = ()
     spans_first: int = 1
     spans_dropped: int = 0
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def next_number(self) -> int:

@@ -12,6 +12,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from device import refusals
 from device.progress import Outcome, Persist, Progress
 from device.state import MAX_INSTALLED, MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
 from device.steps import Said
@@ -157,6 +158,17 @@ class DeviceStore:
         event = self._event(self.document.progress.wave_id, kind, gate, subject, detail)
         self._commit(self._with_report(self.document, event))
 
+    def tell_refusal(self, subject: str, gate: str, detail: str) -> None:
+        """Log what was refused of the hub's words, by a gate or none, and report it when it is due (refusals.py)."""
+        self._log.alert(f"refused {subject}: {gate}: {detail}" if gate else f"refused {subject}: {detail}")
+        document, now = self.document, self._clock.now()
+        if refusals.is_due(document.refusals, subject, gate, now):
+            named = _bounded(subject, refusals.MAX_SUBJECT_BYTES)
+            event = self._event(document.progress.wave_id, refusals.EVENT_KIND, gate, named, detail)
+            told = refusals.Refusal(refusals.kind_of(subject), gate, now, event.body)
+            document = replace(document, refusals=refusals.with_refusal(document.refusals, told))
+            self._commit(self._with_report(document, event))
+
     def burned(self, wave_id: str) -> int:
         """Attempts burned in a wave."""
         return self.document.waves.get(wave_id, WaveRecord()).burned
@@ -300,7 +312,9 @@ class DeviceStore:
         return replace(document, reports=(*document.reports, report))
 
     def _restarted(self, document: Document) -> Document:
-        """A new incarnation: the log holds a snapshot of all outcomes, then the events nobody acknowledged."""
+        """A new incarnation: the log holds a snapshot of all outcomes, then the events nobody acknowledged, and the
+        refusals that a hostile hub may have acknowledged and kept to itself.
+        """
         incarnation = secrets.token_hex(16)
         envelopes = [decode(Envelope, record.envelope) for record in document.waves.values() if record.envelope]
         parts = [envelopes[i : i + SNAPSHOT_OUTCOMES] for i in range(0, len(envelopes), SNAPSHOT_OUTCOMES)] or [[]]
@@ -315,15 +329,20 @@ class DeviceStore:
             )
             for number, part in enumerate(parts)
         )
-        events = tuple(report for report in document.reports if report.kind == "event")[-MAX_EVENTS:]
+        told = (StoredReport("event", one.report) for one in document.refusals)
+        waiting = (report for report in document.reports if report.kind == "event")
+        events = tuple(dict.fromkeys((*told, *waiting)))[-MAX_EVENTS:]
         return replace(document, incarnation=incarnation, acknowledged=0, sent_through=0, reports=(*reports, *events))
 
 
 def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document:
     waves = {**document.waves, wave_id: record}
     if len(waves) > MAX_WAVES:
-        # Control closes waves; a device that never hears of it keeps the newest.
-        waves = dict(list(waves.items())[-MAX_WAVES:])
+        # Control closes waves; a device that never hears of it keeps the newest. Those that only say which order was
+        # seen go first: a hub that plays old orders again must not make a device forget what it burned.
+        by_worth = sorted(waves, key=lambda name: bool(waves[name].burned or waves[name].kind or waves[name].closed))
+        for name in by_worth[: len(waves) - MAX_WAVES]:
+            del waves[name]
     return replace(document, waves=waves)
 
 
@@ -343,5 +362,5 @@ def _installed(document: Document, target: Target) -> Document:
     return replace(document, installed_by=dict(images[-MAX_INSTALLED:]))
 
 
-def _bounded(text: str) -> str:
-    return text.encode()[:MAX_EVIDENCE_BYTES].decode(errors="ignore")
+def _bounded(text: str, most: int = MAX_EVIDENCE_BYTES) -> str:
+    return text.encode()[:most].decode(errors="ignore")

@@ -5,7 +5,8 @@ the vendor probes pass, each tried again until ``probe_settle_s`` after the star
 a signed ping is acknowledged by the policy's authority, together with the hub's word that the wave is not halted. The
 budget is the policy's rollbackOnHealthLossMins by the monotonic clock of this boot, an agent's restart included. One
 gate decides: the first that failed for good, ``boot-timer`` when the probes did not finish, ``health-authority`` when
-only the acknowledgement is missing (inconclusive if the hub signed that the authority is down).
+only the acknowledgement is missing (inconclusive if the hub signed that the authority is down), ``attestation`` when
+the authority refuses what the TPM quotes, or the TPM does not answer.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class Trial:
                 )
             if result.lease_state == HALTED:
                 return Unhealthy(Gate.HALTED.value, "the hub says that the wave is halted", OutcomeKind.INCONCLUSIVE)
+            if result.end is PingEnd.REFUSED:
+                return Unhealthy(result.gate, result.detail, OutcomeKind.ROLLED_BACK)
             if result.end is PingEnd.ACKNOWLEDGED:
                 self._equipment.log.note(f"trial: health {result.detail}")
                 return Healthy()
@@ -113,4 +116,5 @@ class Trial:
         down = last is not None and last.end is PingEnd.AUTHORITY_DOWN
         detail = "no ping was answered" if last is None else last.detail
         verdict = OutcomeKind.INCONCLUSIVE if down else OutcomeKind.ROLLED_BACK
-        return Unhealthy(Gate.HEALTH_AUTHORITY.value, f"no acknowledgement within {budget}: {detail}", verdict)
+        gate = Gate.HEALTH_AUTHORITY.value if last is None else last.gate
+        return Unhealthy(gate, f"no acknowledgement within {budget}: {detail}", verdict)

@@ -245,6 +245,7 @@ _DETAILS = frozenset(
         "boot_probe",
         "peripheral_checks",
         "vendor_probes",
+        "attestation",
     }
 )
 """Keys of a manifest that a release's message does not have."""
@@ -253,6 +254,8 @@ _DETAILS = frozenset(
 def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        value = [f"PCR {number} {sha256}" for number, sha256 in value.items()]
     return ("; ".join(value) if isinstance(value, list) else str(value)) or "-"
 
 

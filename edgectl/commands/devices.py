@@ -109,8 +109,8 @@ def approve_rollback(
     wave: Annotated[str, typer.Option("--wave", help="The wave whose trial failed.", autocompletion=wave_ids)],
     reason: ReasonOption,
     attempt: Annotated[
-        int, typer.Option("--attempt", min=1, help="The attempt that failed.", show_default="the one that waits")
-    ] = 0,
+        int | None, typer.Option("--attempt", min=1, help="The attempt that failed.", show_default="the one that waits")
+    ] = None,
     intent_id: IntentIdOption = None,
     dry_run: DryRunOption = False,
     yes: YesOption = False,

@@ -54,6 +54,9 @@ def create(
     peripheral_check: Annotated[list[str] | None, typer.Option(help="Check a policy may select; repeatable.")] = None,
     vendor_probe: Annotated[list[str] | None, typer.Option(help="Probe a policy may select; repeatable.")] = None,
     touches_bootloader: Annotated[bool, typer.Option(help="The image changes the bootloader.")] = False,
+    pcr: Annotated[
+        list[str] | None, typer.Option(help="What a PCR holds once this release has booted, N=SHA256; repeatable.")
+    ] = None,
     role: RoleOption = "targets",
     published: BaseOption = None,
 ) -> None:
@@ -80,6 +83,7 @@ def create(
         boot_probe=boot_probe,
         peripheral_checks=tuple(peripheral_check or ()),
         vendor_probes=tuple(vendor_probe or ()),
+        attestation=tuple(sorted(map(releasing.pcr_of, pcr or ()))),
     )
     files = {path.name: path for path in (firmware, config, bundle) if path}
     releasing.create(directory, manifest, files, _base(session, published), role)

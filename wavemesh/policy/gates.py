@@ -232,10 +232,10 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.ARM, Stage.TRIAL),
     ),
     Gate.ATTESTATION: GateNotes(
-        "The TPM's quote does not match what was enrolled or released.",
-        "Treat the device as tampered with until it is enrolled again.",
+        "The TPM's quote does not match what was enrolled or released, or the TPM does not answer.",
+        "The evidence names the PCR or the TPM. Treat the device as tampered with until it is enrolled again.",
         _F,
-        (Stage.PREFLIGHT, Stage.TRIAL),
+        (Stage.PREFLIGHT, Stage.ARM, Stage.TRIAL),
     ),
     Gate.CHECKSUM: GateNotes(
         "Bytes received or written do not have the signed SHA-256.",
@@ -301,8 +301,8 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.TRIAL,),
     ),
     Gate.BYTE_BUDGET: GateNotes(
-        "Moving the artifact would exceed the store's byte budget for this period.",
-        "Wait for the next period, raise the budget, or offer a delta.",
+        "Moving the artifact would exceed the store's byte budget for this period; or a device got too few bytes.",
+        "Wait for the next period, raise the budget, or offer a delta. On a device: look at its hub and its link.",
         _T,
         (Stage.SEED, Stage.STAGING),
     ),

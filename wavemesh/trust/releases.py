@@ -40,6 +40,8 @@ UNKNOWN_DIGEST = Digest("0" * 64, 0)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PCR = re.compile(r"[0-9]|1[0-9]|2[0-3]")
+MAX_PCRS = 8
 _TIME_FORM = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -63,7 +65,9 @@ class ReleaseManifest:
 
     ``minimum_version`` is the floor below which a device never goes again once it runs this release. Commands run on
     devices: they are allowed because release keys signed them, a policy only selects among them. ``bundle`` is a RAUC
-    bundle that holds exactly the firmware, another way to the same bytes on a slot (ADR 16).
+    bundle that holds exactly the firmware, another way to the same bytes on a slot (ADR 16). ``attestation``: what PCRs
+    hold once this release has booted, number and SHA-256 value, in order (ADR 19). Both are part of a manifest only
+    where they say something, so that the bytes of older releases stay as they were signed.
     """
 
     name: str
@@ -83,6 +87,7 @@ class ReleaseManifest:
     peripheral_checks: tuple[str, ...] = ()
     vendor_probes: tuple[str, ...] = ()
     bundle: Artifact | None = None
+    attestation: tuple[tuple[int, str], ...] = ()
 
     @property
     def main(self) -> Artifact:
@@ -127,6 +132,8 @@ def manifest_to_json(manifest: ReleaseManifest) -> dict[str, Any]:
     }
     if manifest.bundle is not None:
         value["bundle"] = _artifact_to_json(manifest.bundle)
+    if manifest.attestation:
+        value["attestation"] = {str(number): sha256 for number, sha256 in manifest.attestation}
     manifest_from_json(value, manifest.signature.digest)
     return value
 
@@ -157,6 +164,7 @@ def manifest_from_json(value: object, signature: Digest) -> ReleaseManifest:
         peripheral_checks=fields.texts("peripheral_checks"),
         vendor_probes=fields.texts("vendor_probes"),
         bundle=fields.artifact("bundle") if "bundle" in fields else None,
+        attestation=fields.pcrs("attestation"),
     )
     fields.finish()
     names = [artifact.name for artifact in manifest.artifacts]
@@ -293,6 +301,19 @@ class _Fields:
         if not isinstance(value, list) or not least <= len(value) <= MAX_ENTRIES:
             raise self._bad(key, f"a list of {least} to {MAX_ENTRIES} texts", value)
         return tuple(_Fields({key: item}).text(key) for item in value)
+
+    def pcrs(self, key: str) -> tuple[tuple[int, str], ...]:
+        """PCRs by number; none where the key is absent, and an empty object is no other way to say so."""
+        if key not in self._left:
+            return ()
+        value = self._take(key)
+        if not isinstance(value, dict) or not 0 < len(value) <= MAX_PCRS:
+            raise self._bad(key, f"an object of 1 to {MAX_PCRS} PCRs", value)
+        for number, sha256 in value.items():
+            if not _PCR.fullmatch(str(number)) or not _SHA256.fullmatch(str(sha256)):
+                wanted = 'PCR numbers "0" to "23", each with a SHA-256 in lower-case hex'
+                raise self._bad(key, wanted, f"{number}: {sha256}")
+        return tuple(sorted((int(number), str(sha256)) for number, sha256 in value.items()))
 
     def artifact(self, key: str) -> Artifact | None:
         value = self._take(key)

@@ -293,6 +293,24 @@ class HealthPing:
     firmware_sha256: str
     counter: int
     authority: str
+    quote: Quote | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A TPM's signed word on its PCRs: TPMS_ATTEST, its signature, and the values, number to lower-case hex."""
+
+    quoted: bytes
+    signature: bytes
+    pcrs: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationAnswer:
+    """An authority's word on a quote: why it refuses, or empty; and what the next quote has to cover."""
+
+    refused: str = ""
+    challenge: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +340,7 @@ class HealthPingAnswer:
     ack: Envelope | None
     lease_state: str
     authority_down: Envelope | None
+    attestation: AttestationAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True)
