@@ -103,7 +103,7 @@ def test_every_o1_command_works_as_written_and_twice_is_once(operator: Operator)
 
 
 def test_an_approval_is_for_what_waits(operator: Operator) -> None:
-    """D5: the attempt is looked up where the device waits; what was not heard of is rehearsed, queued, and answered."""
+    """D5: the attempt is looked up where the device waits; what was not heard of is rehearsed and queued."""
     approve = ("device", "approve-rollback", "--id", "pos-12", "--wave", "142", "--reason", "seen on site")
     refused = operator.types(*approve)
     assert (refused.returncode, "does not wait for a sign-off in wave 142" in refused.stderr) == (4, True)
