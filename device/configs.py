@@ -17,13 +17,13 @@ from device.slots.simulated import read_json
 from device.values import to_plain
 from wavemesh.errors import GateError
 from wavemesh.policy.gates import Gate
-from wavemesh.runtime.durable import Disk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping
     from pathlib import Path
 
     from device.offload import Worker
+    from wavemesh.runtime.durable import Disk
     from wavemesh.trust.statements import Digest
 
 KEPT_GENERATIONS = 4

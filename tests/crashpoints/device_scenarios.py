@@ -1,0 +1,318 @@
+"""What happens to the device in each scenario, and how it may end.
+
+A plot is a set of rules, looked at in their order whenever the device has nothing to do: the first whose time has come
+is carried out. They depend on what can be seen alone, so the same plot goes on after a power cut wherever it came.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field, make_dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from device.bootenv import Boot, BootEnvironment, SlotName, encode
+from device.progress import Progress
+from device.state import Document
+from device.values import to_plain
+from tests.crashpoints.device_story import Standing, Story, World
+from tests.crashpoints.fleet import (
+    CONFIG_OF,
+    NEW,
+    NEWEST,
+    OLD,
+    config_of,
+    digest_of,
+    image_of,
+    the_fleet,
+)
+from tests.crashpoints.hub import HubState
+from tests.crashpoints.oracle import Expected
+from wavemesh.trust.statements import UpdateState, WaveState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from device.config import Backend
+    from tests.crashpoints.device_boot import DeviceBoot
+    from tests.crashpoints.medium import Image
+
+S = UpdateState
+_RESTING = frozenset({S.IDLE, S.COMMITTED, S.ROLLED_BACK, S.REFUSED, S.AWAITING_SIGNOFF})
+SECOND, THIRD = "142", "143"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``name`` is noted in the hub's state when it is carried out; one that is ``again`` may be carried out twice."""
+
+    name: str
+    when: Callable[[DeviceBoot], bool]
+    do: Callable[[DeviceBoot], None]
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceScenario:
+    """One scenario: its beginning, its plot and its ends."""
+
+    name: str
+    about: str
+    begin: Callable[[Backend], Standing]
+    expected: Expected
+    rules: tuple[Rule, ...] = ()
+    without_scanner: frozenset[str] = frozenset()
+    schema_changes: bool = False
+    wave_id: str = SECOND
+    boots_per_attempt: int = 1
+    ends_in: frozenset[UpdateState] = field(default=_RESTING)
+    until: Callable[[DeviceBoot], bool] = lambda _: True
+
+    def world(self, backend: Backend) -> World:
+        """As the story wants it."""
+        return World(
+            backend=backend,
+            act=self._act,
+            is_over=self._is_over,
+            without_scanner=self.without_scanner,
+            agent_of=newer_agent if self.schema_changes else None,
+        )
+
+    def _act(self, boot: DeviceBoot) -> bool:
+        for rule in self.rules:
+            hub = boot.around.hub
+            if (rule.again or rule.name not in hub.state.done) and rule.when(boot):
+                if rule.name not in hub.state.done:
+                    hub.become(hub.state.having_done(rule.name))
+                rule.do(boot)
+                return True
+        return False
+
+    def _is_over(self, boot: DeviceBoot) -> bool:
+        return boot.agent.progress.state in self.ends_in and self.until(boot)
+
+
+# --- beginnings -------------------------------------------------------------------------------------------------------
+
+
+def provisioned(backend: Backend) -> Image:
+    """A device as it leaves the factory."""
+    fleet = the_fleet()
+    old, config = image_of(OLD), config_of(CONFIG_OF[OLD])
+    label = {"release": f"firmware-v{OLD}", "version": OLD, "firmware": to_plain(digest_of(old))}
+    config_label = {"version": CONFIG_OF[OLD], **to_plain(digest_of(config))}
+    files = {
+        **{f"identity/{name}": content for name, content in fleet.device_files.items()},
+        "trust/root.json": fleet.keys.pinned_root,
+        "slots/A.img": old,
+        "slots/A.json": json.dumps(label).encode(),
+        "slots/B.img": b"",
+        "slots/bootenv.json": encode(BootEnvironment(Boot(SlotName.A, 1))),
+        "state/config/1/bundle": config,
+        "state/config/1/label.json": json.dumps(config_label).encode(),
+    }
+    parents = {parent for name in files for parent in _parents(name)}
+    return {**dict.fromkeys(parents, None), **files}
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def before_the_first_order(backend: Backend, **order: Any) -> Standing:
+    """The device knows its hub and rests; the order waits there."""
+    fleet = the_fleet()
+    idle = World(backend, lambda _: False, lambda boot: boot.agent.progress.state is S.IDLE)
+    standing = Story(idle, Standing(provisioned(backend), HubState().serving(*fleet.trust()))).tell()
+    return _with_order(standing, SECOND, NEW, **order)
+
+
+def _with_order(standing: Standing, wave_id: str, version: str, **order: Any) -> Standing:
+    hub = standing.hub.serving(*the_fleet().order(wave_id, version, **order))
+    return Standing(standing.image, hub, standing.reason, 0, standing.elapsed_s)
+
+
+def after_a_rollback(backend: Backend) -> Standing:
+    """A first wave was rolled back and closed; a second waits, with a release that works."""
+    bad = DeviceScenario(
+        "",
+        "",
+        before_the_first_order,
+        Expected(()),
+        without_scanner=frozenset({NEW}),
+        ends_in=frozenset({S.ROLLED_BACK}),
+    )
+    first = Story(bad.world(backend), before_the_first_order(backend)).tell()
+    hub = first.hub.serving(the_fleet().closed(SECOND))
+    return _with_order(Standing(first.image, hub, first.reason, 0, first.elapsed_s), THIRD, NEWEST)
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def _in(*states: UpdateState) -> Callable[[DeviceBoot], bool]:
+    return lambda boot: boot.agent.progress.state in states
+
+
+def _said(boot: DeviceBoot, kind: str) -> bool:
+    return any(word.kind == kind for word in boot.around.hub.state.words)
+
+
+def _reach(boot: DeviceBoot, *, reachable: bool) -> None:
+    hub = boot.around.hub
+    hub.become(replace(hub.state, is_reachable=reachable))
+
+
+def _cut_off(boot: DeviceBoot) -> bool:
+    return not boot.around.hub.state.is_reachable
+
+
+def _serve_rollback(boot: DeviceBoot) -> None:
+    hub = boot.around.hub
+    hub.become(hub.state.serving(the_fleet().rollback(1)))
+
+
+OFFLINE_ROLLBACK = (
+    Rule(
+        "the line is cut",
+        lambda boot: _in(S.COMMITTED)(boot) and _said(boot, "UPDATED"),
+        partial(_reach, reachable=False),
+    ),
+    Rule(
+        "a local operator rolls back",
+        lambda boot: _in(S.COMMITTED)(boot) and _cut_off(boot),
+        lambda boot: boot.agent.ask_rollback("local operator: till frozen"),
+        again=True,
+    ),
+    Rule(
+        "the line is back",
+        lambda boot: _in(S.ROLLED_BACK)(boot) and _cut_off(boot),
+        partial(_reach, reachable=True),
+    ),
+)
+SIGNED_ROLLBACK = (
+    Rule("an operator rolls back", lambda boot: _in(S.COMMITTED)(boot) and _said(boot, "UPDATED"), _serve_rollback),
+)
+NO_SIGNOFF = (Rule("an operator rolls back", _in(S.AWAITING_SIGNOFF), _serve_rollback),)
+
+
+# --- an agent of another schema ---------------------------------------------------------------------------------------
+
+NewerProgress = make_dataclass(
+    "NewerProgress", [("mood", str, "confident")], bases=(Progress,), frozen=True, slots=True
+)
+NewerDocument = make_dataclass(
+    "NewerDocument",
+    [
+        ("progress", NewerProgress, field(default_factory=NewerProgress)),
+        ("weather", str, "fair"),
+        ("tides", dict[str, int], field(default_factory=lambda: {"noon": 3})),
+    ],
+    bases=(Document,),
+    frozen=True,
+    slots=True,
+)
+
+
+@contextmanager
+def newer_agent(version: str) -> Iterator[None]:
+    """While a new version runs, the agent writes fields that the old one does not know."""
+    if version == OLD:
+        yield
+        return
+    with patch("device.state.Document", NewerDocument):
+        yield
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+OLD_PAIR, NEW_PAIR, NEWEST_PAIR = ((version, CONFIG_OF[version]) for version in (OLD, NEW, NEWEST))
+UPDATED = ("UPDATED", "")
+BY_OPERATOR = ("ROLLED_BACK", "operator")
+BY_SCANNER = ("ROLLED_BACK", "peripheral:scanner")
+
+
+def _ends(*ends: tuple[tuple[str, str], tuple[tuple[str, str], ...]]) -> Expected:
+    return Expected(tuple((pair, words) for pair, words in ends))
+
+
+SCENARIOS = (
+    DeviceScenario(
+        "update",
+        "a full update: stage, arm, trial, commit",
+        before_the_first_order,
+        _ends((NEW_PAIR, (UPDATED,))),
+        ends_in=frozenset({S.COMMITTED}),
+    ),
+    DeviceScenario(
+        "rollback-in-trial",
+        "the new release lost a driver: the trial fails and the device goes back",
+        before_the_first_order,
+        _ends((OLD_PAIR, (BY_SCANNER,))),
+        without_scanner=frozenset({NEW}),
+        ends_in=frozenset({S.ROLLED_BACK}),
+    ),
+    DeviceScenario(
+        "offline-rollback",
+        "after the commit the line is cut and a local operator rolls back",
+        before_the_first_order,
+        _ends((OLD_PAIR, (UPDATED, BY_OPERATOR))),
+        OFFLINE_ROLLBACK,
+        ends_in=frozenset({S.ROLLED_BACK}),
+        until=lambda boot: not _cut_off(boot),
+    ),
+    DeviceScenario(
+        "operator-rollback",
+        "after the commit an operator's signed intent rolls back",
+        before_the_first_order,
+        _ends((OLD_PAIR, (UPDATED, BY_OPERATOR))),
+        SIGNED_ROLLBACK,
+        ends_in=frozenset({S.ROLLED_BACK, S.COMMITTED}),
+        until=lambda boot: "an operator rolls back" in boot.around.hub.state.done,
+    ),
+    DeviceScenario(
+        "second-update",
+        "after a rollback the next wave goes over the same slot",
+        after_a_rollback,
+        _ends((NEWEST_PAIR, (UPDATED,))),
+        without_scanner=frozenset({NEW}),
+        wave_id=THIRD,
+        ends_in=frozenset({S.COMMITTED}),
+    ),
+    DeviceScenario(
+        "supervised",
+        "a supervised trial fails and waits; nobody signs it off, an operator's intent ends it",
+        partial(before_the_first_order, offline_rollback=False),
+        _ends((OLD_PAIR, (BY_OPERATOR,)), (OLD_PAIR, (("ROLLED_BACK", "peripheral:scanner"),))),
+        NO_SIGNOFF,
+        without_scanner=frozenset({NEW}),
+        boots_per_attempt=4,
+        ends_in=frozenset({S.ROLLED_BACK}),
+    ),
+    DeviceScenario(
+        "rotation",
+        "a planned wave wants a younger certificate",
+        partial(before_the_first_order, state=WaveState.PLANNED, rotates=True),
+        _ends((OLD_PAIR, ())),
+        until=lambda boot: boot.around.hub.state.renewals > 0,
+    ),
+    DeviceScenario(
+        "config-only",
+        "an update of the config alone: no other slot, the same machine",
+        partial(before_the_first_order, firmware=False),
+        _ends(((OLD, CONFIG_OF[NEW]), (UPDATED,))),
+        ends_in=frozenset({S.COMMITTED}),
+    ),
+    DeviceScenario(
+        "schema-change",
+        "the newer agent writes fields that the older one does not know, then rolls back to it",
+        before_the_first_order,
+        _ends((OLD_PAIR, (BY_SCANNER,))),
+        without_scanner=frozenset({NEW}),
+        schema_changes=True,
+        ends_in=frozenset({S.ROLLED_BACK}),
+    ),
+)
