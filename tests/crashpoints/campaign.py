@@ -81,6 +81,7 @@ class Options:
     torn: int = 3
     double_of: int = 1
     torn_of: int = 1
+    ends_at_first_failure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,8 @@ def explore(tale: Tale[S], options: Options, told: Callable[[str], None] = lambd
         again = _Collector(tale, state.point, options, doubles, options.double_of) if options.double_of else None
         verdicts[key] = _verdict(tale, state.standing, again)
         _count(result, state, verdicts[key])
+        if result.failures and options.ends_at_first_failure:
+            return result
         told(f"{tale.name}: single cuts, {number} of {len(singles)} states")
     for number, (key, state) in enumerate(doubles.items(), 1):
         if key not in verdicts:
@@ -188,10 +191,11 @@ def explore(tale: Tale[S], options: Options, told: Callable[[str], None] = lambd
 
 
 def _verdict(tale: Tale[S], standing: S, watched: _Collector[S] | None) -> tuple[str, ...]:
+    problems = tale.judge(standing)
     try:
-        problems = tale.judge(standing) + tale.tell(standing, watched.look if watched is not None else None)
+        problems += tale.tell(standing, watched.look if watched is not None else None)
     except AssertionError as error:
-        return (f"{type(error).__name__}: {error}",)
+        problems.append(f"{type(error).__name__}: {error}")
     return tuple(problems)
 
 

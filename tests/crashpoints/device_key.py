@@ -51,8 +51,18 @@ def key_of(standing: Standing) -> str:
         lines.append((name, is_newest, incarnations.index(incarnation) if incarnation else -1, text))
     words = [(one.wave_id, one.attempt, one.sequence, one.kind, one.gate) for one in hub.words]
     wanted = sorted((one.key.type, one.key.name) for one in hub.wanted)
-    known = (cursors, words, hub.events, wanted, hub.granted, bool(hub.renewals), hub.is_reachable, hub.done)
-    what = json.dumps([sorted(map(str, lines)), known, standing.trial_boots])
+    known = (
+        cursors,
+        words,
+        hub.events,
+        wanted,
+        hub.granted,
+        bool(hub.renewals),
+        hub.is_reachable,
+        hub.garbled_reads,
+        hub.done,
+    )
+    what = json.dumps([sorted(map(str, lines)), known, standing.trial_boots, standing.reason.value])
     return hashlib.sha256(what.encode()).hexdigest()
 
 

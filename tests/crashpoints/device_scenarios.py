@@ -135,6 +135,12 @@ def _with_order(standing: Standing, wave_id: str, version: str, **order: Any) ->
     return Standing(standing.image, hub, standing.reason, 0, standing.elapsed_s)
 
 
+def before_a_garbled_download(backend: Backend) -> Standing:
+    """The first read of the image will bring other bytes than were signed."""
+    standing = before_the_first_order(backend)
+    return replace(standing, hub=replace(standing.hub, garbled_reads=1))
+
+
 def after_a_rollback(backend: Backend) -> Standing:
     """A first wave was rolled back and closed; a second waits, with a release that works."""
     bad = DeviceScenario(
@@ -244,6 +250,13 @@ SCENARIOS = (
         "update",
         "a full update: stage, arm, trial, commit",
         before_the_first_order,
+        _ends((NEW_PAIR, (UPDATED,))),
+        ends_in=frozenset({S.COMMITTED}),
+    ),
+    DeviceScenario(
+        "garbled-download",
+        "the image arrives with other bytes than were signed, and is fetched again",
+        before_a_garbled_download,
         _ends((NEW_PAIR, (UPDATED,))),
         ends_in=frozenset({S.COMMITTED}),
     ),

@@ -25,6 +25,7 @@ class DeviceTale:
     scenario: DeviceScenario
     backend: Backend
     log: list[str] = field(default_factory=list)
+    known: dict[str, Standing] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -38,7 +39,7 @@ class DeviceTale:
     def tell(self, standing: Standing, look: Look[Standing] | None) -> list[str]:
         """Run to rest and judge that."""
         self.log.clear()
-        rest = Story(self.scenario.world(self.backend), standing, look, self.log).tell()
+        rest = Story(self.scenario.world(self.backend), standing, look, self.log, self.known).tell()
         problems = self.judge(rest)
         return problems or self._oracle().judge_rest(
             rest.image, rest.hub.words, self.scenario.wave_id, self.scenario.expected

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from tests.crashpoints.fleet import DEVICE, HUB, Fleet, Served
+from tests.crashpoints.fleet import DEVICE, HUB, IMAGE_BYTES, Fleet, Served
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import LinkDownError
 from wavemesh.policy.document import policy_from_json
@@ -68,7 +68,9 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class HubState:
-    """All that the hub and those behind it know. ``done``: what an operator or control did in this scenario."""
+    """All that the hub and those behind it know. ``garbled_reads``: how many more reads of a blob bring wrong bytes;
+    ``done``: what an operator or control did in this scenario.
+    """
 
     wanted: tuple[Resource, ...] = ()
     counter: int = 0
@@ -78,6 +80,7 @@ class HubState:
     granted: tuple[tuple[str, int], ...] = ()
     renewals: int = 0
     is_reachable: bool = True
+    garbled_reads: int = 0
     done: tuple[str, ...] = ()
 
     def cursor(self, incarnation: str) -> int:
@@ -301,7 +304,10 @@ class SeamArtifacts:
         yield
 
     async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[memoryview, None]:
-        content = self._hub.fleet.blobs[digest.sha256]
+        content, state = self._hub.fleet.blobs[digest.sha256], self._hub.state
+        if state.garbled_reads and digest.size_bytes == IMAGE_BYTES:
+            self._hub.become(replace(state, garbled_reads=state.garbled_reads - 1))
+            content = content[::-1]
         for start in range(offset, len(content), _PIECE_BYTES):
             if not (self._hub.state.is_reachable and self._hub.is_on):
                 raise LinkDownError("the hub is out of reach")
