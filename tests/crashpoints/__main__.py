@@ -22,6 +22,7 @@ from device.config import Backend
 from tests.crashpoints.campaign import Options, replay
 from tests.crashpoints.components import COMPONENTS, run_scenario, tale_of, tales_of
 from tests.crashpoints.medium import lay_image
+from tests.crashpoints.published import shortfalls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,10 +59,24 @@ def run_all(arguments: argparse.Namespace, options: Options, table: TextIO) -> d
         "seed": options.seed,
         "torn_of": options.torn_of,
         "double_of": options.double_of,
+        "shortfalls": _shortfalls(rows, arguments, options),
         "wall_s": round(time.monotonic() - began_s, 1),
         "scenarios": {name: rows[name] for name in names},
         **surroundings(),
     }
+
+
+def _shortfalls(rows: dict[str, dict[str, Any]], arguments: argparse.Namespace, options: Options) -> list[str]:
+    """Where a complete run has fewer points than are published."""
+    if arguments.backend != Backend.SIMULATED.value or options.torn_of != 1:
+        return []
+    return [
+        shortfall
+        for name, row in rows.items()
+        for shortfall in shortfalls(
+            name, row["steps"], row["points"] - row["double"], row["double"] if options.double_of == 1 else None
+        )
+    ]
 
 
 def run_point(arguments: argparse.Namespace, options: Options, out: TextIO) -> int:
@@ -112,7 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(json.dumps(report) + "\n")
     elif arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return 0 if report["survived"] == report["points"] else 1
+    for shortfall in report["shortfalls"]:
+        table.write(f"{shortfall}\n")
+    return 0 if report["survived"] == report["points"] and not report["shortfalls"] else 1
 
 
 if __name__ == "__main__":
