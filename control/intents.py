@@ -2,8 +2,9 @@
 
 Rules:
 - The intent's id is the key: the same id with the same signed bytes is the same intent, with other bytes a conflict.
-- START, PAUSE, RESUME and HALT act on the wave here. ROLLBACK_DEVICE, PREFETCH and OVERRIDE_HOLD_AGE become urgent
-  ``intent`` resources for their stores or device, in the operator's own envelope, which they verify themselves.
+- START, PAUSE, RESUME and HALT act on the wave here. ROLLBACK_DEVICE, APPROVE_ROLLBACK, PREFETCH and
+  OVERRIDE_HOLD_AGE become urgent ``intent`` resources for their stores or device, in the operator's own envelope, which
+  they verify themselves.
 - An intent is APPLIED when it reached all it is for, as far as is known here (control/fleet.py), and QUEUED with
   ``waiting_for`` before. What is QUEUED stays published, so it happens when the tier returns; past its lifetime it is
   REFUSED as expired.
@@ -30,12 +31,11 @@ from control.rollout import name_of, region_of, store_of
 from control.waves import Applied, order_key
 from wavemesh.errors import ConflictError, NotFoundError, PeerError
 from wavemesh.identity.nodes import is_within
-from wavemesh.policy.gates import Gate
 from wavemesh.policy.reader import parse_policy
 from wavemesh.policy.windows import Window
-from wavemesh.queueing import place_in_queue, refuse_applied
+from wavemesh.queueing import place_in_queue, refuse_applied, why_done
 from wavemesh.session.frames import ResourceKey
-from wavemesh.trust.statements import IntentKind, UpdateState
+from wavemesh.trust.statements import IntentKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,9 @@ if TYPE_CHECKING:
 
 MAX_DETAIL = 1000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_NEEDS_REASON = frozenset({IntentKind.PAUSE_WAVE, IntentKind.HALT_WAVE, IntentKind.ROLLBACK_DEVICE})
+_NEEDS_REASON = frozenset(
+    {IntentKind.PAUSE_WAVE, IntentKind.HALT_WAVE, IntentKind.ROLLBACK_DEVICE, IntentKind.APPROVE_ROLLBACK}
+)
 _WAVE_KINDS = frozenset(
     {
         IntentKind.START_WAVE,
@@ -129,8 +131,9 @@ class Intents:
         else:
             self._check_prefetch(intent)
             waiting = self._receivers(intent, via)
-            if intent.kind is IntentKind.ROLLBACK_DEVICE and self._is_back(waiting[0]):
-                applied = Applied(f"{name_of(waiting[0])} is back on its previous slot already", duplicate=True)
+            done = why_done(intent, self._fleet.devices.get(waiting[0])) if intent.kind.is_for_device else ""
+            if done:
+                applied = Applied(done, duplicate=True)
                 waiting = ()
             else:
                 await self._publish(tx, row, waiting)
@@ -299,16 +302,11 @@ class Intents:
             Window.parse(intent.window)
 
     def _receivers(self, intent: OperatorIntent, via: str) -> tuple[str, ...]:
-        if intent.kind is IntentKind.ROLLBACK_DEVICE:
+        if intent.kind.is_for_device:
             return (self.find_device(intent.device, via),)
         if not intent.stores:
             return (via,) if via else tuple(sorted(self._fleet.stores))
         return tuple(sorted({self._find_store(name, via) for name in intent.stores}))
-
-    def _is_back(self, device_path: str) -> bool:
-        """Whether an operator's rollback is the last thing the device did."""
-        status = self._fleet.devices.get(device_path)
-        return status is not None and status.state is UpdateState.ROLLED_BACK and status.gate == Gate.OPERATOR.value
 
     def _find_store(self, name: str, via: str) -> str:
         paths = [path for path in self._fleet.stores if name in {path, name_of(path)}]
@@ -365,11 +363,13 @@ def _check(intent: OperatorIntent) -> None:
     problem = ""
     if not _ID.fullmatch(intent.intent_id):
         problem = "intent_id: use 1 to 64 letters, digits, '-' or '_'"
-    elif intent.kind in _WAVE_KINDS and not intent.wave_id:
+    elif intent.kind in {*_WAVE_KINDS, IntentKind.APPROVE_ROLLBACK} and not intent.wave_id:
         problem = "wave_id: missing"
+    elif intent.kind is IntentKind.APPROVE_ROLLBACK and not intent.attempt:
+        problem = "attempt: missing; an approval is about one attempt"
     elif intent.kind in _NEEDS_REASON and not intent.reason.strip():
         problem = "reason: missing; say why, it is kept in the audit"
-    elif intent.kind is IntentKind.ROLLBACK_DEVICE and not intent.device:
+    elif intent.kind.is_for_device and not intent.device:
         problem = "device: missing"
     elif intent.kind is IntentKind.PREFETCH and not intent.policy_yaml:
         problem = "policy_yaml: missing"

@@ -380,7 +380,7 @@ class OperatorApi(Lookups):
             after = await store.view(tx, intent.wave_id)
         record = self._queries.intent_message(row)
         effect = views.effect_message(before, after) if before and after else operator_pb2.IntentEffect()
-        if intent.kind is IntentKind.ROLLBACK_DEVICE:
+        if intent.kind.is_for_device:
             path = self._intents.find_device(intent.device)
             effect = operator_pb2.IntentEffect(devices=[path], device_count=1, stores=[store_of(path)])
         elif intent.kind is IntentKind.PREFETCH:

@@ -117,7 +117,8 @@ class Queries:
             msg = f"wave {request.wave_id} has no devices in a store {request.store!r}"
             raise NotFoundError(msg, wave=request.wave_id, store=request.store)
         devices = [device for path in stores for device in view.targets[path]]
-        return views.ledger_message(request.wave_id, devices, rows, view.outcomes, self._source)
+        heard = self._fleet.devices
+        return views.ledger_message(request.wave_id, devices, rows, view.outcomes, source=self._source, statuses=heard)
 
     async def devices(self, request: operator_pb2.ListDevicesRequest) -> operator_pb2.ListDevicesResponse:
         """A page of devices, by path; the token is the last path that was looked at."""

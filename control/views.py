@@ -10,6 +10,7 @@ from control.permits import waiting_for_certificate
 from control.rollout import region_of
 from control.waves import order_key
 from wavemesh.codec.statements import to_proto
+from wavemesh.listing import pending_entry
 from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.statements import OutcomeKind, WaveState
 from wavemesh.v1 import operator_pb2, report_pb2, rollout_pb2
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from wavemesh.outcomes import Counts
     from wavemesh.trust.metadata import TrustedMetadata
     from wavemesh.trust.releases import ReleaseManifest
-    from wavemesh.trust.statements import RevocationList
+    from wavemesh.trust.statements import DeviceStatus, RevocationList
 
 MAX_EFFECT_DEVICES = 1000
 _ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
@@ -120,7 +121,9 @@ def ledger_message(
     targets: Iterable[str],
     rows: Mapping[str, RowMapping],
     outcomes: Mapping[str, Outcome],
+    *,
     source: str,
+    statuses: Mapping[str, DeviceStatus],
 ) -> operator_pb2.GetLedgerResponse:
     """One entry a target, by path; those unheard are pending."""
     devices = sorted(targets)
@@ -134,7 +137,7 @@ def ledger_message(
         if device in rows:
             message.entries.append(entry_message(rows[device]))
         else:
-            message.entries.add(device=device, kind=report_pb2.OUTCOME_KIND_PENDING)
+            message.entries.append(pending_entry(device, wave_id, statuses.get(device)))
     return message
 
 

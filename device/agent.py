@@ -19,6 +19,7 @@ from device.levels import events_of
 from device.probes import peripheral_gates
 from device.progress import (
     Arm,
+    Asker,
     CommitBoot,
     CommitRead,
     Disarm,
@@ -32,11 +33,14 @@ from device.progress import (
     RecheckDue,
     Revert,
     RollbackAsked,
+    SignoffBegan,
     SignoffOverdue,
     Started,
     Step,
     Unobstructed,
 )
+from device.returning import read_back
+from device.signoff import remaining_s, why_no_rollback
 from device.staging import Staging
 from device.trial import Trial
 from device.update import ACTIVITY, Activity, advance
@@ -48,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from device.equipment import Equipment
-    from device.progress import Outcome, Progress, Target
+    from device.progress import Progress, Target
     from device.status import StatusReporter
 
 MAX_EVENTS = 256
@@ -84,9 +88,13 @@ class Agent:
         self._changed.set()
         self._wake.set()
 
-    def ask_rollback(self, evidence: str) -> None:
-        """A local operator wants the previous slot."""
-        self._post(None, RollbackAsked(evidence, self._equipment.boot_control.read()))
+    def ask_rollback(self, evidence: str) -> str:
+        """A local operator wants the previous slot; returns why nothing will come of it, empty if something will."""
+        asked = RollbackAsked(evidence, self._equipment.boot_control.read(), Asker.LOCAL)
+        refusal = why_no_rollback(self._progress, asked, self._equipment.node_id.name)
+        if not refusal:
+            self._post(None, asked)
+        return refusal
 
     async def run(self) -> None:
         """Derive the state from the boot, then work until cancelled."""
@@ -155,8 +163,8 @@ class Agent:
     async def _perform(self, effect: Effect) -> None:  # one case per effect
         equipment = self._equipment
         match effect:
-            case Persist(outcome):
-                await self._persist(outcome)
+            case Persist():
+                await self._persist(effect)
             case Arm(boot):
                 equipment.boot_control.arm(boot)
                 await equipment.power.step("armed")
@@ -166,17 +174,17 @@ class Agent:
             case KeepTrying():
                 equipment.boot_control.keep_trying(min(SIGNOFF_TRIES, MAX_TRIES))
             case CommitBoot():
-                await self._commit_boot()
+                await self._write_active(equipment.boot_control.commit)
             case Revert():
-                equipment.boot_control.revert()
+                await self._write_active(equipment.boot_control.revert)
             case Reboot():
                 equipment.log.note("reboots")
                 await equipment.power.reboot()
 
-    async def _persist(self, outcome: Outcome | None) -> None:
+    async def _persist(self, words: Persist) -> None:
         equipment = self._equipment
         try:
-            if equipment.store.persist(self._progress, outcome, equipment.record.boot_id, equipment.facts()):
+            if equipment.store.persist(self._progress, words, equipment.record.boot_id, equipment.facts()):
                 self._status.wake()
         except DiskFaultError as error:
             # A rollback never waits for the disk: the boot environment alone brings the old slot back.
@@ -186,10 +194,11 @@ class Agent:
         self._status.show(self._progress)
         await equipment.power.step(f"state:{self._progress.state.name}")
 
-    async def _commit_boot(self) -> None:
+    async def _write_active(self, write: Callable[[], None]) -> None:
+        """Make the running trial the active boot; what came of it is read back and looked at as an event."""
         control = self._equipment.boot_control
         try:
-            control.commit()
+            write()
         except (BootEnvironmentError, DiskFaultError) as error:
             self._equipment.log.fail(f"the commit was not written: {error}")
         await self._equipment.power.step("committed")
@@ -215,7 +224,9 @@ class Agent:
             self._activity = group.create_task(self._act(kind, self._generation, self._progress))
 
     async def _act(self, kind: Activity, generation: int, progress: Progress) -> None:
-        self._post(generation, await self._outcome_of(kind, generation, progress))
+        is_return = kind is Activity.READ_BACK
+        work = read_back(self._equipment, progress) if is_return else self._outcome_of(kind, generation, progress)
+        self._post(generation, await work)
 
     async def _outcome_of(self, kind: Activity, generation: int, progress: Progress) -> Event:
         equipment, target, timing = self._equipment, progress.target, self._equipment.config.timing
@@ -243,8 +254,14 @@ class Agent:
                 await equipment.power.step("trial")
                 return await Trial(equipment, target, progress).run()
             case _:
-                await asyncio.sleep(timing.signoff_maximum_s)
-                return SignoffOverdue()
+                return await self._count_signoff(generation, progress)
+
+    async def _count_signoff(self, generation: int, progress: Progress) -> Event:
+        now = self._equipment.clock.now()
+        if progress.awaiting_since is None:
+            self._post(generation, SignoffBegan(now))
+        await asyncio.sleep(remaining_s(progress, now, self._equipment.config.timing.signoff_maximum_s))
+        return SignoffOverdue()
 
     async def _until_flashable(self, target: Target) -> None:
         """Sensors are files and tell nobody when they change."""

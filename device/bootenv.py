@@ -16,7 +16,7 @@ A slot is good if and only if ``active`` or ``previous`` names it. Each transiti
     keep_trying  supervised mode: the trial stays bootable for some more tries
     disarm       no trial any more; ``active`` stays what it is
     commit       previous := active, active := trial, no trial
-    revert       active := previous
+    revert       a trial that was the way back of a rollback: active := trial, no previous, no trial
 
 No transition makes a slot active that was not on trial or good before. This module is shared by the agent and by the
 supervisor and imports nothing heavy.
@@ -125,11 +125,8 @@ class BootEnvironment:
         return replace(self, active=self._trial().boot, previous=self.active, trial=None)
 
     def revert(self) -> BootEnvironment:
-        """Go back to the last known good; raises BootEnvironmentError without one."""
-        if self.previous is None:
-            msg = "there is no previous good slot to go back to"
-            raise BootEnvironmentError(msg)
-        return replace(self, active=self.previous, previous=None, trial=None)
+        """The trial was a rollback: it becomes active, and nobody goes back to what was rolled away from."""
+        return replace(self, active=self._trial().boot, previous=None, trial=None)
 
     def _trial(self) -> Trial:
         if self.trial is None:

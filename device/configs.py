@@ -17,6 +17,7 @@ from device.slots.simulated import read_json
 from device.values import to_plain
 from wavemesh.errors import GateError
 from wavemesh.policy.gates import Gate
+from wavemesh.runtime.durable import disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping
@@ -93,6 +94,16 @@ class ConfigStore:
             self._disk.fsync_dir(self._directory)
         finally:
             self._known = None
+
+    async def is_intact(self, generation: int, worker: Worker) -> bool:
+        """Whether a generation's bundle is what its label says; raises DiskFaultError."""
+        label = self.label(generation)
+        return label is not None and await worker.run(self._sha256, generation) == label.sha256
+
+    def _sha256(self, generation: int) -> str:
+        bundle = self._directory / str(generation) / "bundle"
+        with disk_errors(bundle), bundle.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def forget(self, keep: set[int]) -> None:
         """Remove old generations beyond ``KEPT_GENERATIONS``, never one that a boot refers to."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from device.orders import Actionable, Done, Gone, Judgement, Refused, Stopped, judge
-from device.progress import Declined, Event, Halted, Ordered, Outcome, RollbackAsked, Step, Withdrawn
-from device.update import BEFORE_ARM, IN_SWAP, advance
+from device.progress import Declined, Event, Halted, Ordered, Outcome, RollbackAsked, SignedOff, Withdrawn
+from device.signoff import why_no_rollback, why_not_approved
+from device.update import BEFORE_ARM, IN_SWAP
 from wavemesh.errors import WavemeshError
 from wavemesh.trust.statements import INTENT_REFUSED, IntentKind, OutcomeKind, UpdateState
 
@@ -85,39 +86,43 @@ def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:
     """An operator who asks this device gets an answer: what is done ends in an outcome, all else in an event."""
     document, node_id = equipment.store.document, equipment.node_id
     for intent in equipment.sink.intents():
-        if intent.intent_id in document.intents or intent.kind is not IntentKind.ROLLBACK_DEVICE:
+        if intent.intent_id in document.intents or not intent.kind.is_for_device:
             continue
         if intent.device in {node_id.name, node_id.path}:
-            yield from _rollback(equipment, progress, intent)
+            yield from _asked_by(equipment, progress, intent)
         else:
             equipment.store.note_intent(intent.intent_id)
 
 
-def _rollback(equipment: Equipment, progress: Progress, intent: OperatorIntent) -> Iterator[Event]:
-    store, path = equipment.store, equipment.node_id.path
-    try:
-        asked = RollbackAsked(f"operator: {intent.reason}", equipment.boot_control.read())
-        refusal = _refusal(intent, progress, asked)
-    except WavemeshError as error:
-        refusal = f"the boot environment cannot be read: {error}"
-    if refusal:
-        equipment.log.fail(f"no rollback for intent {intent.intent_id}: {refusal}")
+def _asked_by(equipment: Equipment, progress: Progress, intent: OperatorIntent) -> Iterator[Event]:
+    """What an intent about this device comes to. The machine notes one that it acts on, in the same write."""
+    store = equipment.store
+    approves = intent.kind is IntentKind.APPROVE_ROLLBACK
+    asked, refusal = _approval(progress, intent) if approves else _rollback(equipment, progress, intent)
+    if refusal or asked is None:
+        equipment.log.fail(f"nothing comes of intent {intent.intent_id}: {refusal}")
         store.append_event(INTENT_REFUSED, "operator", intent.intent_id, refusal)
         store.note_intent(intent.intent_id)
         return
-    detail = f"rollback for intent {intent.intent_id} in state {progress.state.name}: {intent.reason}"
-    # Noted before it is done: an old intent must not undo what came after it.
-    store.note_intent(intent.intent_id)
-    store.append_event("intent-applied", "operator", path, detail)
+    what = intent.kind.name.lower().replace("_", " ")
+    detail = f"{what} for intent {intent.intent_id} in state {progress.state.name}: {intent.reason}"
+    store.append_event("intent-applied", "operator", equipment.node_id.path, detail)
     yield asked
 
 
-def _refusal(intent: OperatorIntent, progress: Progress, asked: RollbackAsked) -> str:
-    """Why nothing will come of the intent, empty if something will."""
+def _approval(progress: Progress, intent: OperatorIntent) -> tuple[Event, str]:
+    """The event of an approval, and why nothing will come of it."""
+    signed_off = SignedOff(f"signed off: {intent.reason} (intent {intent.intent_id})", intent.intent_id)
+    return signed_off, why_not_approved(progress, intent)
+
+
+def _rollback(equipment: Equipment, progress: Progress, intent: OperatorIntent) -> tuple[Event | None, str]:
+    """The event of a rollback, and why nothing will come of it."""
+    try:
+        environment = equipment.boot_control.read()
+    except WavemeshError as error:
+        return None, f"the boot environment cannot be read: {error}"
     if intent.wave_id and progress.wave_id and intent.wave_id != progress.wave_id:
-        return f"it is about wave {intent.wave_id}, the device is in wave {progress.wave_id}"
-    if progress.state is UpdateState.ROLLED_BACK:
-        return "the device has rolled back already"
-    if progress.state is not UpdateState.ROLLING_BACK and advance(progress, asked) == Step(progress):
-        return "there is no previous slot to go back to"
-    return ""
+        return None, f"it is about wave {intent.wave_id}, the device is in wave {progress.wave_id}"
+    asked = RollbackAsked(f"operator: {intent.reason}", environment, intent_id=intent.intent_id)
+    return asked, why_no_rollback(progress, asked, equipment.node_id.name)

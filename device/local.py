@@ -58,8 +58,8 @@ class LocalSocket:
             told = {"state": progress.state.name, "evidence": progress.evidence}
             return {**status, **told, "hub_refusal": self._status.hub_refusal}
         if verb == "rollback" and argument.strip():
-            self._agent.ask_rollback(f"local operator: {argument.strip()}")
-            return {"ok": True}
+            refusal = self._agent.ask_rollback(f"local operator: {argument.strip()}")
+            return {"ok": not refusal, "error": refusal}
         return {"ok": False, "error": "use 'status' or 'rollback REASON'"}
 
 

@@ -135,7 +135,7 @@ class BootControl(Protocol):
         ...
 
     def revert(self) -> None:
-        """The last known good is the active boot now."""
+        """The trial, which a rollback went back to, is the active boot now, and nothing is previous."""
         ...
 
 

@@ -6,6 +6,7 @@ carries the rules of the policy it came with, so that a trial and its rollback n
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  # device/values.py resolves the hints at run time
 from typing import TYPE_CHECKING
@@ -66,7 +67,11 @@ class Target:
 class Progress:
     """Where the machine is. ``attempt`` is the highest burned in the wave; ``gate`` decided or holds it up.
 
-    ``target`` is None when idle, and when the order was refused before there was anything to aim at.
+    ``target`` is None when idle, and when the order was refused before there was anything to aim at. ``return_to`` is
+    where a rollback after the commit goes, ``returns`` how often that was tried, ``intent_id`` the operator's word that
+    was acted on last. ``supervised`` tells that what runs was committed under supervision.
+
+    Here and in events, ``observed`` and ``required`` are what the gate found and wanted, where it compares anything.
     """
 
     state: UpdateState = UpdateState.IDLE
@@ -82,6 +87,21 @@ class Progress:
     trial_began_s: float = 0.0
     lease_id: str = ""
     permit_generation: int = 0
+    observed: str = ""
+    required: str = ""
+    returns: int = 0
+    intent_id: str = ""
+    supervised: bool = False
+    awaiting_since: datetime | None = None
+
+    @property
+    def leaves_signed_only(self) -> bool:
+        """Whether what runs is supervised, so that only a signed word makes the device leave it (D5)."""
+        target_runs = self.state in {UpdateState.TRIAL, UpdateState.COMMITTING, UpdateState.COMMITTED}
+        if target_runs and self.target is not None and self.target.rules.supervised:
+            return True
+        on_trial = self.state in {UpdateState.TRIAL, UpdateState.COMMITTING}
+        return self.supervised and not on_trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +129,8 @@ class Declined:
     burned: int
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +156,8 @@ class GateRefused:
 
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +166,8 @@ class Obstructed:
 
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +202,8 @@ class Unhealthy:
     gate: str
     evidence: str
     verdict: OutcomeKind
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +213,49 @@ class CommitRead:
     environment: BootEnvironment
 
 
+class Asker(enum.Enum):
+    """Who wants a rollback: an operator whose signature was verified, or whoever stands before the device."""
+
+    OPERATOR = "operator"
+    LOCAL = "local"
+
+
 @dataclass(frozen=True, slots=True)
 class RollbackAsked:
-    """An operator's verified intent, or the local socket, wants the previous slot."""
+    """Somebody wants the previous slot; ``intent_id`` is that of an operator's intent."""
 
     evidence: str
     environment: BootEnvironment
+    asker: Asker = Asker.OPERATOR
+    intent_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnVerified:
+    """What the rollback goes back to was read back, and is what its label says."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnRefused:
+    """What the rollback goes back to is not there, or not what its label says."""
+
+    evidence: str
+    environment: BootEnvironment
+
+
+@dataclass(frozen=True, slots=True)
+class SignedOff:
+    """An operator's verified intent approves the rollback of just this attempt."""
+
+    evidence: str
+    intent_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignoffBegan:
+    """The wait for a sign-off began; by the wall clock, because it outlasts boots."""
+
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +284,10 @@ Event = (
     | Unhealthy
     | CommitRead
     | RollbackAsked
+    | ReturnVerified
+    | ReturnRefused
+    | SignedOff
+    | SignoffBegan
     | SignoffOverdue
     | RecheckDue
 )
@@ -231,13 +300,26 @@ class Outcome:
     kind: OutcomeKind
     gate: str = ""
     evidence: str = ""
+    observed: str = ""
+    required: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something for control's audit that is no outcome; ``subject`` is the intent it answers, or empty."""
+
+    kind: str
+    gate: str
+    subject: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Make the new progress durable, together with the outcome it reports; a burned attempt is part of the progress."""
+    """Make the new progress durable, together with what it reports; a burned attempt is part of the progress."""
 
     outcome: Outcome | None = None
+    notice: Notice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +346,7 @@ class CommitBoot:
 
 @dataclass(frozen=True, slots=True)
 class Revert:
-    """Make the last known good the active boot."""
+    """Write that the slot the device went back to is the active boot, and read it back; answered with CommitRead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,10 @@ the persisted state that decides everything, whatever happened in between: an ag
 any two steps, a bootloader that fell back. The environment outranks the progress: TRIAL with the target active means
 committed. A state that a position does not name keeps still; where that would leave a trial unaccounted for, the
 position's default ends the trial.
+
+A rollback after the commit (ROLLING_BACK with ``return_to``) is a trial of the old slot: running there on trial, the
+agent makes it active; back on the slot it left, it starts over after a power cut, ``RETURN_TRIES`` times in all, and
+stays after anything else. A trial of what the environment names as previous is such a rollback even without a record.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ from dataclasses import replace
 from typing import Any
 
 from device.bootenv import Boot, ResetReason
-from device.progress import Disarm, KeepTrying, Outcome, Progress, Reboot, Revert, Started, Step
-from device.transitions import committed, roll_back, stay, to
-from wavemesh.trust.statements import OutcomeKind, UpdateState
+from device.progress import Disarm, KeepTrying, Notice, Outcome, Progress, Reboot, Revert, Started, Step
+from device.transitions import committed, fresh, roll_back, stay, stay_put, to
+from wavemesh.trust.statements import ROLLBACK_DONE, OutcomeKind, UpdateState
 
 S = UpdateState
+RETURN_TRIES = 3
 
 # Inconclusive gates after which the wave does not try again.
 _NO_RETRY = frozenset({"halted"})
@@ -69,57 +74,117 @@ def _go_on_waiting(progress: Progress, _event: Started) -> Step:
     return Step(progress, (KeepTrying(),))
 
 
-def _unknown_trial(progress: Progress, _event: Started) -> Step:
-    """A trial that the agent has no record of: its attempt cannot be accounted for, so it must not commit."""
+def _unknown_trial(progress: Progress, event: Started) -> Step:
+    """A trial that the agent has no record of: its attempt cannot be accounted for, so it must not commit.
+
+    Only a rollback tries the previous boot, and that one is good: it is made active although the disk kept no record.
+    """
+    if event.record.boot == event.environment.previous:
+        return to(
+            progress,
+            S.ROLLING_BACK,
+            Revert(),
+            gate="operator",
+            evidence="a rollback of which there is no record",
+            verdict=OutcomeKind.ROLLED_BACK,
+            return_to=event.record.boot,
+        )
     return roll_back(progress, "permit", "no record of the attempt that booted this slot", OutcomeKind.ROLLED_BACK)
 
 
-def _go_back_again(progress: Progress, _event: Started) -> Step:
+def _go_back_again(progress: Progress, event: Started) -> Step:
+    """Still on the trial that is left; or on the slot gone back to, and the agent that runs there is all it takes."""
+    if progress.return_to == event.record.boot:
+        return Step(progress, (Revert(),))
     return Step(progress, (Disarm(), Reboot()))
 
 
 def _fell_back(progress: Progress, event: Started) -> Step:
     """The board ended the trial: a proven power loss is inconclusive, anything else is the release's fault."""
-    trial = event.environment.trial
-    reason = event.record.reset_reason if trial is None or trial.ended_by is None else trial.ended_by
+    reason = _ended_by(event)
     if reason is ResetReason.POWER_LOSS:
         failed = replace(progress, verdict=OutcomeKind.INCONCLUSIVE, gate="power-loss")
     else:
         failed = replace(progress, verdict=OutcomeKind.ROLLED_BACK, gate="watchdog")
-    return _finish(replace(failed, evidence=f"the trial of attempt {progress.attempt} ended by {reason.value}"))
+    evidence = f"the trial of attempt {progress.attempt} ended by {reason.value}"
+    return finish(replace(failed, evidence=evidence, observed=f"reset: {reason.value}", required="a commit"))
+
+
+def _ended_by(event: Started) -> ResetReason:
+    trial = event.environment.trial
+    return event.record.reset_reason if trial is None or trial.ended_by is None else trial.ended_by
 
 
 def _back(progress: Progress, _event: Started) -> Step:
-    return _finish(progress)
+    return finish(progress)
 
 
-def _finish(progress: Progress) -> Step:
+def _fell_back_unsigned(progress: Progress, event: Started) -> Step:
+    """Nobody signed off, but the bootloader asks nobody either: the new slot does not boot any more."""
+    evidence = f"{progress.evidence}; the slot did not boot again ({_ended_by(event).value}) and fell back unsigned"
+    return finish(replace(progress, evidence=evidence))
+
+
+def finish(progress: Progress) -> Step:
     """Back on the old slot: report why, and try again if that proved nothing about the release."""
+    progress = replace(progress, return_to=None, returns=0, awaiting_since=None)
     if progress.target is None:
-        return to(Progress(), S.IDLE, Disarm())
+        notice = Notice(ROLLBACK_DONE, progress.gate, progress.intent_id, progress.evidence)
+        return to(fresh(progress), S.IDLE, Disarm(), notice=notice)
     verdict = OutcomeKind.ROLLED_BACK if progress.verdict is OutcomeKind.FAILED else progress.verdict
-    outcome = Outcome(verdict, progress.gate, progress.evidence)
+    outcome = Outcome(verdict, progress.gate, progress.evidence, progress.observed, progress.required)
     if verdict is OutcomeKind.INCONCLUSIVE and progress.gate not in _NO_RETRY:
-        return to(progress, S.STAGING, Disarm(), verdict=verdict, return_to=None, outcome=outcome)
+        return to(progress, S.STAGING, Disarm(), verdict=verdict, outcome=outcome)
     return to(
         progress,
         S.ROLLED_BACK,
         Disarm(),
         gate=progress.gate,
         evidence=progress.evidence,
+        observed=progress.observed,
+        required=progress.required,
         verdict=verdict,
-        return_to=None,
         outcome=outcome,
     )
 
 
 def _settled_while_returning(progress: Progress, event: Started) -> Step:
-    """ROLLING_BACK with nothing on trial: back already, or the revert after a commit is still to be written."""
-    if progress.return_to is not None and event.record.boot != progress.return_to:
-        if event.environment.previous != progress.return_to:
-            return to(progress, S.COMMITTED, return_to=None, verdict=OutcomeKind.UPDATED)
-        return Step(progress, (Revert(), Reboot()))
-    return _finish(progress)
+    """ROLLING_BACK with nothing on trial: back already, or a power cut came before the old slot was on trial."""
+    if progress.return_to in {None, event.record.boot}:
+        return finish(progress)
+    return _return_once_more(progress, event, "did not become the active slot")
+
+
+def _fell_back_while_returning(progress: Progress, event: Started) -> Step:
+    """The old slot did not reach the agent: only a proven power loss is worth another try."""
+    if progress.return_to is None:
+        return finish(progress)
+    reason = _ended_by(event)
+    if reason is ResetReason.POWER_LOSS:
+        return _return_once_more(progress, event, "lost power each time")
+    why = f"slot {progress.return_to.slot.value} did not reach the agent ({reason.value}); it falls back by itself"
+    return stay_put(progress, event.environment.active, why)
+
+
+def _return_once_more(progress: Progress, event: Started, what: str) -> Step:
+    """The activity of ROLLING_BACK starts over, unless that was tried often enough."""
+    if progress.return_to is None or progress.returns < RETURN_TRIES:
+        return Step(progress, (Disarm(),))
+    why = f"slot {progress.return_to.slot.value} was tried {progress.returns} times and {what}"
+    return stay_put(progress, event.environment.active, why)
+
+
+def _reset_or_back(progress: Progress, _event: Started) -> Step:
+    """Try-once is set and was not used: for a rollback after the commit only the reset is missing."""
+    return finish(progress) if progress.return_to is None else Step(progress, (Reboot(),))
+
+
+def _went_back(progress: Progress, event: Started) -> Step:
+    """COMMITTED, but the environment went back since: a rollback whose record the disk did not take."""
+    if progress.target is None or event.environment.active == progress.target.boot:
+        return Step(progress)
+    evidence = "the boot environment went back; there is no record of who asked"
+    return finish(replace(progress, gate="operator", evidence=evidence, verdict=OutcomeKind.ROLLED_BACK))
 
 
 def _settled_after_trial(progress: Progress, event: Started) -> Step:
@@ -169,6 +234,7 @@ STARTS: Mapping[Position, Mapping[UpdateState, Rule]] = {
         S.ARMED: _settled_while_armed,
         S.TRIAL: _settled_after_trial,
         S.COMMITTING: _settled_after_trial,
+        S.COMMITTED: _went_back,
         S.AWAITING_SIGNOFF: _back,
         S.ROLLING_BACK: _settled_while_returning,
     },
@@ -186,15 +252,15 @@ STARTS: Mapping[Position, Mapping[UpdateState, Rule]] = {
         S.ARMED: _fell_back,
         S.TRIAL: _fell_back,
         S.COMMITTING: _fell_back,
-        S.AWAITING_SIGNOFF: _back,
-        S.ROLLING_BACK: _back,
+        S.AWAITING_SIGNOFF: _fell_back_unsigned,
+        S.ROLLING_BACK: _fell_back_while_returning,
     },
     Position.NOT_TRIED: {
         S.STAGING: _disarm_and_restage,
         S.PAUSED: _disarm_and_restage,
         S.VERIFIED: _disarm_and_restage,
         S.ARMED: _disarm_and_restage,
-        S.ROLLING_BACK: _back,
+        S.ROLLING_BACK: _reset_or_back,
     },
     Position.STRAY: {},
 }

@@ -12,7 +12,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from device.progress import Outcome, Progress
+from device.progress import Outcome, Persist, Progress
 from device.state import MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
 from device.steps import Said
 from wavemesh.codec.statements import decode, encode
@@ -119,15 +119,22 @@ class DeviceStore:
 
     # --- progress and outcomes ---------------------------------------------------------------------------------------
 
-    def persist(self, progress: Progress, outcome: Outcome | None, boot_id: str, facts: Facts) -> bool:
-        """Make progress, burn and outcome durable in one change; returns whether a report was appended."""
-        document = replace(self.document, progress=progress)
+    def persist(self, progress: Progress, words: Persist, boot_id: str, facts: Facts) -> bool:
+        """Make progress, burn, the intent acted on and what is reported durable in one change.
+
+        Returns whether a report was appended.
+        """
+        outcome, notice = words.outcome, words.notice
+        document = _with_intent(replace(self.document, progress=progress), progress.intent_id)
         if progress.state is UpdateState.ARMED:
             record = document.waves.get(progress.wave_id, WaveRecord())
             burned = replace(record, burned=max(record.burned, progress.attempt))
             document = _with_wave(document, progress.wave_id, burned)
         if outcome is not None and progress.wave_id:
             document = self._with_outcome(document, progress, outcome, boot_id, facts)
+        if notice is not None:
+            event = self._event(progress.wave_id, notice.kind, notice.gate, notice.subject, notice.detail)
+            document = self._with_report(document, event)
         if progress.state is UpdateState.COMMITTED and progress.target is not None and progress.target.rollback_floor:
             document = replace(document, rollback_floor=progress.target.rollback_floor)
         grew = len(document.reports) > len(self.document.reports)
@@ -146,17 +153,8 @@ class DeviceStore:
 
     def append_event(self, kind: str, gate: str, subject: str, detail: str) -> None:
         """Report something for control's audit."""
-        report = EventReport(
-            event_id=secrets.token_hex(16),
-            node=self._credentials.node_id.path,
-            kind=kind,
-            gate=gate,
-            wave_id=self.document.progress.wave_id,
-            subject=subject,
-            detail=_bounded(detail),
-            at=self._clock.now(),
-        )
-        self._commit(self._with_report(self.document, StoredReport("event", encode(report))))
+        event = self._event(self.document.progress.wave_id, kind, gate, subject, detail)
+        self._commit(self._with_report(self.document, event))
 
     def burned(self, wave_id: str) -> int:
         """Attempts burned in a wave."""
@@ -212,7 +210,7 @@ class DeviceStore:
 
     def note_intent(self, intent_id: str) -> None:
         """Remember an intent that was carried out."""
-        self._commit(replace(self.document, intents=(*self.document.intents, intent_id)[-MAX_INTENTS:]))
+        self._commit(_with_intent(self.document, intent_id))
 
     def note_logs_uploaded(self, through: int) -> None:
         """Remember which log lines the hub has."""
@@ -284,6 +282,19 @@ class DeviceStore:
         body = encode(OutcomeReport((envelope,)))
         return self._with_report(_with_wave(document, progress.wave_id, said), StoredReport("outcome", body))
 
+    def _event(self, wave_id: str, kind: str, gate: str, subject: str, detail: str) -> StoredReport:
+        report = EventReport(
+            event_id=secrets.token_hex(16),
+            node=self._credentials.node_id.path,
+            kind=kind,
+            gate=gate,
+            wave_id=wave_id,
+            subject=subject,
+            detail=_bounded(detail),
+            at=self._clock.now(),
+        )
+        return StoredReport("event", encode(report))
+
     def _with_report(self, document: Document, report: StoredReport) -> Document:
         return replace(document, reports=(*document.reports, report))
 
@@ -313,6 +324,12 @@ def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document
         # Control closes waves; a device that never hears of it keeps the newest.
         waves = dict(list(waves.items())[-MAX_WAVES:])
     return replace(document, waves=waves)
+
+
+def _with_intent(document: Document, intent_id: str) -> Document:
+    if not intent_id or intent_id in document.intents:
+        return document
+    return replace(document, intents=(*document.intents, intent_id)[-MAX_INTENTS:])
 
 
 def _bounded(text: str) -> str:

@@ -8,12 +8,16 @@ first and acts afterwards, and every act is safe to repeat, so a power cut betwe
     COMMITTING ─CommitRead→ COMMITTED
     STAGING ⇄ PAUSED; anything before ARMED ─GateRefused→ REFUSED ─RecheckDue→ PREFLIGHT (transient gates only)
     ARMED, TRIAL, COMMITTING ─any failure→ ROLLING_BACK ─(reboot)→ ROLLED_BACK, or STAGING again if inconclusive
-    supervised: TRIAL ─failure→ AWAITING_SIGNOFF, left only by a signed intent or by a slot that cannot boot
+    COMMITTED ─RollbackAsked→ ROLLING_BACK ─ReturnVerified→ (try-once of the old slot) ─CommitRead→ ROLLED_BACK
+                              ROLLING_BACK ─ReturnRefused, or the old slot fell back→ COMMITTED
+    supervised: TRIAL ─failure→ AWAITING_SIGNOFF, left only by SignedOff or by a slot that cannot boot
 
 Rules. An attempt is burned (persisted as ARMED with its number) before try-once is set; try-once and the reboot are the
-last two acts. A rollback is reported only from the slot it returned to, with the one gate that caused it. What happens
-while the machine is in a state is decided by the state alone (``ACTIVITY``); the shell stops one activity before it
-begins the next. Every (state, event) and every (state, position) has an entry: ``stay`` where nothing shall happen.
+last two acts. A rollback is reported only from the slot it returned to, with the one gate that caused it. One after the
+commit is a trial itself: the old slot is read back, tried once, and made active by the agent that runs there; should it
+not get that far, the bootloader returns to the slot that was left. What happens while the machine is in a state is
+decided by the state alone (``ACTIVITY``); the shell stops one activity before it begins the next. Every (state, event)
+and every (state, position) has an entry: ``stay`` where nothing shall happen.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any
 
 from device.progress import (
     Arm,
+    Asker,
     Cleared,
     CommitBoot,
     CommitRead,
@@ -43,8 +48,11 @@ from device.progress import (
     Progress,
     Reboot,
     RecheckDue,
-    Revert,
+    ReturnRefused,
+    ReturnVerified,
     RollbackAsked,
+    SignedOff,
+    SignoffBegan,
     SignoffOverdue,
     Staged,
     Started,
@@ -53,8 +61,8 @@ from device.progress import (
     Unobstructed,
     Withdrawn,
 )
-from device.recovery import start
-from device.transitions import committed, roll_back, stay, to
+from device.recovery import finish, start
+from device.transitions import committed, fresh, roll_back, stay, stay_put, to
 from wavemesh.policy.gates import parse_gate
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
@@ -71,6 +79,7 @@ class Activity(enum.Enum):
     CLEAR = "clear"
     TRIAL = "trial"
     COUNT_SIGNOFF = "count-signoff"
+    READ_BACK = "read-back"
     RECHECK = "recheck"
 
 
@@ -84,7 +93,7 @@ ACTIVITY: Mapping[UpdateState, Activity] = {
     S.TRIAL: Activity.TRIAL,
     S.COMMITTING: Activity.NOTHING,
     S.COMMITTED: Activity.NOTHING,
-    S.ROLLING_BACK: Activity.NOTHING,
+    S.ROLLING_BACK: Activity.READ_BACK,
     S.ROLLED_BACK: Activity.NOTHING,
     S.AWAITING_SIGNOFF: Activity.COUNT_SIGNOFF,
     S.REFUSED: Activity.RECHECK,
@@ -116,8 +125,10 @@ def _reconsider(progress: Progress, event: Ordered) -> Step:
 
 def _accept(progress: Progress, event: Ordered) -> Step:
     """Take up a wave; the one that just ended is not taken up again (the shell offers only unfinished waves)."""
-    fresh = Progress(wave_id=event.target.wave_id, target=event.target, attempt=event.burned)
-    return to(fresh, S.PREFLIGHT) if event.target != progress.target else Step(progress)
+    if event.target == progress.target:
+        return Step(progress)
+    taken_up = fresh(progress, wave_id=event.target.wave_id, target=event.target, attempt=event.burned)
+    return to(taken_up, S.PREFLIGHT)
 
 
 def _renew(progress: Progress, event: Ordered) -> Step:
@@ -129,8 +140,8 @@ def _renew(progress: Progress, event: Ordered) -> Step:
     return Step(replace(progress, target=event.target), (Persist(),))
 
 
-def _drop(_progress: Progress, _event: Event) -> Step:
-    return to(Progress(), S.IDLE)
+def _drop(progress: Progress, _event: Event) -> Step:
+    return to(fresh(progress), S.IDLE)
 
 
 def _pass(progress: Progress, _event: GatesPassed) -> Step:
@@ -144,8 +155,10 @@ def _refuse(progress: Progress, event: GateRefused) -> Step:
         S.REFUSED,
         gate=event.gate,
         evidence=event.evidence,
+        observed=event.observed,
+        required=event.required,
         verdict=OutcomeKind.REFUSED,
-        outcome=Outcome(OutcomeKind.REFUSED, event.gate, event.evidence),
+        outcome=Outcome(OutcomeKind.REFUSED, event.gate, event.evidence, event.observed, event.required),
     )
 
 
@@ -154,23 +167,38 @@ def _decline(progress: Progress, event: Declined) -> Step:
     if progress.state is S.REFUSED and (progress.wave_id, progress.gate) == (event.wave_id, event.gate):
         return Step(progress)
     if event.wave_id != progress.wave_id:
-        progress = Progress(wave_id=event.wave_id, attempt=event.burned)
-    return _refuse(progress, GateRefused(event.gate, event.evidence))
+        progress = fresh(progress, wave_id=event.wave_id, attempt=event.burned)
+    return _refuse(progress, GateRefused(event.gate, event.evidence, event.observed, event.required))
 
 
 def _halt_before_arm(progress: Progress, event: Halted) -> Step:
     if progress.state is S.REFUSED and not is_transient(progress.gate):
         return Step(progress)
-    return _refuse(progress, GateRefused("halted", event.evidence))
+    return _refuse(progress, GateRefused("halted", event.evidence, "halted", "running"))
 
 
 def _pause_writing(progress: Progress, event: Obstructed) -> Step:
-    return to(progress, S.PAUSED, gate=event.gate, evidence=event.evidence)
+    return to(
+        progress,
+        S.PAUSED,
+        gate=event.gate,
+        evidence=event.evidence,
+        observed=event.observed,
+        required=event.required,
+    )
 
 
 def _note_obstacle(progress: Progress, event: Obstructed) -> Step:
     """VERIFIED and PAUSED stay what they are; the gate is shown, nothing durable depends on it."""
-    return Step(replace(progress, gate=event.gate, evidence=event.evidence))
+    return Step(
+        replace(
+            progress,
+            gate=event.gate,
+            evidence=event.evidence,
+            observed=event.observed,
+            required=event.required,
+        )
+    )
 
 
 def _resume_writing(progress: Progress, _event: Unobstructed) -> Step:
@@ -178,7 +206,7 @@ def _resume_writing(progress: Progress, _event: Unobstructed) -> Step:
 
 
 def _clear_obstacle(progress: Progress, _event: Unobstructed) -> Step:
-    return Step(replace(progress, gate="", evidence=""))
+    return Step(replace(progress, gate="", evidence="", observed="", required=""))
 
 
 def _verified(progress: Progress, _event: Staged) -> Step:
@@ -221,20 +249,27 @@ def _fail(progress: Progress, event: Unhealthy) -> Step:
             KeepTrying(),
             gate=event.gate,
             evidence=event.evidence,
+            observed=event.observed,
+            required=event.required,
             verdict=event.verdict,
+            awaiting_since=None,
         )
-    return roll_back(progress, event.gate, event.evidence, event.verdict)
+    compared = {"observed": event.observed, "required": event.required}
+    return roll_back(progress, event.gate, event.evidence, event.verdict, **compared)
 
 
 def _halt_trial(progress: Progress, event: Halted) -> Step:
-    return _fail(progress, Unhealthy("halted", event.evidence, OutcomeKind.INCONCLUSIVE))
+    return _fail(progress, Unhealthy("halted", event.evidence, OutcomeKind.INCONCLUSIVE, "halted", "running"))
 
 
 def _operator_from_trial(progress: Progress, event: RollbackAsked) -> Step:
+    if _lacks_signature(progress, event):
+        return Step(progress)
     target = progress.target
     if target is not None and event.environment.active == target.boot:
         return _operator_after_commit(progress, event)
-    return roll_back(progress, "operator", event.evidence, OutcomeKind.ROLLED_BACK)
+    asked = replace(progress, intent_id=event.intent_id)
+    return roll_back(asked, "operator", event.evidence, OutcomeKind.ROLLED_BACK)
 
 
 def _operator_before_arm(progress: Progress, event: RollbackAsked) -> Step:
@@ -247,24 +282,68 @@ def _operator_before_arm(progress: Progress, event: RollbackAsked) -> Step:
         gate="operator",
         evidence=evidence,
         verdict=OutcomeKind.ROLLED_BACK,
+        intent_id=event.intent_id,
         outcome=Outcome(OutcomeKind.ROLLED_BACK, "operator", evidence),
     )
 
 
 def _operator_after_commit(progress: Progress, event: RollbackAsked) -> Step:
+    """What is gone back to is read back first: nothing but that has been done when this is durable."""
     previous = event.environment.previous
-    if previous is None:
+    if previous is None or _lacks_signature(progress, event):
         return Step(progress)
     return to(
         progress,
         S.ROLLING_BACK,
-        Revert(),
-        Reboot(),
         gate="operator",
         evidence=event.evidence,
         verdict=OutcomeKind.ROLLED_BACK,
         return_to=previous,
+        returns=0,
+        intent_id=event.intent_id,
     )
+
+
+def _lacks_signature(progress: Progress, event: RollbackAsked) -> bool:
+    return event.asker is Asker.LOCAL and progress.leaves_signed_only
+
+
+def _try_return(progress: Progress, _event: ReturnVerified) -> Step:
+    """Count the try, try once, reboot."""
+    if progress.return_to is None:
+        return Step(progress)
+    return to(
+        progress,
+        S.ROLLING_BACK,
+        Arm(progress.return_to),
+        Reboot(),
+        gate=progress.gate,
+        evidence=progress.evidence,
+        returns=progress.returns + 1,
+    )
+
+
+def _refuse_return(progress: Progress, event: ReturnRefused) -> Step:
+    return stay_put(progress, event.environment.active, event.evidence)
+
+
+def _confirm_return(progress: Progress, event: CommitRead) -> Step:
+    """ROLLED_BACK only if the environment says so; else leave the slot again, as a commit that did not take."""
+    if event.environment.active == progress.return_to:
+        return finish(progress)
+    return Step(progress, (Disarm(), Reboot()))
+
+
+def _sign_off(progress: Progress, event: SignedOff) -> Step:
+    """A human agreed: the trial ends by the gate that failed it."""
+    overdue = progress.verdict is OutcomeKind.FAILED
+    verdict = OutcomeKind.ROLLED_BACK if overdue else progress.verdict
+    signed = replace(progress, intent_id=event.intent_id)
+    return roll_back(signed, progress.gate, f"{progress.evidence}; {event.evidence}", verdict)
+
+
+def _note_wait(progress: Progress, event: SignoffBegan) -> Step:
+    return Step(replace(progress, awaiting_since=event.at), (Persist(),))
 
 
 def _overdue(progress: Progress, _event: SignoffOverdue) -> Step:
@@ -276,8 +355,10 @@ def _overdue(progress: Progress, _event: SignoffOverdue) -> Step:
         S.AWAITING_SIGNOFF,
         gate=progress.gate,
         evidence=progress.evidence,
+        observed=progress.observed,
+        required=progress.required,
         verdict=OutcomeKind.FAILED,
-        outcome=Outcome(OutcomeKind.FAILED, progress.gate, progress.evidence),
+        outcome=Outcome(OutcomeKind.FAILED, progress.gate, progress.evidence, progress.observed, progress.required),
     )
 
 
@@ -350,9 +431,9 @@ TRANSITIONS: Mapping[UpdateState, Mapping[type, Rule]] = _table(
         },
         S.COMMITTING: {CommitRead: _confirm, RollbackAsked: _operator_from_trial},
         S.COMMITTED: {**_ENDED, RollbackAsked: _operator_after_commit},
-        S.ROLLING_BACK: {},
+        S.ROLLING_BACK: {ReturnVerified: _try_return, ReturnRefused: _refuse_return, CommitRead: _confirm_return},
         S.ROLLED_BACK: _ENDED,
-        S.AWAITING_SIGNOFF: {SignoffOverdue: _overdue, RollbackAsked: _operator_from_trial},
+        S.AWAITING_SIGNOFF: {SignedOff: _sign_off, SignoffBegan: _note_wait, SignoffOverdue: _overdue},
         S.REFUSED: {
             **_ENDED,
             Ordered: _reconsider,

@@ -168,6 +168,18 @@ def devices_table(devices: Sequence[Mapping[str, Any]]) -> Table:
     return Table("", columns, rows, ("class", "slot", "wave", "connected"))
 
 
+def signoff_lines(device: Mapping[str, Any]) -> list[str]:
+    """What a device that waits for a sign-off waits for, and what to type."""
+    status = device["status"] or {}
+    if status.get("state") != "awaiting_signoff":
+        return []
+    name, wave = device["path"].rsplit("/", 1)[-1], status["wave_id"]
+    return [
+        f"supervised: attempt {status['attempt']} of wave {wave} failed at {status['gate']} and waits for a sign-off:",
+        f"  edgectl device approve-rollback --id {name} --wave {wave} --reason WHY",
+    ]
+
+
 def hubs_table(hubs: Sequence[Mapping[str, Any]]) -> Table:
     """One row a hub."""
     rows = [

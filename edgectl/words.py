@@ -67,7 +67,7 @@ DEVICE_STATES: Mapping[str, str] = {
     "committed": "The new slot is the one that boots.",
     "rolling_back": "Going back to the previous slot.",
     "rolled_back": "Back on the previous slot.",
-    "awaiting_signoff": "Supervised: waits for a signed sign-off.",
+    "awaiting_signoff": "Supervised: the trial failed; waits for `edgectl device approve-rollback`.",
     "refused": "A gate refused.",
 }
 PERMIT_STATES: Mapping[str, str] = {

@@ -1,7 +1,8 @@
 """What operators want, and what becomes of it at this hub.
 
 What lowers risk is done at once, WAN or no WAN, and told to control: a pause or halt is in force here from the moment
-it is durable; a rollback goes to its device as soon as a slot is free; a prefetch is queued for the cache. What raises
+it is durable; a rollback goes to its device as soon as a slot is free, the approval of one at once, for its device is
+inside a swap already; a prefetch is queued for the cache. What raises
 risk (start, resume, override) is queued for control, because a hub sees one store and control sees the fleet.
 
 Everything is idempotent twice over: by the intent's id for ever, and by effect while the effect is in force.
@@ -23,12 +24,11 @@ from storehub.standing import PauseEffect, PauseHere
 from wavemesh.codec.statements import encode
 from wavemesh.errors import BusyError, ConflictError, ForbiddenError, NotFoundError, PeerError
 from wavemesh.identity.nodes import BadNodeIdError, NodeId
-from wavemesh.policy.gates import Gate
 from wavemesh.policy.reader import parse_policy
 from wavemesh.policy.windows import Window
-from wavemesh.queueing import refuse_applied
+from wavemesh.queueing import refuse_applied, why_done
 from wavemesh.session.frames import Report
-from wavemesh.trust.statements import IntentKind, IntentReport, UpdateState, WaveState
+from wavemesh.trust.statements import IntentKind, IntentReport, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,8 +44,10 @@ MAX_QUEUED = 1000
 MAX_DETAIL = 1000
 HANDED = "handed to control"
 _HANDED_ON = frozenset({IntentKind.START_WAVE, IntentKind.RESUME_WAVE})
-_NEEDS_REASON = frozenset({IntentKind.PAUSE_WAVE, IntentKind.HALT_WAVE, IntentKind.ROLLBACK_DEVICE})
-_NEEDS_WAVE = frozenset({IntentKind.START_WAVE, IntentKind.PAUSE_WAVE, IntentKind.RESUME_WAVE, IntentKind.HALT_WAVE})
+_NEEDS_REASON = frozenset(
+    {IntentKind.PAUSE_WAVE, IntentKind.HALT_WAVE, IntentKind.ROLLBACK_DEVICE, IntentKind.APPROVE_ROLLBACK}
+)
+_ABOUT_WAVE = frozenset({IntentKind.START_WAVE, IntentKind.PAUSE_WAVE, IntentKind.RESUME_WAVE, IntentKind.HALT_WAVE})
 
 
 class AskControlError(ConflictError):
@@ -171,7 +173,7 @@ class Intents:
     def _acted_on(self, record: IntentRecord) -> str:
         """Who has acted on an intent, as far as is known here; empty when nobody has."""
         intent = record.intent
-        if intent.kind is IntentKind.ROLLBACK_DEVICE and record.counter:
+        if intent.kind.is_for_device and record.counter:
             return "the device was told"
         if _is_open(record):
             return ""
@@ -197,8 +199,12 @@ class Intents:
         if intent.kind in _NEEDS_REASON and not intent.reason:
             msg = f"{intent.kind.name} needs a reason"
             raise ConflictError(msg)
-        if intent.kind in _NEEDS_WAVE and not intent.wave_id:
+        approves = intent.kind is IntentKind.APPROVE_ROLLBACK
+        if (approves or intent.kind in _ABOUT_WAVE) and not intent.wave_id:
             msg = f"{intent.kind.name} needs a wave"
+            raise ConflictError(msg)
+        if approves and not intent.attempt:
+            msg = f"{intent.kind.name} needs the attempt that it is about"
             raise ConflictError(msg)
         queued = sum(record.disposition is Disposition.QUEUED for record in self._hub.store.intents.values())
         if queued >= MAX_QUEUED:
@@ -230,18 +236,12 @@ class Intents:
                 why = f"the wave was started: it is {order.state.name}"
             case IntentKind.RESUME_WAVE if order is not None and not halted and not is_paused:
                 why = f"no pause of {origin} is in force"
-            case IntentKind.ROLLBACK_DEVICE if self._is_back(intent):
-                why = "the device is back on its previous slot already"
+            case IntentKind.ROLLBACK_DEVICE | IntentKind.APPROVE_ROLLBACK:
+                known = hub.store.devices.get(self._device(intent))
+                why = why_done(intent, known.status if known is not None else None)
             case IntentKind.PREFETCH if (wanted := self._wanted(intent)) and all(map(hub.is_cached, wanted)):
                 why = "all of it is cached and verified already"
         return why
-
-    def _is_back(self, intent: OperatorIntent) -> bool:
-        """Whether an operator's rollback is the last thing the device did; raises NotFoundError, AskControlError."""
-        known = self._hub.store.devices.get(self._device(intent))
-        if known is None:
-            return False
-        return known.status.state is UpdateState.ROLLED_BACK and known.status.gate == Gate.OPERATOR.value
 
     def _is_halted(self, wave_id: str) -> bool:
         order = self._hub.belief.orders.get(wave_id)
@@ -252,7 +252,7 @@ class Intents:
         """Do what may be done here, and pass the intent on to control."""
         intent = held.intent
         wave = self._hub.store.waves.get(intent.wave_id)
-        if intent.kind in _NEEDS_WAVE and wave is not None and wave.closed_state is not None:
+        if intent.kind in _ABOUT_WAVE and wave is not None and wave.closed_state is not None:
             return self._record(held, Disposition.REFUSED, f"wave {intent.wave_id} is {wave.closed_state.name}")
         if intent.kind is IntentKind.RESUME_WAVE and self._is_halted(intent.wave_id):
             return self._record(held, Disposition.REFUSED, "a halt is for ever: plan a new wave")
@@ -260,9 +260,10 @@ class Intents:
             case IntentKind.PAUSE_WAVE | IntentKind.HALT_WAVE:
                 await self._pause(tx, held)
                 record = self._record(held, Disposition.APPLIED, "in force at this hub", (CONTROL,))
-            case IntentKind.ROLLBACK_DEVICE:
-                path = self._device(intent)
-                record = self._record(held, Disposition.QUEUED, "waits for a swap slot and the device", (path,))
+            case IntentKind.ROLLBACK_DEVICE | IntentKind.APPROVE_ROLLBACK:
+                path, paced = self._device(intent), intent.kind is IntentKind.ROLLBACK_DEVICE
+                detail = "waits for a swap slot and the device" if paced else "waits for the device"
+                record = self._record(held, Disposition.QUEUED, detail, (path,))
                 record = replace(record, device_path=path)
             case IntentKind.PREFETCH:
                 record = self._prefetch(held)
@@ -339,7 +340,7 @@ class Intents:
         match intent.kind:
             case IntentKind.PAUSE_WAVE | IntentKind.HALT_WAVE:
                 await self._pause(tx, held)
-            case IntentKind.ROLLBACK_DEVICE:
+            case IntentKind.ROLLBACK_DEVICE | IntentKind.APPROVE_ROLLBACK:
                 try:
                     path = self._device(intent)
                 except (NotFoundError, AskControlError):
@@ -449,4 +450,5 @@ def _is_open(record: IntentRecord) -> bool:
 def _effect(intent: OperatorIntent, operator: str) -> tuple[object, ...]:
     """What an intent would change; equal effects that both wait are one wish."""
     who = operator if intent.kind is IntentKind.RESUME_WAVE else ""
-    return (intent.kind, intent.wave_id, intent.device.rsplit("/", 1)[-1], intent.policy_yaml, intent.window, who)
+    device = (intent.device.rsplit("/", 1)[-1], intent.attempt)
+    return (intent.kind, intent.wave_id, device, intent.policy_yaml, intent.window, who)

@@ -126,7 +126,7 @@ class Listings:
     def effect(self, record: IntentRecord, *, duplicate: bool) -> operator_pb2.IntentEffect:
         """What an intent does here at once; what is queued for control does nothing before control decides."""
         hub, kind = self._hub, record.intent.kind
-        if kind is IntentKind.ROLLBACK_DEVICE:
+        if kind.is_for_device:
             devices = [record.device_path] if record.device_path else []
             return operator_pb2.IntentEffect(devices=devices, device_count=len(devices), stores=[hub.path])
         if kind is IntentKind.PREFETCH:

@@ -188,14 +188,17 @@ class Scheduler:
         waiting = (
             record
             for record in self._hub.store.intents.values()
-            if record.intent.kind is IntentKind.ROLLBACK_DEVICE
+            if record.intent.kind.is_for_device
             and record.disposition is Disposition.QUEUED
             and not record.counter
             and record.intent.intent_id not in relayed
             and record.device_path
         )
         ordered = sorted(waiting, key=lambda record: (record.received_at, record.intent.intent_id))
-        return tuple(RollbackWish(r.intent.intent_id, r.device_path, r.intent.wave_id) for r in ordered)
+        return tuple(
+            RollbackWish(r.intent_id, r.device_path, r.intent.wave_id, r.intent.kind is IntentKind.APPROVE_ROLLBACK)
+            for r in ordered
+        )
 
     # -- acting -----------------------------------------------------------------------------------------------------
 

@@ -26,14 +26,18 @@ from storehub.swaps import IN_SWAP, SlotUse
 from wavemesh.codec.statements import MalformedStatementError, decode, encode
 from wavemesh.errors import BusyError, ForbiddenError, GateError, PeerError
 from wavemesh.identity.nodes import is_for
+from wavemesh.policy.gates import Gate
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.statements import (
     INTENT_REFUSED,
+    ROLLBACK_DONE,
+    ROLLBACK_FAILED,
     DeviceOutcome,
     DeviceStatus,
     EventReport,
     IntentKind,
+    OutcomeKind,
     OutcomeReport,
     SnapshotReport,
 )
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.session.frames import Hello, Rejection, Report, StatusEntry
-    from wavemesh.trust.statements import Envelope, WaveOrder
+    from wavemesh.trust.statements import Envelope, OperatorIntent, WaveOrder
 
 _LOG = logging.getLogger(__name__)
 _FOR_ALL = frozenset({"tuf", "holds", "revocations", "closed"})
@@ -184,18 +188,27 @@ class DeviceRegistry:
                 if event.node != child.path:
                     raise MalformedStatementError(f"event of {event.node} reported by {child.path}")
                 await self._hub.report(tx, report)
-                if event.kind == INTENT_REFUSED:
+                if event.kind in {INTENT_REFUSED, ROLLBACK_FAILED}:
                     await self._refuse_intent(tx, child, event.subject, event.detail)
+                if event.kind == ROLLBACK_DONE:
+                    await self._finish(tx, child, event.subject)
             case _:
                 raise MalformedStatementError(f"reports of kind {report.kind!r} are not known here")
 
     async def _refuse_intent(self, tx: Transaction, child: NodeId, intent_id: str, reason: str) -> None:
         """The device says that nothing will come of an intent: it is answered, and its slot is free."""
+        await self._settle(tx, child, intent_id, Disposition.REFUSED, f"refused by the device: {reason}")
+
+    async def _finish(self, tx: Transaction, child: NodeId, intent_id: str) -> None:
+        """The device says that a rollback was done of which there is no outcome."""
+        await self._settle(tx, child, intent_id, Disposition.APPLIED, "the device rolled back")
+
+    async def _settle(self, tx: Transaction, child: NodeId, intent_id: str, end: Disposition, detail: str) -> None:
         store = self._hub.store
         record, slot = store.intents.get(intent_id), store.slots.get(child.path)
         if record is None or record.device_path != child.path or record.disposition is not Disposition.QUEUED:
             return
-        await store.change_intent(tx, intent_id, Disposition.REFUSED, f"refused by the device: {reason}")
+        await store.change_intent(tx, intent_id, end, detail)
         if slot is not None and slot.intent_id == intent_id:
             await store.end_slot(tx, child.path)
         tx.on_commit(lambda: self._hub.changed(child.path))
@@ -208,14 +221,13 @@ class DeviceRegistry:
             if await hub.store.merge(tx, entry):
                 await hub.report_outcomes(tx, envelope)
                 await hub.tracing.merged(tx, outcome, signer.path)
-            if outcome.gate == "operator":
-                await self._finish_rollbacks(tx, child)
+            await self._finish_rollbacks(tx, child, outcome)
 
-    async def _finish_rollbacks(self, tx: Transaction, child: NodeId) -> None:
-        """The device says that an operator's rollback was done."""
+    async def _finish_rollbacks(self, tx: Transaction, child: NodeId, outcome: DeviceOutcome) -> None:
+        """The device says that an operator's rollback was done, or the one that an operator approved."""
         for intent_id, record in self._hub.store.intents.items():
             is_open = record.disposition is Disposition.QUEUED and record.counter
-            if is_open and record.device_path == child.path and record.intent.kind is IntentKind.ROLLBACK_DEVICE:
+            if is_open and record.device_path == child.path and _answers(outcome, record.intent):
                 await self._hub.store.change_intent(tx, intent_id, Disposition.APPLIED, "the device rolled back")
 
     async def status(self, child: NodeId, entries: Sequence[StatusEntry]) -> None:
@@ -278,6 +290,14 @@ class DeviceRegistry:
 
 def _durable_part(status: DeviceStatus) -> tuple[object, ...]:
     return (status.state, status.wave_id, status.attempt, status.gate, status.slot, status.firmware_sha256)
+
+
+def _answers(outcome: DeviceOutcome, intent: OperatorIntent) -> bool:
+    """Whether an outcome of its device tells that the intent was done."""
+    if intent.kind is not IntentKind.APPROVE_ROLLBACK:
+        return intent.kind is IntentKind.ROLLBACK_DEVICE and outcome.gate == Gate.OPERATOR.value
+    left = outcome.kind in {OutcomeKind.ROLLED_BACK, OutcomeKind.INCONCLUSIVE}
+    return left and (outcome.wave_id, outcome.attempt) == (intent.wave_id, intent.attempt)
 
 
 def _last_known_good(old: DeviceRecord | None, status: DeviceStatus) -> str:

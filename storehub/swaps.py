@@ -17,7 +17,7 @@ A *slot* is one device's place inside a swap, from the grant of its lease to its
    is → SILENT; nobody heard → UNKNOWN, which turns SILENT when a witness appears. A witness must have been connected
    for ``witness_s``, so that the first device to return after an outage does not convict the others.
 6. Inferred outcomes take a sequence that any later word of the device ties or beats, and a device's word wins ties.
-7. Rollbacks an operator asked for go before grants, and within the same limit.
+7. Rollbacks an operator asked for go before grants, and within the same limit; a sign-off waits for nothing.
 """
 
 from __future__ import annotations
@@ -149,11 +149,15 @@ class WaveView:
 
 @dataclass(frozen=True, slots=True)
 class RollbackWish:
-    """A device rollback an operator asked for and the device has not been told of yet."""
+    """A device rollback an operator asked for and the device has not been told of yet.
+
+    A sign-off is for a device that is inside a swap already, however long ago its slot ran out.
+    """
 
     intent_id: str
     device: str
     wave_id: str
+    is_signoff: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +339,7 @@ def _relay(view: HubView, occupied: set[str]) -> tuple[tuple[RollbackWish, Slot]
     for wish in view.rollbacks:
         if not _is_connected(view, wish.device):
             continue
-        if wish.device not in taken and len(taken) >= _limit(view):
+        if not wish.is_signoff and wish.device not in taken and len(taken) >= _limit(view):
             continue
         taken.add(wish.device)
         slot = Slot(wish.device, wish.wave_id, SlotUse.ROLLBACK, 0, view.now, until, until)

@@ -14,6 +14,7 @@ from storehub.standing import Standing
 from wavemesh import __version__
 from wavemesh.codec.statements import to_proto
 from wavemesh.identity.nodes import NodeId
+from wavemesh.listing import pending_entry
 from wavemesh.queueing import place_in_queue
 from wavemesh.trust.holds import find_hold
 from wavemesh.trust.statements import HubStatus, LocalPause, OutcomeKind, WaveState
@@ -119,7 +120,8 @@ class Views:
         summary = self.summary(order)
         entries = []
         for path in sorted(hub.device_path(name) for name in order.devices):
-            pending = operator_pb2.LedgerEntry(device=path, kind=report_pb2.OUTCOME_KIND_PENDING)
+            heard = hub.store.devices.get(path)
+            pending = pending_entry(path, order.wave_id, heard.status if heard is not None else None)
             entries.append(ledger_entry(known[path]) if path in known else pending)
         return operator_pb2.GetLedgerResponse(
             wave_id=order.wave_id,

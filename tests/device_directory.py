@@ -122,6 +122,13 @@ class DeviceDirectory:
     def lose_scanner_on(self, slot: str) -> None:
         self.script("lsusb", f'[ "$WAVEMESH_SLOT" = {slot} ] || echo "Bar Code scanner"')
 
+    def rot(self, slot: str) -> None:
+        """One bit of a slot flips."""
+        with (self.path / "slots" / f"{slot}.img").open("r+b") as image:
+            first = image.read(1)[0]
+            image.seek(0)
+            image.write(bytes([first ^ 1]))
+
     def slot_sha256(self, slot: str) -> str:
         return hashlib.sha256((self.path / "slots" / f"{slot}.img").read_bytes()).hexdigest()
 

@@ -44,6 +44,7 @@ from wavemesh.trust.statements import (
     DeviceStatus,
     Digest,
     Envelope,
+    EventReport,
     HealthAck,
     HealthPing,
     HealthPingAnswer,
@@ -58,6 +59,9 @@ from wavemesh.trust.statements import (
     OutcomeReport,
     Pause,
     Permit,
+    Revocation,
+    RevocationList,
+    RevocationReach,
     SnapshotReport,
     UpdateState,
     WaveClosed,
@@ -222,12 +226,29 @@ class HubStandIn:
     def pause(self, generation: int) -> None:
         self.order(WaveState.PAUSED, generation, pauses=(Pause("operator:alice", "test"),))
 
-    def roll_back(self, reason: str) -> None:
-        intent = OperatorIntent(
-            secrets.token_hex(16), IntentKind.ROLLBACK_DEVICE, datetime.now(UTC), device=DEVICE.name, reason=reason
+    def roll_back(self, reason: str) -> str:
+        return self._intend(IntentKind.ROLLBACK_DEVICE, reason=reason)
+
+    def approve(self, attempt: int = 1, **changes: Any) -> str:
+        """An operator signs off the rollback of an attempt; returns the intent's id."""
+        return self._intend(
+            IntentKind.APPROVE_ROLLBACK, **{"wave_id": WAVE, "reason": "ok", **changes}, attempt=attempt
         )
-        envelope = sign_as_node(intent, self.credentials("operator/alice"))
+
+    def _intend(self, kind: IntentKind, operator: str = "alice", **changes: Any) -> str:
+        intent = OperatorIntent(
+            **{"intent_id": secrets.token_hex(16), "device": DEVICE.name, **changes},
+            kind=kind,
+            issued_at=datetime.now(UTC),
+        )
+        envelope = sign_as_node(intent, self.credentials(f"operator/{operator}"))
         self.serve("intent", intent.intent_id, encode_statement(envelope))
+        return intent.intent_id
+
+    def revoke(self, path: str) -> None:
+        """Control takes a certificate back."""
+        taken = Revocation(path, RevocationReach.NODE, datetime.now(UTC), "stolen")
+        self._serve_signed("revocations", "fleet", RevocationList(1, (taken,), datetime.now(UTC)))
 
     def close_wave(self) -> None:
         self._serve_signed("closed", WAVE, WaveClosed(WAVE, WaveState.CLOSED, datetime.now(UTC)))
@@ -376,6 +397,15 @@ class HubStandIn:
             elif report.kind == "snapshot":
                 found.extend(_outcome(envelope) for envelope in decode_statement(SnapshotReport, report.body).outcomes)
         return found
+
+    def events(self) -> list[EventReport]:
+        """Every event reported, in order."""
+        return [decode_statement(EventReport, report.body) for report in self.reports if report.kind == "event"]
+
+    def answer_to(self, intent_id: str) -> str:
+        """Why nothing came of an intent, empty as long as the device did not say so."""
+        found = [event for event in self.events() if event.subject == intent_id]
+        return found[0].detail if found else ""
 
     def words(self) -> list[tuple[str, str, int]]:
         """(kind, gate, attempt) of every outcome."""

@@ -1,4 +1,4 @@
-"""What lists are narrowed to: filters of operator.proto on the messages that tiers answer with. Pure.
+"""What lists show: filters of operator.proto on messages that tiers answer with, and lines without an outcome. Pure.
 
 Rules: an empty filter is no filter, several of one request must all hold, several values of one filter are
 alternatives. A name stands for its path's last segment, a path for itself.
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wavemesh.trust.statements import UpdateState
+from wavemesh.v1 import operator_pb2, report_pb2
+
 if TYPE_CHECKING:
-    from wavemesh.v1 import operator_pb2
+    from wavemesh.trust.statements import DeviceStatus
 
 MAX_ALTERNATIVES = 16
 
@@ -48,3 +51,13 @@ def is_wanted_intent(record: operator_pb2.IntentRecord, request: operator_pb2.Li
         )
         and (not request.HasField("since") or record.received_at.ToNanoseconds() >= request.since.ToNanoseconds())
     )
+
+
+def pending_entry(device: str, wave_id: str, status: DeviceStatus | None) -> operator_pb2.LedgerEntry:
+    """The ledger's line of a device without an outcome; one that waits for a sign-off says so, and why."""
+    entry = operator_pb2.LedgerEntry(device=device, kind=report_pb2.OUTCOME_KIND_PENDING)
+    if status is not None and status.state is UpdateState.AWAITING_SIGNOFF and status.wave_id == wave_id:
+        entry.gate, entry.attempt, entry.slot = status.gate, status.attempt, status.slot
+        entry.firmware_sha256, entry.firmware_version = status.firmware_sha256, status.firmware_version
+        entry.evidence = "supervised: the trial failed and waits for `edgectl device approve-rollback`"
+    return entry

@@ -6,6 +6,7 @@ Rules:
 - An intent can be taken back while nobody has acted on it, by any operator: whoever is on call must be able to, and the
   audit names who did. It then never happens. Pauses and halts act at once, so taking back never lifts a protection.
 - What was acted on is not undone by taking its intent back; the opposite intent does that, where there is one.
+- What a device has done already is not asked of it again, whoever asks.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from wavemesh.errors import ConflictError
-from wavemesh.trust.statements import IntentKind
+from wavemesh.policy.gates import Gate
+from wavemesh.trust.statements import IntentKind, UpdateState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
+
+    from wavemesh.trust.statements import DeviceStatus, OperatorIntent
 
 
 class IntentAppliedError(ConflictError):
@@ -48,6 +52,7 @@ _INSTEAD: Mapping[IntentKind, str] = {
     IntentKind.RESUME_WAVE: "`edgectl wave pause --wave {wave} --reason WHY` pauses it again",
     IntentKind.HALT_WAVE: "a halt is for ever: plan a new wave with `edgectl wave plan`",
     IntentKind.ROLLBACK_DEVICE: "the device has it: a new wave updates it again",
+    IntentKind.APPROVE_ROLLBACK: "the device has it: a new wave updates it again",
     IntentKind.PREFETCH: "what is cached is evicted when it is not needed any more",
     IntentKind.OVERRIDE_HOLD_AGE: "bring the store's WAN back: a fresh hold list ends the override",
 }
@@ -59,6 +64,19 @@ def place_in_queue(one: Waiting, others: Iterable[Waiting]) -> int:
         return 0
     first, rank = one.waiting_for[0], (one.received_at, one.intent_id)
     return 1 + sum(first in other.waiting_for and (other.received_at, other.intent_id) < rank for other in others)
+
+
+def why_done(intent: OperatorIntent, status: DeviceStatus | None) -> str:
+    """Why there is nothing to do for an intent about one device, by its last status; empty when there may be."""
+    if status is None:
+        return ""
+    name, is_back = status.device.rsplit("/", 1)[-1], status.state is UpdateState.ROLLED_BACK
+    if intent.kind is IntentKind.ROLLBACK_DEVICE and is_back and status.gate == Gate.OPERATOR.value:
+        return f"{name} is back on its previous slot already"
+    about = (intent.wave_id, intent.attempt)
+    if intent.kind is IntentKind.APPROVE_ROLLBACK and is_back and about == (status.wave_id, status.attempt):
+        return f"{name} rolled attempt {status.attempt} back already"
+    return ""
 
 
 def refuse_applied(intent_id: str, kind: IntentKind, wave_id: str, what: str) -> IntentAppliedError:

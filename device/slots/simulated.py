@@ -114,7 +114,7 @@ class SimulatedBootControl:
         self._change(lambda environment: environment.commit())
 
     def revert(self) -> None:
-        """The last known good is the active boot now."""
+        """The trial, which a rollback went back to, is the active boot now, and nothing is previous."""
         self._change(lambda environment: environment.revert())
 
     def _change(self, transition: Callable[[BootEnvironment], BootEnvironment]) -> None:

@@ -1,8 +1,8 @@
-"""``edgectl device``: see devices, their logs, roll one back."""
+"""``edgectl device``: see devices, their logs, roll one back, sign off the rollback of a supervised one."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,11 @@ from edgectl.completing import device_names, store_names, wave_ids
 from edgectl.effects import YesOption, confirm, preview
 from edgectl.framework import DEFAULT_LIMIT, DryRunOption, LimitOption, Session, command
 from edgectl.intents import IntentIdOption, ReasonOption, new_intent_id, now, submit
-from edgectl.tables import devices_table, ledger_parts
+from edgectl.tables import devices_table, ledger_parts, place, signoff_lines
 
 app = typer.Typer(help="One device or all of them.", no_args_is_help=True)
+
+_SIGNED_OFF = frozenset({"awaiting_signoff", "rolling_back", "rolled_back"})
 
 DeviceOption = Annotated[
     str,
@@ -48,6 +50,63 @@ def rollback(
         return
     confirm(session, intent, yes)
     submit(session, intent)
+
+
+@command(app, "approve-rollback")
+def approve_rollback(
+    session: Session,
+    *,
+    device: DeviceOption,
+    wave: Annotated[str, typer.Option("--wave", help="The wave whose trial failed.", autocompletion=wave_ids)],
+    reason: ReasonOption,
+    attempt: Annotated[
+        int, typer.Option("--attempt", min=1, help="The attempt that failed.", show_default="the one that waits")
+    ] = 0,
+    intent_id: IntentIdOption = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+) -> None:
+    """Sign off the rollback of a supervised device. Its trial failed, and it runs on until somebody signs."""
+    from wavemesh.trust.statements import IntentKind, OperatorIntent
+
+    intent = OperatorIntent(
+        new_intent_id(intent_id),
+        IntentKind.APPROVE_ROLLBACK,
+        now(),
+        wave_id=wave,
+        device=device,
+        reason=reason,
+        attempt=attempt or _waiting_attempt(session, device, wave),
+    )
+    if dry_run:
+        preview(session, intent)
+        return
+    confirm(session, intent, yes)
+    submit(session, intent)
+
+
+def _waiting_attempt(session: Session, device: str, wave: str) -> int:
+    """The attempt of a device that waits for a sign-off, or was signed off; raises ConflictError for any other."""
+    from wavemesh.errors import ConflictError
+
+    data = _device(session, device)
+    status = data["status"] or {"state": "never heard", "wave_id": "", "attempt": 0}
+    if status["wave_id"] != wave or status["state"] not in _SIGNED_OFF:
+        in_wave = f" in wave {status['wave_id']}" if status["wave_id"] else ""
+        msg = (
+            f"{place(data['path'])} does not wait for a sign-off in wave {wave}: here it is known as"
+            f" {status['state']}{in_wave}; --attempt N approves an attempt that was not heard of yet"
+        )
+        raise ConflictError(msg, device=data["path"], wave=wave)
+    return int(status["attempt"])
+
+
+def _device(session: Session, device: str) -> dict[str, Any]:
+    from edgectl.plain import plain
+    from wavemesh.v1.operator_pb2 import GetDeviceRequest
+
+    request = GetDeviceRequest(device=device)
+    return plain(session.ask(lambda stub: stub.GetDevice(request, timeout=CALL_TIMEOUT_S)).device)
 
 
 @command(app, "list")
@@ -95,15 +154,12 @@ def list_devices(
 @command(app, "show")
 def show(session: Session, *, device: DeviceOption) -> None:
     """Show one device. Status, labels, outcomes."""
-    from edgectl.plain import plain
-    from wavemesh.v1.operator_pb2 import GetDeviceRequest
-
-    request = GetDeviceRequest(device=device)
-    data = plain(session.ask(lambda stub: stub.GetDevice(request, timeout=CALL_TIMEOUT_S)).device)
+    data = _device(session, device)
     labels = ", ".join(f"{key}={value}" for key, value in data["labels"].items()) or "none"
     outcomes = {"entries": data["outcomes"], "gates": {}, "counts": None, "wave_id": "", "source": ""}
     table = ledger_parts(outcomes)[1]
-    session.show(data, devices_table([data]), f"labels: {labels}", *([table] if data["outcomes"] else []))
+    more = [table] if data["outcomes"] else []
+    session.show(data, devices_table([data]), f"labels: {labels}", *signoff_lines(data), *more)
 
 
 @command(app, "logs")
@@ -133,11 +189,8 @@ def logs(
 
 def _hub_of(session: Session, device: str) -> Session:
     """Whom to ask about what only the device's hub knows."""
-    from wavemesh.v1.operator_pb2 import GetDeviceRequest
-
     hubs = session.hubs()
     if hubs == [session]:
         return session
-    request = GetDeviceRequest(device=device)
-    path = session.ask(lambda stub: stub.GetDevice(request, timeout=CALL_TIMEOUT_S)).device.path
+    path = _device(session, device)["path"]
     return next((hub for hub in hubs if path.startswith(hub.context.node.path + "/")), session)

@@ -245,6 +245,27 @@ async def test_a_device_that_is_back_already_is_not_rolled_back_again(world: Wor
             assert (await stub.SubmitIntent(wish)).duplicate is is_back
 
 
+async def test_an_approval_names_its_attempt(world: World) -> None:
+    """D5: it is handed to the device in the operator's own envelope, unless that attempt is rolled back already."""
+    async with started(world) as (stub, region):
+        region.device(DEVICES[-1], UpdateState.AWAITING_SIGNOFF, gate="peripheral:scanner", wave_id="142", attempt=1)
+        await until_shown(stub, DEVICES[-1], UpdateState.AWAITING_SIGNOFF.value, "peripheral:scanner")
+        ledger = await stub.GetLedger(operator_pb2.GetLedgerRequest(wave_id="142"))
+        assert [entry.gate for entry in ledger.entries if entry.device == DEVICES[-1]] == ["peripheral:scanner"]
+        about = {"device": "pos-17", "reason": "seen on site", "wave_id": "142"}
+        with pytest.raises(grpc.aio.AioRpcError, match="attempt: missing"):
+            await stub.SubmitIntent(intent(world, IntentKind.APPROVE_ROLLBACK, "ok-0", **about))
+        assert not (
+            await stub.SubmitIntent(intent(world, IntentKind.APPROVE_ROLLBACK, "ok-1", attempt=1, **about))
+        ).duplicate
+        await until(lambda: region.names("intent") == ["ok-1"], region.sink)
+        region.device(DEVICES[-1], UpdateState.ROLLED_BACK, gate="peripheral:scanner", wave_id="142", attempt=1)
+        await until_shown(stub, DEVICES[-1], UpdateState.ROLLED_BACK.value, "peripheral:scanner")
+        assert (
+            await stub.SubmitIntent(intent(world, IntentKind.APPROVE_ROLLBACK, "ok-2", attempt=1, **about))
+        ).duplicate
+
+
 async def until_shown(stub: OperatorServiceAsyncStub, path: str, state: int, gate: str) -> None:
     async with asyncio.timeout(10):
         while True:

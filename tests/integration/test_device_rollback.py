@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from device.bootenv import SlotName
-from tests.device_directory import NEW_VERSION, DeviceDirectory
+from tests.device_directory import NEW_VERSION, OLD_VERSION, DeviceDirectory
 from tests.device_kit import HubStandIn
-from wavemesh.codec.statements import decode
-from wavemesh.trust.statements import INTENT_REFUSED, EventReport, UpdateState, WaveState
+from wavemesh.session.frames import ResourceKey
+from wavemesh.trust.statements import INTENT_REFUSED, ROLLBACK_FAILED, UpdateState, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,6 +157,59 @@ async def test_operator_rolls_back_after_commit(device: DeviceDirectory, hub: Hu
     assert_back_on_a(device)
 
 
+async def committed(device: DeviceDirectory, hub: HubStandIn) -> None:
+    hub.order()
+    device.configure(hub.port)
+    device.start()
+    await hub.until_state(UpdateState.COMMITTED)
+    await hub.until(lambda: bool(hub.outcomes()))
+
+
+async def test_a_rotten_old_slot_is_not_gone_back_to(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """D5, D9: the old slot is read back first; one that changed while unused is not booted, and the operator hears."""
+    async with hub.serving():
+        await committed(device, hub)
+        device.rot("A")
+        intent_id = hub.roll_back("scanner driver missing")
+        await hub.until(lambda: bool(hub.answer_to(intent_id)))
+        await hub.until_state(UpdateState.COMMITTED)
+    assert hub.events()[-1].kind == ROLLBACK_FAILED
+    assert hub.answer_to(intent_id).startswith("slot A reads back SHA-256")
+    assert hub.words() == [("UPDATED", "", 1)]
+    assert [slot for slot, _ in device.boots()] == ["A", "B"]
+    environment = device.environment()
+    assert (environment.active.slot, environment.trial) == (SlotName.B, None)
+
+
+async def test_an_old_slot_that_does_not_boot_falls_back(device: DeviceDirectory, hub: HubStandIn) -> None:
+    """D5, D9: the way back is a trial as well; the bootloader returns to the new slot, which says why."""
+    async with hub.serving():
+        await committed(device, hub)
+        device.write("hardware/unbootable", f"{OLD_VERSION}\n")
+        intent_id = hub.roll_back("scanner driver missing")
+        await hub.until(lambda: bool(hub.answer_to(intent_id)))
+        await hub.until_state(UpdateState.COMMITTED)
+    assert hub.answer_to(intent_id) == "slot A did not reach the agent (watchdog); it falls back by itself"
+    assert device.boots()[1:] == [("B", "reboot"), ("A", "reboot"), ("B", "watchdog")]
+    assert hub.words() == [("UPDATED", "", 1)]
+
+
+@pytest.mark.parametrize("step", ["state:ROLLING_BACK", "armed", "committed", "state:ROLLED_BACK"])
+async def test_power_cuts_on_the_way_back(device: DeviceDirectory, hub: HubStandIn, step: str) -> None:
+    """D9: wherever the power fails, the rollback is done once, on a complete image."""
+    async with hub.serving():
+        await committed(device, hub)
+        await device.tell(f"power-cut-at {step}")
+        intent_id = hub.roll_back("scanner driver missing")
+        await hub.until(lambda: len(hub.outcomes()) == 2)
+        await hub.until_state(UpdateState.ROLLED_BACK)
+    assert hub.words() == [("UPDATED", "", 1), ("ROLLED_BACK", "operator", 1)]
+    assert not hub.answer_to(intent_id), "the intent was carried out twice"
+    assert "power-loss" in {reason for _, reason in device.boots()}
+    assert_back_on_a(device)
+    assert device.environment().previous is None
+
+
 async def test_a_rollback_with_nowhere_to_go_is_answered(device: DeviceDirectory, hub: HubStandIn) -> None:
     """Without a previous slot the operator, and the hub that paces rollbacks, learn that nothing will come of it."""
     async with hub.serving():
@@ -164,8 +217,8 @@ async def test_a_rollback_with_nowhere_to_go_is_answered(device: DeviceDirectory
         device.start()
         await hub.until_state(UpdateState.IDLE)
         hub.roll_back("just to be safe")
-        await hub.until(lambda: any(report.kind == "event" for report in hub.reports))
-    event = next(decode(EventReport, report.body) for report in hub.reports if report.kind == "event")
+        await hub.until(lambda: bool(hub.events()))
+    event = hub.events()[0]
     assert (event.kind, event.gate) == (INTENT_REFUSED, "operator")
     assert f"intent/{event.subject}" in {f"{key.type}/{key.name}" for key in hub.wanted}
     assert event.detail == "there is no previous slot to go back to"
@@ -180,7 +233,7 @@ async def test_local_rollback_needs_no_hub(device: DeviceDirectory, hub: HubStan
         device.start()
         await hub.until_state(UpdateState.COMMITTED)
         await hub.until(lambda: bool(hub.outcomes()))
-    assert (await device.tell("rollback till frozen", "agent.sock")) == {"ok": True}
+    assert (await device.tell("rollback till frozen", "agent.sock"))["ok"]
     async with hub.serving(hub.port):
         await hub.until(lambda: len(hub.outcomes()) == 2)
     assert hub.words()[1] == ("ROLLED_BACK", "operator", 1)
@@ -191,19 +244,77 @@ async def test_local_rollback_needs_no_hub(device: DeviceDirectory, hub: HubStan
 async def test_supervised_trial_waits_for_a_human(
     device: DeviceDirectory, trust_keys: TrustKeys, credentials: CredentialsFactory
 ) -> None:
-    """D5, supervised mode: a failed trial keeps the new slot running until a signed word; power cuts do not end it."""
+    """D5, supervised mode: a failed trial keeps the new slot running, through power cuts, until it is signed off.
+
+    Only an approval of that attempt of that wave by an operator in good standing does that, given after the failure.
+    """
     hub = HubStandIn(trust_keys, credentials, offline_rollback="false")
     device.lose_scanner_on("B")
     async with hub.serving():
-        hub.order()
         device.configure(hub.port)
         device.start()
+        early = hub.approve()
+        await hub.until(lambda: bool(hub.answer_to(early)))
+        hub.order()
         await hub.until_state(UpdateState.AWAITING_SIGNOFF)
         await hub.until(lambda: trial_tries(device) == 3)
         await device.tell("power-cut")
         await hub.until(lambda: hub.statuses[-1].state is UpdateState.AWAITING_SIGNOFF and len(device.boots()) == 3)
         assert device.boots()[2] == ("B", "power-loss")
-        hub.roll_back("signed off: go back")
+        hub.approve(device="pos-02")
+        wrong = [hub.approve(wave_id="141"), hub.approve(attempt=2), hub.roll_back("just go back")]
+        await hub.until(lambda: all(map(hub.answer_to, wrong)))
+        local = await device.tell("rollback till frozen", "agent.sock")
+        hub.revoke("operator/mallory")
+        forged = ResourceKey("intent", hub.approve(operator="mallory"))
+        await hub.until(lambda: any(rejection.key == forged for rejection in hub.rejected))
+        assert hub.outcomes() == []
+        hub.approve(reason="seen on site")
         await hub.until(lambda: bool(hub.outcomes()))
-    assert hub.words() == [("ROLLED_BACK", "operator", 1)]
+        again = hub.approve()
+        await hub.until(lambda: bool(hub.answer_to(again)))
+    assert hub.answer_to(early).endswith("nothing waits for a sign-off here: the device is IDLE")
+    assert [hub.answer_to(one).split(":")[0] for one in wrong] == [
+        "it approves attempt 1 of wave 141; what waits is attempt 1 of wave 142",
+        "it approves attempt 2 of wave 142; what waits is attempt 1 of wave 142",
+        "supervised",
+    ]
+    assert (local["ok"], "approve-rollback --id pos-01 --wave 142" in local["error"]) == (False, True)
+    assert hub.answer_to(again) == "attempt 1 of wave 142 is rolled back already"
+    assert hub.words() == [("ROLLED_BACK", "peripheral:scanner", 1)]
+    assert "seen on site" in hub.outcomes()[0].evidence
+    assert_back_on_a(device)
+
+
+async def test_nobody_signs_off_in_time(
+    device: DeviceDirectory, trust_keys: TrustKeys, credentials: CredentialsFactory
+) -> None:
+    """Past the maxima the device is `failed`, once, and still waits: a late approval ends it all the same."""
+    hub = HubStandIn(trust_keys, credentials, offline_rollback="false")
+    device.lose_scanner_on("B")
+    async with hub.serving():
+        device.configure(hub.port)
+        device.set("[timing]", "[timing]\nsignoff_maximum_s = 0.3")
+        device.start()
+        hub.order()
+        await hub.until(lambda: bool(hub.outcomes()))
+        await device.tell("power-cut")
+        await hub.until(lambda: len(device.boots()) == 3 and hub.statuses[-1].state is UpdateState.AWAITING_SIGNOFF)
+        hub.approve()
+        await hub.until_state(UpdateState.ROLLED_BACK)
+        await hub.until(lambda: len(hub.outcomes()) == 2)
+    assert hub.words() == [("FAILED", "peripheral:scanner", 1), ("ROLLED_BACK", "peripheral:scanner", 1)]
+
+
+async def test_what_is_supervised_is_left_by_a_signed_word(
+    device: DeviceDirectory, trust_keys: TrustKeys, credentials: CredentialsFactory
+) -> None:
+    """D5: after the commit as well, the local socket has no signature, and an operator's intent has."""
+    hub = HubStandIn(trust_keys, credentials, offline_rollback="false")
+    async with hub.serving():
+        await committed(device, hub)
+        local = await device.tell("rollback till frozen", "agent.sock")
+        assert (local["ok"], local["error"].split(":")[0]) == (False, "supervised")
+        hub.roll_back("seen on site")
+        await hub.until_state(UpdateState.ROLLED_BACK)
     assert_back_on_a(device)

@@ -36,6 +36,8 @@ from wavemesh.session.negotiation import Dialect
 from wavemesh.trust.envelope import sign_as_node
 from wavemesh.trust.statements import (
     INTENT_REFUSED,
+    ROLLBACK_DONE,
+    ROLLBACK_FAILED,
     Envelope,
     EventReport,
     HealthAck,
@@ -246,7 +248,53 @@ async def test_a_rollback_reaches_its_device_and_is_done_by_its_word(
             assert (anew.duplicate, anew.record.disposition) == (False, pb.DISPOSITION_QUEUED)
 
 
-async def test_a_rollback_that_the_device_cannot_do_is_answered(control: Control, fleet: Fleet, tmp_path: Path) -> None:
+async def test_an_approval_is_passed_on_at_once_and_done_by_that_attempts_outcome(
+    control: Control, fleet: Fleet, tmp_path: Path
+) -> None:
+    """D5: with the WAN dark and every slot taken; another attempt's outcome answers nothing."""
+    super_hub = SuperHub(control)
+    async with AsyncExitStack() as stack:
+        async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+            await send_wave(super_hub, app, "pos-12")
+        app = await stack.enter_async_context(running(tmp_path / "hub"))
+        stub = await stack.enter_async_context(desk(fleet, app))
+        one = await stack.enter_async_context(till(control, "pos-12", f"127.0.0.1:{app.port}"))
+        for changes in ({"attempt": 0}, {"attempt": 2, "wave_id": ""}, {"attempt": 2, "reason": ""}):
+            wish = control.intent(IntentKind.APPROVE_ROLLBACK, device="pos-12", **changes)
+            assert isinstance(await refusal(submit(stub, wish)), ConflictError)
+        one.say(UpdateState.AWAITING_SIGNOFF, attempt=2, gate="peripheral:scanner")
+        await eventually(lambda: one.node.path in app.hub.store.devices)
+        entry = (await stub.GetLedger(pb.GetLedgerRequest(wave_id=WAVE))).entries[0]
+        assert (entry.kind, entry.gate, entry.attempt) == (OutcomeKind.PENDING.value, "peripheral:scanner", 2)
+        approval = control.intent(IntentKind.APPROVE_ROLLBACK, device="pos-12", attempt=2)
+        answer = await submit(stub, approval)
+        assert (answer.record.disposition, list(answer.record.waiting_for)) == (pb.DISPOSITION_QUEUED, [one.node.path])
+        await eventually(lambda: one.holds(ResourceKey("intent", "i-1")))
+        assert (
+            await submit(stub, control.intent(IntentKind.APPROVE_ROLLBACK, "i-2", device="pos-12", attempt=2))
+        ).duplicate
+        one.report(one.outcome(OutcomeKind.ROLLED_BACK, gate="peripheral:scanner", attempt=1))
+        await eventually(partial(_is_empty, one.child.log))
+        assert app.hub.store.intents["i-1"].disposition.name == "QUEUED"
+        one.report(one.outcome(OutcomeKind.ROLLED_BACK, gate="peripheral:scanner", attempt=2))
+        await eventually(lambda: app.hub.store.intents["i-1"].disposition.name == "APPLIED")
+        one.say(UpdateState.ROLLED_BACK, attempt=2, gate="peripheral:scanner")
+        await eventually(lambda: app.hub.store.devices[one.node.path].status.state is UpdateState.ROLLED_BACK)
+        late = await submit(stub, control.intent(IntentKind.APPROVE_ROLLBACK, "i-3", device="pos-12", attempt=2))
+        assert (late.duplicate, late.record.disposition) == (True, pb.DISPOSITION_APPLIED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [
+        (INTENT_REFUSED, ("REFUSED", "refused by the device: there is no previous slot")),
+        (ROLLBACK_FAILED, ("REFUSED", "refused by the device: there is no previous slot")),
+        (ROLLBACK_DONE, ("APPLIED", "the device rolled back")),
+    ],
+)
+async def test_a_device_answers_a_rollback_without_an_outcome(
+    control: Control, fleet: Fleet, tmp_path: Path, kind: str, end: tuple[str, str]
+) -> None:
     """The device's word, and its alone, ends the intent and frees the slot at once instead of after the maxima."""
     super_hub = SuperHub(control)
     async with (
@@ -260,19 +308,14 @@ async def test_a_rollback_that_the_device_cannot_do_is_answered(control: Control
         await eventually(lambda: one.node.path in app.hub.store.devices)
         await submit(stub, control.intent(IntentKind.ROLLBACK_DEVICE, device="pos-12", wave_id=""))
         await eventually(lambda: one.holds(ResourceKey("intent", "i-1")) and bool(app.hub.store.slots))
-        said = EventReport(
-            "e", "", INTENT_REFUSED, "operator", "", "i-1", "there is no previous slot", datetime.now(UTC)
-        )
+        said = EventReport("e", "", kind, "operator", "", "i-1", "there is no previous slot", datetime.now(UTC))
         for each in (other, one):
             assert app.hub.store.intents["i-1"].disposition.name == "QUEUED"
             each.child.log.append(encode(replace(said, node=each.node.path)))
             each.child.upstream.wake()
             await eventually(partial(_is_empty, each.child.log))
         record = app.hub.store.intents["i-1"]
-        assert (record.disposition.name, record.detail) == (
-            "REFUSED",
-            "refused by the device: there is no previous slot",
-        )
+        assert (record.disposition.name, record.detail) == end
         await eventually(lambda: not one.holds(ResourceKey("intent", "i-1")) and not app.hub.store.slots)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from wavemesh.listing import is_named, is_wanted_device, is_wanted_intent
+from wavemesh.listing import is_named, is_wanted_device, is_wanted_intent, pending_entry
+from wavemesh.trust.statements import DeviceStatus, UpdateState
 from wavemesh.v1 import operator_pb2 as pb
 from wavemesh.v1 import report_pb2 as rpb
 from wavemesh.v1 import rollout_pb2
@@ -93,3 +96,18 @@ def test_a_wave_without_a_device_is_about_none() -> None:
 )
 def test_names(wanted: str, meant: bool) -> None:  # noqa: FBT001
     assert is_named(PATH, wanted) is meant
+
+
+def test_a_device_that_waits_for_a_sign_off_is_pending_by_the_gate_it_failed() -> None:
+    """D5, D7: the ledger names what a human is asked to sign."""
+    now = datetime(2026, 5, 1, tzinfo=UTC)
+    status = DeviceStatus(PATH, UpdateState.AWAITING_SIGNOFF, now, "142", 2, "peripheral:scanner", slot="B")
+    entry = pending_entry(PATH, "142", status)
+    assert (entry.kind, entry.gate, entry.attempt, entry.slot) == (
+        rpb.OUTCOME_KIND_PENDING,
+        "peripheral:scanner",
+        2,
+        "B",
+    )
+    for other in (None, replace(status, wave_id="143"), replace(status, state=UpdateState.TRIAL)):
+        assert pending_entry(PATH, "142", other) == pb.LedgerEntry(device=PATH, kind=rpb.OUTCOME_KIND_PENDING)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from wavemesh.queueing import place_in_queue, refuse_applied
-from wavemesh.trust.statements import IntentKind
+from wavemesh.queueing import place_in_queue, refuse_applied, why_done
+from wavemesh.trust.statements import DeviceStatus, IntentKind, OperatorIntent, UpdateState
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -38,3 +39,28 @@ def test_every_refusal_names_what_to_do_instead(kind: IntentKind) -> None:
     error = refuse_applied("i-1", kind, "142", "it is applied")
     assert (error.reason, "i-1" in str(error), "it is applied; " in str(error)) == ("INTENT_APPLIED", True, True)
     assert "{" not in str(error)
+
+
+STATUS = DeviceStatus(
+    "region/midwest/store/store-209/device/pos-17", UpdateState.ROLLED_BACK, NOW, "142", 2, "operator"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "done"),
+    [
+        (IntentKind.ROLLBACK_DEVICE, {}, True),
+        (IntentKind.ROLLBACK_DEVICE, {"gate": "watchdog"}, False),
+        (IntentKind.ROLLBACK_DEVICE, {"state": UpdateState.COMMITTED}, False),
+        (IntentKind.APPROVE_ROLLBACK, {"gate": "peripheral:scanner"}, True),
+        (IntentKind.APPROVE_ROLLBACK, {"state": UpdateState.AWAITING_SIGNOFF}, False),
+        (IntentKind.APPROVE_ROLLBACK, {"attempt": 3}, False),
+        (IntentKind.APPROVE_ROLLBACK, {"wave_id": "143"}, False),
+        (IntentKind.PREFETCH, {}, False),
+    ],
+)
+def test_what_a_device_did_is_not_asked_again(kind: IntentKind, changes: dict[str, Any], done: bool) -> None:  # noqa: FBT001  # a column
+    """M5: by its last status, whoever asks and under whatever id."""
+    intent = OperatorIntent("i", kind, NOW, wave_id="142", device="pos-17", reason="x", attempt=2)
+    assert bool(why_done(intent, replace(STATUS, **changes))) is done
+    assert not why_done(intent, None)

@@ -36,6 +36,12 @@ class IntentKind(enum.Enum):
     ROLLBACK_DEVICE = 5
     PREFETCH = 6
     OVERRIDE_HOLD_AGE = 7
+    APPROVE_ROLLBACK = 8
+
+    @property
+    def is_for_device(self) -> bool:
+        """Whether it is about one device, which verifies and answers it itself."""
+        return self in {IntentKind.ROLLBACK_DEVICE, IntentKind.APPROVE_ROLLBACK}
 
     @property
     def lowers_risk(self) -> bool:
@@ -45,6 +51,7 @@ class IntentKind(enum.Enum):
             IntentKind.HALT_WAVE,
             IntentKind.ROLLBACK_DEVICE,
             IntentKind.PREFETCH,
+            IntentKind.APPROVE_ROLLBACK,
         }
 
 
@@ -248,6 +255,7 @@ class OperatorIntent:
     policy_yaml: bytes = b""
     window: str = ""
     stores: tuple[str, ...] = ()
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +370,10 @@ class IntentReport:
 
 INTENT_REFUSED = "intent-refused"
 """Kind of the event by which a node answers that nothing will come of an intent; its subject is the intent's id."""
+ROLLBACK_FAILED = "rollback-failed"
+"""Kind of the event by which a device says that it is still where it was; its subject is the intent's id, or empty."""
+ROLLBACK_DONE = "rollback-done"
+"""Kind of the event that answers a rollback of a device in no wave, of which there is no outcome; subject as above."""
 
 
 @dataclass(frozen=True, slots=True)

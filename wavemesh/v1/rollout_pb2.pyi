@@ -110,6 +110,8 @@ class _IntentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IntentKind
     """Prefetch a policy's artifacts in a window. Lowers risk."""
     INTENT_KIND_OVERRIDE_HOLD_AGE: _IntentKind.ValueType  # 7
     """Let one store go on with a hold view older than holdMaxAge. Raises risk."""
+    INTENT_KIND_APPROVE_ROLLBACK: _IntentKind.ValueType  # 8
+    """Sign off the rollback of a supervised device whose trial failed. Names wave, device and attempt. Lowers risk."""
 
 class IntentKind(_IntentKind, metaclass=_IntentKindEnumTypeWrapper):
     """What an operator wants."""
@@ -130,6 +132,8 @@ INTENT_KIND_PREFETCH: IntentKind.ValueType  # 6
 """Prefetch a policy's artifacts in a window. Lowers risk."""
 INTENT_KIND_OVERRIDE_HOLD_AGE: IntentKind.ValueType  # 7
 """Let one store go on with a hold view older than holdMaxAge. Raises risk."""
+INTENT_KIND_APPROVE_ROLLBACK: IntentKind.ValueType  # 8
+"""Sign off the rollback of a supervised device whose trial failed. Names wave, device and attempt. Lowers risk."""
 Global___IntentKind: _TypeAlias = IntentKind  # noqa: Y015
 
 @_typing.final
@@ -572,6 +576,7 @@ class OperatorIntent(_message.Message):
     POLICY_YAML_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     STORES_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     intent_id: _builtins.str
     """Idempotency key: the same id is the same intent, however often it is sent."""
     kind: Global___IntentKind.ValueType
@@ -588,6 +593,8 @@ class OperatorIntent(_message.Message):
     """The policy file for a prefetch, as written."""
     window: _builtins.str
     """The window for a prefetch, "HH:MM-HH:MM" in store-local time."""
+    attempt: _builtins.int
+    """The attempt that an approval of a rollback is about; 0 for every other kind."""
     @_builtins.property
     def issued_at(self) -> _timestamp_pb2.Timestamp:
         """When the operator signed it."""
@@ -609,10 +616,11 @@ class OperatorIntent(_message.Message):
         policy_yaml: _builtins.bytes = ...,
         window: _builtins.str = ...,
         stores: _abc.Iterable[_builtins.str] | None = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["issued_at", b"issued_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "device", b"device", "intent_id", b"intent_id", "issued_at", b"issued_at", "kind", b"kind", "policy_yaml", b"policy_yaml", "reason", b"reason", "stores", b"stores", "wave_id", b"wave_id", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cohort", b"cohort", "device", b"device", "intent_id", b"intent_id", "issued_at", b"issued_at", "kind", b"kind", "policy_yaml", b"policy_yaml", "reason", b"reason", "stores", b"stores", "wave_id", b"wave_id", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,7 +61,7 @@ def test_a_trial_boots_as_often_as_it_has_tries() -> None:
 def test_commit_and_revert() -> None:
     committed = BootEnvironment(A1).arm(B2).attempt().commit()
     assert committed == BootEnvironment(B2, A1)
-    assert committed.revert() == BootEnvironment(A1)
+    assert committed.arm(A1).attempt().revert() == BootEnvironment(A1)
 
 
 def test_writing_a_slot_takes_its_good_mark_first() -> None:
@@ -75,4 +75,4 @@ def test_writing_a_slot_takes_its_good_mark_first() -> None:
 def test_impossible_transitions_are_refused() -> None:
     for transition in (BootEnvironment.commit, BootEnvironment.attempt, BootEnvironment.revert):
         with pytest.raises(BootEnvironmentError):
-            transition(BootEnvironment(A1))
+            transition(BootEnvironment(A1, B2))

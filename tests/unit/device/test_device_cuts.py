@@ -1,13 +1,16 @@
 """Power cuts and crashes between any two effects of the update machine, under a true bootloader (D9). Pure.
 
 The model keeps what is durable (progress, burns, boot environment) and what is not (the running boot). After any number
-of cuts and watchdog resets the device is at rest on a complete image, and every attempt is accounted for.
+of cuts and watchdog resets the device is at rest on a complete image, and every attempt is accounted for. In some lives
+an operator wants the old slot back after the commit; that slot may have rotted, or not boot any more.
 """
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import product
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,21 +28,25 @@ from device.progress import (
     GatesPassed,
     Healthy,
     KeepTrying,
+    Notice,
     Ordered,
     Outcome,
     Persist,
     Progress,
     Reboot,
+    ReturnRefused,
+    ReturnVerified,
     Revert,
     RollbackAsked,
     Rules,
+    SignedOff,
     Staged,
     Started,
     Target,
     Unhealthy,
 )
 from device.update import advance
-from wavemesh.trust.statements import Digest, OutcomeKind, UpdateState
+from wavemesh.trust.statements import ROLLBACK_FAILED, Digest, OutcomeKind, UpdateState
 
 S = UpdateState
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -47,6 +54,15 @@ A1, B2 = Boot(SlotName.A, 1), Boot(SlotName.B, 2)
 RULES = Rules("either", 300.0, False, 86_400.0, 40, 70.0, 0, True, "", (), ())
 TARGET = Target("142", 1, "r", "3.8.2", Digest("a" * 64, 10), None, "", "", NOW, B2, RULES)
 ATTEMPTS = 3
+
+
+class Old(enum.Enum):
+    """What an operator finds who wants the old slot back."""
+
+    LEFT_ALONE = "nobody asks"
+    GOOD = "good"
+    ROTTEN = "rotten"
+    UNBOOTABLE = "unbootable"
 
 
 class ResetError(Exception):
@@ -60,11 +76,13 @@ class Model:
     healthy: bool
     supervised: bool
     cuts: dict[int, ResetReason | None]
+    old: Old = Old.LEFT_ALONE
     progress: Progress = field(default_factory=Progress)
     volatile: Progress = field(default_factory=Progress)
     environment: BootEnvironment = field(default_factory=lambda: BootEnvironment(A1))
     running: Boot = A1
     outcomes: list[Outcome] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
     burns: list[int] = field(default_factory=list)
     trial_boots: int = 0
     boots: int = 0
@@ -91,7 +109,9 @@ class Model:
         if trial is not None and trial.tries_left > 0:
             self.running = trial.boot
             self.environment = self.environment.attempt()
-            self.trial_boots += 1
+            self.trial_boots += trial.boot == B2
+            if trial.boot == A1 and self.old is Old.UNBOOTABLE:
+                self.boot(ResetReason.WATCHDOG)
         else:
             self.running = self.environment.active
             if trial is not None:
@@ -121,26 +141,33 @@ class Model:
 
     def perform(self, effect: Effect) -> Event | None:
         match effect:
-            case Persist(outcome):
+            case Persist(outcome, notice):
                 if self.volatile.state is S.ARMED:
                     self.burns.append(self.volatile.attempt)
                 self.progress = self.volatile
                 if outcome is not None:
                     self.outcomes.append(outcome)
+                if notice is not None:
+                    self.notices.append(notice)
             case Arm(boot):
                 self.environment = self.environment.arm(boot)
             case Disarm():
                 self.environment = self.environment.disarm()
             case KeepTrying():
                 self.environment = self.environment.keep_trying(3)
-            case CommitBoot():
-                self.environment = self.environment.commit()
-                return CommitRead(self.environment)
-            case Revert():
-                self.environment = self.environment.revert()
             case Reboot():
                 raise ResetError(ResetReason.REBOOT)
+            case _:
+                return self.make_active(effect)
         return None
+
+    def make_active(self, effect: CommitBoot | Revert) -> Event:
+        if isinstance(effect, CommitBoot):
+            self.environment = self.environment.commit()
+        else:
+            assert self.old is Old.GOOD, "made a slot active that was not verified, or did not boot"
+            self.environment = self.environment.revert()
+        return CommitRead(self.environment)
 
     def next_event(self) -> Event | None:
         """What activities and levels say in this state."""
@@ -154,33 +181,48 @@ class Model:
             S.STAGING: Staged(),
             S.VERIFIED: Cleared(attempt, NOW) if attempt <= ATTEMPTS else None,
             S.TRIAL: Healthy() if self.healthy else failed,
-            S.AWAITING_SIGNOFF: RollbackAsked("signed off", self.environment),
+            S.AWAITING_SIGNOFF: SignedOff("signed off", "i-1"),
+            S.COMMITTED: self.wish(),
+            S.ROLLING_BACK: self.reading(),
         }
         return said.get(self.volatile.state)
+
+    def wish(self) -> Event | None:
+        """An intent is told until the machine has kept that it acted on it."""
+        if self.old is Old.LEFT_ALONE or self.progress.intent_id == "i-2":
+            return None
+        return RollbackAsked("driver missing", self.environment, intent_id="i-2")
+
+    def reading(self) -> Event:
+        return ReturnRefused("torn", self.environment) if self.old is Old.ROTTEN else ReturnVerified()
 
 
 resets = st.sampled_from([ResetReason.POWER_LOSS, ResetReason.WATCHDOG, None])
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.booleans(), st.booleans(), st.dictionaries(st.integers(1, 60), resets, max_size=6))
-def test_wherever_the_power_fails(healthy: bool, supervised: bool, cuts: dict[int, ResetReason | None]) -> None:  # noqa: FBT001  # drawn
-    model = Model(healthy, supervised, cuts)
+@given(st.booleans(), st.booleans(), st.dictionaries(st.integers(1, 80), resets, max_size=8), st.sampled_from(Old))
+def test_wherever_the_power_fails(
+    healthy: bool,  # noqa: FBT001  # drawn
+    supervised: bool,  # noqa: FBT001  # drawn
+    cuts: dict[int, ResetReason | None],
+    old: Old,
+) -> None:
+    model = Model(healthy, supervised, cuts, old)
     model.run()
     check(model)
 
 
 def test_every_single_cut() -> None:
-    for healthy in (True, False):
-        for supervised in (True, False):
-            whole = Model(healthy, supervised, {})
-            whole.run()
-            check(whole)
-            for moment in range(1, whole.effects + 1):
-                for reason in (ResetReason.POWER_LOSS, ResetReason.WATCHDOG, None):
-                    model = Model(healthy, supervised, {moment: reason})
-                    model.run()
-                    check(model)
+    for healthy, supervised, old in product((True, False), (True, False), Old):
+        whole = Model(healthy, supervised, {}, old)
+        whole.run()
+        check(whole)
+        for moment in range(1, whole.effects + 1):
+            for reason in (ResetReason.POWER_LOSS, ResetReason.WATCHDOG, None):
+                model = Model(healthy, supervised, {moment: reason}, old)
+                model.run()
+                check(model)
 
 
 def check(model: Model) -> None:
@@ -195,8 +237,19 @@ def check(model: Model) -> None:
     assert len(model.burns) <= ATTEMPTS
     assert model.trial_boots <= len(model.burns) + 3 * model.supervised * (model.boots - 1)
     updated = [outcome for outcome in model.outcomes if outcome.kind is OutcomeKind.UPDATED]
-    assert bool(updated) == (state is S.COMMITTED)
+    went_back = [one for one in model.outcomes if (one.kind, one.gate) == (OutcomeKind.ROLLED_BACK, "operator")]
+    assert bool(updated) == (state is S.COMMITTED or bool(went_back))
     if not model.healthy:
         assert state is not S.COMMITTED
+    if model.old is Old.LEFT_ALONE:
+        assert not went_back
+    elif state is S.COMMITTED:
+        assert [(one.kind, one.subject) for one in model.notices] == [(ROLLBACK_FAILED, "i-2")]
+    if model.old in {Old.ROTTEN, Old.UNBOOTABLE}:
+        assert not went_back
     if not model.cuts:
-        assert state is (S.COMMITTED if model.healthy else S.ROLLED_BACK)
+        stays = model.healthy and model.old is not Old.GOOD
+        assert state is (S.COMMITTED if stays else S.ROLLED_BACK)
+        assert bool(went_back) == (model.healthy and model.old is Old.GOOD)
+    elif model.old is Old.GOOD and updated and len(model.cuts) == 1:
+        assert went_back or ResetReason.WATCHDOG in model.cuts.values(), "one power cut made a rollback fail"

@@ -12,6 +12,7 @@ from device.bootenv import Boot, BootEnvironment, ResetReason, SlotName, Trial
 from device.platform import BootRecord
 from device.progress import (
     Arm,
+    Asker,
     Cleared,
     CommitBoot,
     CommitRead,
@@ -29,9 +30,13 @@ from device.progress import (
     Progress,
     Reboot,
     RecheckDue,
+    ReturnRefused,
+    ReturnVerified,
     Revert,
     RollbackAsked,
     Rules,
+    SignedOff,
+    SignoffBegan,
     SignoffOverdue,
     Staged,
     Started,
@@ -41,9 +46,9 @@ from device.progress import (
     Unobstructed,
     Withdrawn,
 )
-from device.recovery import STARTS, Position, position
+from device.recovery import RETURN_TRIES, STARTS, Position, position
 from device.update import ACTIVITY, BEFORE_ARM, IN_SWAP, TRANSITIONS, advance
-from wavemesh.trust.statements import Digest, OutcomeKind, UpdateState
+from wavemesh.trust.statements import ROLLBACK_FAILED, Digest, OutcomeKind, UpdateState
 
 S = UpdateState
 A1, B2 = Boot(SlotName.A, 1), Boot(SlotName.B, 2)
@@ -54,6 +59,7 @@ SUPERVISED = replace(TARGET, rules=replace(RULES, supervised=True))
 OLD = BootEnvironment(A1)
 TRYING = BootEnvironment(A1, trial=Trial(B2, 0))
 NEW = BootEnvironment(B2, A1)
+RETURNING = BootEnvironment(B2, A1, Trial(A1, 0))
 
 
 def progress(state: UpdateState, **changes: object) -> Progress:
@@ -87,12 +93,17 @@ EVENTS: list[Event] = [
     CommitRead(TRYING),
     RollbackAsked("why", OLD),
     RollbackAsked("why", NEW),
+    RollbackAsked("why", NEW, Asker.LOCAL),
+    ReturnVerified(),
+    ReturnRefused("torn", NEW),
+    SignedOff("agreed", "i-1"),
+    SignoffBegan(NOW),
     SignoffOverdue(),
     RecheckDue(),
 ]
 POSITIONS = {
     Position.SETTLED: [started(A1, OLD), started(B2, NEW)],
-    Position.ON_TRIAL: [started(B2, TRYING)],
+    Position.ON_TRIAL: [started(B2, TRYING), started(A1, RETURNING)],
     Position.FELL_BACK: [started(A1, replace(TRYING, trial=Trial(B2, 0, reason)), reason) for reason in ResetReason],
     Position.NOT_TRIED: [started(A1, OLD.arm(B2))],
     Position.STRAY: [started(B2, OLD)],
@@ -113,8 +124,10 @@ def test_the_tables_are_total() -> None:
 def test_rules_of_every_step(state: UpdateState) -> None:
     """Persist comes first, a reboot last, ARM only with a burn; nothing but a commit read back is reported UPDATED."""
     starts = [case for cases in POSITIONS.values() for case in cases]
-    for event, target in product([*EVENTS, *starts], (TARGET, SUPERVISED, None)):
-        before = progress(state, target=target, gate="peripheral:scanner", verdict=OutcomeKind.ROLLED_BACK)
+    for event, target, back in product([*EVENTS, *starts], (TARGET, SUPERVISED, None), (A1, None)):
+        before = progress(
+            state, target=target, gate="peripheral:scanner", verdict=OutcomeKind.ROLLED_BACK, return_to=back
+        )
         step = advance(before, event)
         check_step(before, event, step)
 
@@ -127,11 +140,13 @@ def check_step(before: Progress, event: Event, step: Step) -> None:
     assert Reboot not in kinds[:-1]
     if Arm in kinds:
         assert kinds == [Persist, Arm, Reboot]
-        assert step.progress.attempt == before.attempt + 1
+        returns = step.progress.state is S.ROLLING_BACK
+        assert step.progress.attempt == before.attempt + (not returns)
+        assert step.progress.returns == before.returns + returns
     else:
         assert step.progress.attempt in {before.attempt, getattr(event, "burned", 0), 0}
     if step.progress.state is S.COMMITTED and moved:
-        active = event.environment.active if isinstance(event, (Started, CommitRead)) else None
+        active = event.environment.active if isinstance(event, (Started, CommitRead, ReturnRefused)) else None
         assert active == B2
     for outcome in [effect.outcome for effect in step.effects if isinstance(effect, Persist) and effect.outcome]:
         assert bool(outcome.gate) == (outcome.kind is not OutcomeKind.UPDATED)
@@ -150,7 +165,9 @@ def test_the_path_of_an_update() -> None:
         (Healthy(), S.COMMITTING),
         (CommitRead(NEW), S.COMMITTED),
         (RollbackAsked("why", NEW), S.ROLLING_BACK),
-        (started(A1, OLD), S.ROLLED_BACK),
+        (ReturnVerified(), S.ROLLING_BACK),
+        (started(A1, RETURNING), S.ROLLING_BACK),
+        (CommitRead(OLD), S.ROLLED_BACK),
         (Withdrawn(), S.IDLE),
     ):
         now = advance(now, event).progress
@@ -215,6 +232,7 @@ def test_supervised_failure_waits_and_fails_once() -> None:
     assert advance(overdue.progress, SignoffOverdue()).effects == ()
     fell = advance(overdue.progress, started(A1, TRYING))
     assert (fell.progress.state, fell.progress.gate) == (S.ROLLED_BACK, "peripheral:scanner")
+    assert "fell back unsigned" in fell.progress.evidence
 
 
 def test_final_refusals_are_not_rechecked() -> None:
@@ -225,13 +243,85 @@ def test_final_refusals_are_not_rechecked() -> None:
     assert advance(transient, RecheckDue()).progress.state is S.PREFLIGHT
 
 
-def test_revert_is_written_before_the_reboot_and_again_after_a_cut() -> None:
-    step = advance(progress(S.COMMITTED), RollbackAsked("why", NEW))
-    assert step.effects == (Persist(), Revert(), Reboot())
-    cut = advance(step.progress, started(B2, NEW, ResetReason.POWER_LOSS))
-    assert cut.effects == (Revert(), Reboot())
-    back = advance(step.progress, started(A1, OLD))
-    assert (back.progress.state, back.progress.gate) == (S.ROLLED_BACK, "operator")
+def test_a_rollback_after_the_commit_reads_back_then_tries_once() -> None:
+    """D5: nothing but reading happens before the old slot is known to be whole, and it is only tried."""
+    asked = advance(progress(S.COMMITTED), RollbackAsked("why", NEW, intent_id="i-1"))
+    assert asked.effects == (Persist(),)
+    cut = advance(asked.progress, started(B2, NEW, ResetReason.POWER_LOSS))
+    assert (cut.progress, cut.effects) == (asked.progress, (Disarm(),))
+    tried = advance(asked.progress, ReturnVerified())
+    assert tried.effects == (Persist(), Arm(A1), Reboot())
+    there = advance(tried.progress, started(A1, RETURNING))
+    assert there.effects == (Revert(),)
+    back = advance(there.progress, CommitRead(OLD))
+    assert (back.progress.state, back.progress.gate, back.progress.intent_id) == (S.ROLLED_BACK, "operator", "i-1")
+    assert advance(tried.progress, started(A1, OLD)).progress == back.progress
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ReturnRefused("slot A reads back other bytes", NEW),
+        started(B2, replace(RETURNING, trial=Trial(A1, 0, ResetReason.WATCHDOG))),
+    ],
+    ids=["damaged", "fell back"],
+)
+def test_a_rollback_that_cannot_be_done_stays_and_says_so(event: Event) -> None:
+    """D5, D7: the device is still on the new slot, COMMITTED, and whoever asked is answered by the intent's id."""
+    asked = advance(progress(S.COMMITTED), RollbackAsked("why", NEW, intent_id="i-1")).progress
+    step = advance(replace(asked, returns=1), event)
+    assert (step.progress.state, step.progress.return_to, step.progress.gate) == (S.COMMITTED, None, "")
+    assert step.progress.evidence.startswith("rollback failed: slot A")
+    persist = step.effects[0]
+    assert isinstance(persist, Persist)
+    assert persist.notice is not None
+    assert (persist.notice.kind, persist.notice.subject) == (ROLLBACK_FAILED, "i-1")
+    idle = advance(replace(asked, target=None, wave_id=""), event).progress
+    assert (idle.state, idle.wave_id) == (S.IDLE, "")
+
+
+def test_power_losses_are_retried_and_bounded() -> None:
+    asked = advance(progress(S.COMMITTED), RollbackAsked("why", NEW)).progress
+    lost = started(B2, replace(RETURNING, trial=Trial(A1, 0, ResetReason.POWER_LOSS)), ResetReason.POWER_LOSS)
+    for returns in range(1, RETURN_TRIES):
+        again = advance(replace(asked, returns=returns), lost)
+        assert (again.progress.state, again.effects) == (S.ROLLING_BACK, (Disarm(),))
+    for event in (lost, started(B2, NEW)):
+        assert advance(replace(asked, returns=RETURN_TRIES), event).progress.state is S.COMMITTED
+
+
+def test_a_return_without_a_record_is_made_good() -> None:
+    """A rollback never waits for the disk: the environment alone tells what the trial of the previous boot is."""
+    there = advance(progress(S.COMMITTED), started(A1, RETURNING))
+    assert there.effects == (Persist(), Revert())
+    assert advance(there.progress, CommitRead(OLD)).progress.state is S.ROLLED_BACK
+    assert advance(progress(S.COMMITTED), started(A1, OLD)).progress.state is S.ROLLED_BACK
+
+
+def test_a_return_that_is_not_written_leaves_again() -> None:
+    there = progress(S.ROLLING_BACK, return_to=A1, returns=1)
+    assert advance(there, CommitRead(RETURNING)).effects == (Disarm(), Reboot())
+
+
+def test_only_a_signature_leaves_what_is_supervised() -> None:
+    """D5, supervised: neither the local socket nor a rollback asked for otherwise ends the wait for a sign-off."""
+    committed = advance(progress(S.COMMITTING, target=SUPERVISED), CommitRead(NEW)).progress
+    idle = advance(committed, Withdrawn()).progress
+    for now in (progress(S.TRIAL, target=SUPERVISED), committed, idle):
+        assert advance(now, RollbackAsked("why", NEW, Asker.LOCAL)) == Step(now)
+        assert advance(now, RollbackAsked("why", NEW)).progress.state is S.ROLLING_BACK
+    waiting = progress(S.AWAITING_SIGNOFF, target=SUPERVISED, gate="peripheral:scanner", evidence="none")
+    for asker in Asker:
+        assert advance(waiting, RollbackAsked("why", TRYING, asker)) == Step(waiting)
+    signed = advance(waiting, SignedOff("signed off: seen it", "i-1"))
+    assert signed.effects == (Persist(), Disarm(), Reboot())
+    assert (signed.progress.gate, signed.progress.intent_id) == ("peripheral:scanner", "i-1")
+    assert "seen it" in signed.progress.evidence
+
+
+def test_the_wait_for_a_sign_off_outlasts_boots() -> None:
+    waiting = advance(progress(S.AWAITING_SIGNOFF, target=SUPERVISED), SignoffBegan(NOW)).progress
+    assert advance(waiting, started(B2, TRYING, ResetReason.POWER_LOSS)).progress.awaiting_since == NOW
 
 
 def test_a_commit_that_did_not_take_goes_back() -> None:

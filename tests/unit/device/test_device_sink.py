@@ -14,7 +14,7 @@ from device.bootenv import Boot, SlotName
 from device.config import Telemetry
 from device.logs import DeviceLog
 from device.orders import Actionable, Done, Facts, Gone, NotYet, Refused, Stopped, judge
-from device.progress import Outcome, Progress
+from device.progress import Outcome, Persist, Progress
 from device.sink import DeviceSink
 from device.state import StateFile
 from device.store import MAX_REPORTS, DeviceStore
@@ -331,13 +331,13 @@ def said(store: DeviceStore) -> list[tuple[str, int, int]]:
 async def test_a_word_is_said_once(kit: Kit) -> None:
     progress = Progress(UpdateState.REFUSED, WAVE)
     for gate in ("battery", "battery", "temperature", "battery"):
-        kit.store.persist(progress, Outcome(OutcomeKind.REFUSED, gate, "x"), "b" * 32, FACTS)
+        kit.store.persist(progress, Persist(Outcome(OutcomeKind.REFUSED, gate, "x")), "b" * 32, FACTS)
     assert said(kit.store) == [("REFUSED", 0, 1), ("REFUSED", 0, 2), ("REFUSED", 0, 3)]
 
 
 async def test_reports_are_forgotten_when_acknowledged_and_said_again_when_fenced(kit: Kit) -> None:
     progress = Progress(UpdateState.REFUSED, WAVE)
-    kit.store.persist(progress, Outcome(OutcomeKind.REFUSED, "battery", "x"), "b" * 32, FACTS)
+    kit.store.persist(progress, Persist(Outcome(OutcomeKind.REFUSED, "battery", "x")), "b" * 32, FACTS)
     assert (kit.store.first_number, kit.store.next_number) == (1, 2)
     assert [report.kind for report in await kit.store.read(1, 10)] == ["outcome"]
     await kit.store.acknowledge(1)
@@ -355,7 +355,7 @@ async def test_a_full_log_takes_a_new_incarnation(kit: Kit) -> None:
     progress = Progress(UpdateState.REFUSED, WAVE)
     for number in range(MAX_REPORTS + 1):
         gate = ("battery", "temperature")[number % 2]
-        kit.store.persist(progress, Outcome(OutcomeKind.REFUSED, gate, "x"), "b" * 32, FACTS)
+        kit.store.persist(progress, Persist(Outcome(OutcomeKind.REFUSED, gate, "x")), "b" * 32, FACTS)
     assert kit.store.incarnation != before
     assert said(kit.store) == [("REFUSED", 0, MAX_REPORTS + 1)]
 

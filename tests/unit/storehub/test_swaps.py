@@ -220,6 +220,17 @@ def test_rollbacks_go_before_grants_and_within_the_limit() -> None:
     assert decision.granted == ()
 
 
+def test_a_sign_off_waits_for_no_slot() -> None:
+    """D5: the device is inside a swap already, although its slot may have run out; only its session is needed."""
+    waiting = device("d", UpdateState.AWAITING_SIGNOFF, seen_at=NOW - s(2 * MAXIMA_S))
+    wish = RollbackWish("i-1", STORE + "d", "142", is_signoff=True)
+    slots = (slot("a"), slot("b"))
+    full = view([device("a"), device("b"), waiting], slots=slots, rollbacks=(wish,))
+    assert [one.intent_id for one, _ in decide(full).relayed] == ["i-1"]
+    away = replace(waiting, connected_since=None)
+    assert decide(view([device("a"), device("b"), away], slots=slots, rollbacks=(wish,))).relayed == ()
+
+
 def test_a_group_swaps_one_by_one_and_keeps_enough_up() -> None:
     tills = Group(frozenset(STORE + name for name in "abc"), min_up=2)
     limits = (wave("a", "b", "c", limit=5, groups=(tills,)),)
