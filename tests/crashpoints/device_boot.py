@@ -62,12 +62,12 @@ class StoryError(AssertionError):
 
 
 def config_for(backend: Backend) -> DeviceConfig:
-    """Production's times, a small image's steps."""
+    """Production's times, but for a sign-off that is waited for half an hour; a small image's steps."""
     return DeviceConfig(
         device=DeviceSection("pos-tablet", "r2"),
         hub=HubSection("hub.invalid:1"),
         board=Board(backend=backend, slot_capacity_bytes=SLOT_CAPACITY_BYTES),
-        timing=Timing(probe_settle_s=0.0, ping_interval_s=20.0),
+        timing=Timing(probe_settle_s=0.0, signoff_maximum_s=1800.0),
         staging=Staging(fsync_step_bytes=FSYNC_STEP_BYTES),
         telemetry=Telemetry(enabled=True),
     )

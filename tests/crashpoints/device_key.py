@@ -24,7 +24,16 @@ _FORGOTTEN = (
     "clock_floor",
     "logs_uploaded",
 )
-_FORGOTTEN_PROGRESS = ("evidence", "lease_expires_at", "trial_boot_id", "trial_began_s", "lease_id")
+_FORGOTTEN_PROGRESS = (
+    "observed",
+    "required",
+    "awaiting_since",
+    "evidence",
+    "lease_expires_at",
+    "trial_boot_id",
+    "trial_began_s",
+    "lease_id",
+)
 
 
 def key_of(standing: Standing) -> str:

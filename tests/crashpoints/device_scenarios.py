@@ -17,6 +17,7 @@ from device.bootenv import Boot, BootEnvironment, SlotName, encode
 from device.progress import Progress
 from device.state import Document
 from device.values import to_plain
+from tests.crashpoints.device_boot import StoryError
 from tests.crashpoints.device_story import Standing, Story, World
 from tests.crashpoints.fleet import (
     CONFIG_OF,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from device.config import Backend
     from tests.crashpoints.device_boot import DeviceBoot
+    from tests.crashpoints.fleet import Served
     from tests.crashpoints.medium import Image
 
 S = UpdateState
@@ -176,9 +178,24 @@ def _cut_off(boot: DeviceBoot) -> bool:
     return not boot.around.hub.state.is_reachable
 
 
-def _serve_rollback(boot: DeviceBoot) -> None:
+def _serve(boot: DeviceBoot, served: Served) -> None:
     hub = boot.around.hub
-    hub.become(hub.state.serving(the_fleet().rollback(1)))
+    hub.become(hub.state.serving(served))
+
+
+def _is_served(boot: DeviceBoot, served: Served) -> bool:
+    return any((one.key.type, one.key.name) == (served.type, served.name) for one in boot.around.hub.state.wanted)
+
+
+def _approval(boot: DeviceBoot) -> Served:
+    progress = boot.agent.progress
+    return the_fleet().approval(progress.wave_id, progress.attempt)
+
+
+def _ask_locally(boot: DeviceBoot) -> None:
+    refusal = boot.agent.ask_rollback("local operator: till frozen")
+    if refusal:
+        raise StoryError(refusal)
 
 
 OFFLINE_ROLLBACK = (
@@ -190,7 +207,7 @@ OFFLINE_ROLLBACK = (
     Rule(
         "a local operator rolls back",
         lambda boot: _in(S.COMMITTED)(boot) and _cut_off(boot),
-        lambda boot: boot.agent.ask_rollback("local operator: till frozen"),
+        _ask_locally,
         again=True,
     ),
     Rule(
@@ -200,9 +217,20 @@ OFFLINE_ROLLBACK = (
     ),
 )
 SIGNED_ROLLBACK = (
-    Rule("an operator rolls back", lambda boot: _in(S.COMMITTED)(boot) and _said(boot, "UPDATED"), _serve_rollback),
+    Rule(
+        "an operator rolls back",
+        lambda boot: _in(S.COMMITTED)(boot) and _said(boot, "UPDATED"),
+        lambda boot: _serve(boot, the_fleet().rollback()),
+    ),
 )
-NO_SIGNOFF = (Rule("an operator rolls back", _in(S.AWAITING_SIGNOFF), _serve_rollback),)
+SIGN_OFF = (
+    Rule(
+        "an operator approves the rollback",
+        lambda boot: _in(S.AWAITING_SIGNOFF)(boot) and not _is_served(boot, _approval(boot)),
+        lambda boot: _serve(boot, _approval(boot)),
+        again=True,
+    ),
+)
 
 
 # --- an agent of another schema ---------------------------------------------------------------------------------------
@@ -297,13 +325,23 @@ SCENARIOS = (
     ),
     DeviceScenario(
         "supervised",
-        "a supervised trial fails and waits; nobody signs it off, an operator's intent ends it",
+        "a supervised trial fails and waits for an operator's approval of that attempt",
         partial(before_the_first_order, offline_rollback=False),
-        _ends((OLD_PAIR, (BY_OPERATOR,)), (OLD_PAIR, (("ROLLED_BACK", "peripheral:scanner"),))),
-        NO_SIGNOFF,
+        _ends((OLD_PAIR, (BY_SCANNER,))),
+        SIGN_OFF,
         without_scanner=frozenset({NEW}),
         boots_per_attempt=4,
         ends_in=frozenset({S.ROLLED_BACK}),
+    ),
+    DeviceScenario(
+        "supervised-unsigned",
+        "a supervised trial fails, and nobody ever signs that off",
+        partial(before_the_first_order, offline_rollback=False),
+        Expected(((OLD_PAIR, (("FAILED", "peripheral:scanner"),)), (OLD_PAIR, (BY_SCANNER,))), may_be_on_trial=True),
+        without_scanner=frozenset({NEW}),
+        boots_per_attempt=4,
+        ends_in=frozenset({S.AWAITING_SIGNOFF, S.ROLLED_BACK}),
+        until=lambda boot: _said(boot, "FAILED") or boot.agent.progress.state is S.ROLLED_BACK,
     ),
     DeviceScenario(
         "rotation",

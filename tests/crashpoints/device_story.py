@@ -42,7 +42,7 @@ RAM_DISK = Path("/dev/shm")
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What outlives a power cut. ``trial_boots``: how often the bootloader booted a trial."""
+    """What outlives a power cut. ``trial_boots``: how often the bootloader booted a trial that was no way back."""
 
     image: Image
     hub: HubState
@@ -139,9 +139,14 @@ class Story:
         self._lay(self.standing)
         firmware = self._firmware()
         self._record = firmware.boot(reason)
-        if firmware.is_trial(self._record.boot):
+        if firmware.is_trial(self._record.boot) and not self._is_return():
             self.standing = replace(self.standing, trial_boots=self.standing.trial_boots + 1)
         self.log.append(f"boots {self._record.boot} after {reason.value}")
+
+    def _is_return(self) -> bool:
+        """Whether what is on trial is the way back after a commit, which takes no attempt."""
+        environment = open_slots(self._directory, config_for(self.world.backend), self._disk).bootloader.read()
+        return environment.trial is not None and environment.trial.boot == environment.previous
 
     def _lay(self, standing: Standing) -> None:
         self._directory = self._directory.with_name(str(int(self._directory.name) + 1))

@@ -145,9 +145,17 @@ class Fleet:
         closed = WaveClosed(wave_id, WaveState.CLOSED, BEGAN_AT)
         return Served("closed", wave_id, encode(sign_statement(closed, [self.keys.control])))
 
-    def rollback(self, number: int) -> Served:
-        """An operator's signed intent."""
-        intent = OperatorIntent(f"{number:032x}", IntentKind.ROLLBACK_DEVICE, BEGAN_AT, device=DEVICE.name, reason="no")
+    def rollback(self) -> Served:
+        """An operator's signed word: go back."""
+        return self._intent(OperatorIntent(f"{1:032x}", IntentKind.ROLLBACK_DEVICE, BEGAN_AT, device=DEVICE.name))
+
+    def approval(self, wave_id: str, attempt: int) -> Served:
+        """An operator's signed word: this attempt may be rolled back."""
+        intent_id = f"{1000 + attempt:032x}"
+        kind, device = IntentKind.APPROVE_ROLLBACK, DEVICE.name
+        return self._intent(OperatorIntent(intent_id, kind, BEGAN_AT, wave_id, device=device, attempt=attempt))
+
+    def _intent(self, intent: OperatorIntent) -> Served:
         return Served("intent", intent.intent_id, encode(sign_as_node(intent, self.operator)))
 
     def issue(self, csr: bytes, now: datetime) -> IssuedCertificate:

@@ -2,10 +2,11 @@
 
 At each crash point (``judge_cut``): the boot environment is whole; what it calls active and previous, and what it would
 try, is to the byte a release that was published, with a config generation whose bundle is whole, and the two belong
-together; a state document that is there can be read; no trial was armed or booted without a burned attempt; the pair of
-the identity that is in use is there. At rest (``judge_rest``) also: nothing is on trial, what runs and what reached the
-hub are those of one of the scenario's ends, the same (attempt, sequence) never says two things, no attempt ends twice
-but where an operator rolls back after the commit, and each word but UPDATED names one gate.
+together; a state document that is there can be read; no trial was armed or booted without a burned attempt, but for one
+of the previous boot, which is a rollback; the pair of the identity that is in use is there. At rest (``judge_rest``)
+also: nothing is on trial, what runs and what reached the hub are those of one of the scenario's ends, the same
+(attempt, sequence) never says two things, no attempt ends twice but where an operator rolls back after the commit, and
+each word but UPDATED names one gate.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class Heard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The ends of a scenario: what runs (firmware and config version), and the last words of the wave, in order."""
+    """The ends of a scenario: what is active (firmware and config version), and the last words of the wave, in order.
+    ``may_be_on_trial``: the device may rest on a trial that nobody ends.
+    """
 
     ends: tuple[tuple[Pair, tuple[Said, ...]], ...]
+    may_be_on_trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,8 @@ class Oracle:
         documents, unreadable = _documents(image)
         problems += [f"{name} cannot be read" for name in unreadable]
         burned = max((sum(one["burned"] for one in document["waves"].values()) for document in documents), default=0)
-        tried = trial_boots + (words.trial is not None and words.tries_left > 0 and boots_per_attempt == 1)
+        is_armed = words.trial not in {None, words.previous} and words.tries_left > 0
+        tried = trial_boots + (is_armed and boots_per_attempt == 1)
         if burned * boots_per_attempt < tried:
             problems.append(f"{tried} trials were armed or booted, but only {burned} attempts are burned")
         problems += _identity_problems(image)
@@ -104,7 +109,8 @@ class Oracle:
     ) -> list[str]:
         """What is wrong with a device that rests; beyond ``judge_cut``."""
         boot = self._read_boot(image)
-        problems = [] if boot.trial is None else [f"at rest, but {boot.trial} is on trial"]
+        is_wrong = boot.trial is not None and not expected.may_be_on_trial
+        problems = [f"at rest, but {boot.trial} is on trial"] if is_wrong else []
         pair = self._pair(image, boot.active)
         ours = [word for word in words if word.wave_id == wave_id]
         problems += _word_problems(ours)
