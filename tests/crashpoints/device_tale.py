@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from device.config import Backend
 from tests.crashpoints.device_key import key_of
 from tests.crashpoints.device_scenarios import SCENARIOS, DeviceScenario
 from tests.crashpoints.device_story import Standing, Story
-from tests.crashpoints.fleet import CONFIG_OF, NEW, NEWEST, OLD, config_of, image_of
-from tests.crashpoints.oracle import Oracle, Published, read_simulated_boot, sha256, simulated_slot
+from tests.crashpoints.fleet import CONFIG_OF, IMAGE_BYTES, NEW, NEWEST, OLD, config_of, image_of
+from tests.crashpoints.oracle import Oracle, Published, sha256
+from tests.crashpoints.oracle_formats import readers
 
 if TYPE_CHECKING:
+    from device.config import Backend
     from tests.crashpoints.campaign import Look
-
-READERS = {Backend.SIMULATED: (read_simulated_boot, simulated_slot)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class DeviceTale:
         return key_of(standing)
 
     def _oracle(self) -> Oracle:
-        return Oracle(published(self.scenario), *READERS[self.backend])
+        return Oracle(published(self.scenario), *readers(self.backend.value, IMAGE_BYTES))
 
 
 def published(scenario: DeviceScenario) -> Published:

@@ -191,29 +191,3 @@ def _last_words(words: Sequence[Heard]) -> tuple[Said, ...]:
 def sha256(content: bytes | None) -> str:
     """Lower-case hex; of nothing for what is not there."""
     return hashlib.sha256(content or b"").hexdigest()
-
-
-# --- the simulated back-end's formats ---------------------------------------------------------------------------------
-
-
-def read_simulated_boot(image: Mapping[str, bytes | None]) -> BootWords:
-    """``slots/bootenv.json``; raises ValueError, KeyError, TypeError."""
-    content = json.loads(image["slots/bootenv.json"] or b"")
-    checksum = content.pop("checksum")
-    if sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()) != checksum:
-        msg = "the checksum is wrong"
-        raise ValueError(msg)
-    active, previous, trial = (_boot(content[name]) for name in ("active", "previous", "trial"))
-    if active is None:
-        msg = "nothing is active"
-        raise ValueError(msg)
-    return BootWords(active, previous, trial, content["trial"]["tries_left"] if trial else 0)
-
-
-def _boot(value: Any) -> tuple[str, int] | None:
-    return None if value is None else (value["slot"], value["config_generation"])
-
-
-def simulated_slot(image: Mapping[str, bytes | None], slot: str) -> bytes:
-    """``slots/A.img``."""
-    return image[f"slots/{slot}.img"] or b""
