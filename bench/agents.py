@@ -59,8 +59,8 @@ class HostedDevice:
         """``run`` does the rest; ``stop`` ends the agent in order."""
         self._directory = directory
         self._config = load_device_config(directory)
-        bootloader = open_slots(directory, self._config, Disk()).bootloader
-        self._firmware = Firmware(directory, bootloader, 2 * self._config.staging.fsync_step_bytes)
+        system = open_slots(directory, self._config, Disk())
+        self._firmware = Firmware(directory, system, 2 * self._config.staging.fsync_step_bytes)
         self._board = Board(self._config.board.watchdog_s, self._config.board.boot_timer_s)
         self._stop = stop
         self._agent: asyncio.Task[None] | None = None
@@ -131,9 +131,8 @@ class HostedDevice:
         """One life of the agent; what a real one would end its process with is a crash, a bug ends the benchmark."""
         log = self._log = open_log(self._directory, self._config)
         _LOG.set(log)
-        told = self._firmware.told(record.boot)
         try:
-            await run_agent(Launch(self._directory, self._config, log, self, told), self._stop)
+            await run_agent(Launch(self._directory, self._config, log, self), self._stop)
         except* (WavemeshError, OSError) as group:
             log.fail(f"the agent crashed: {group.exceptions}")
             on_trial = self._firmware.is_trial(record.boot)
@@ -170,6 +169,9 @@ class HostedDevice:
         self._events.put_nowait(End.REBOOT)
         while True:
             await asyncio.Event().wait()
+
+    def stop(self) -> None:
+        """``run`` sees by itself that the agent ended."""
 
 
 async def serve(directories: list[Path]) -> None:

@@ -34,7 +34,7 @@ from wavemesh.trust.statements import IntentKind, OperatorIntent
 from wavemesh.v1 import operator_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from types import TracebackType
 
     from bench.site import Site, Size
@@ -172,15 +172,18 @@ class Fleet:
         """Command the proxies, see lab/wan.py."""
         return tell(self.site.wan_dir / "control.sock", command)
 
+    def start(self, name: str, tier: str, command: Sequence[str]) -> int:
+        """Start a process that ends with the fleet; its id."""
+        with self._log(name).open("ab") as log:
+            process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._started.append(Started(name, tier, process))
+        return process.pid
+
     def _start(self, name: str, tier: str, module: str, *arguments: str) -> None:
         command = [sys.executable]
         if self._profile is not None and tier in TIERS and tier not in {one.tier for one in self._started}:
             command += ["-m", "cProfile", "-o", str(self._profile / f"{tier}.prof")]
-        with self._log(name).open("ab") as log:
-            process = subprocess.Popen(
-                [*command, "-m", module, *arguments], cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        self._started.append(Started(name, tier, process))
+        self.start(name, tier, [*command, "-m", module, *arguments])
 
     def _log(self, name: str) -> Path:
         return self.site.run_dir / f"{name}.log"

@@ -2,9 +2,9 @@
 
 Rules:
 - The intent's id is the key: the same id with the same signed bytes is the same intent, with other bytes a conflict.
-- START, PAUSE, RESUME and HALT act on the wave here. ROLLBACK_DEVICE, APPROVE_ROLLBACK, PREFETCH and
-  OVERRIDE_HOLD_AGE become urgent ``intent`` resources for their stores or device, in the operator's own envelope, which
-  they verify themselves.
+- START, PAUSE, RESUME and HALT act on the wave here. ROLLBACK_DEVICE, APPROVE_ROLLBACK, REHEARSE_DEVICE, PREFETCH
+  and OVERRIDE_HOLD_AGE become urgent ``intent`` resources for their stores or device, in the operator's own envelope,
+  which they verify themselves.
 - An intent is APPLIED when it reached all it is for, as far as is known here (control/fleet.py), and QUEUED with
   ``waiting_for`` before. What is QUEUED stays published, so it happens when the tier returns; past its lifetime it is
   REFUSED as expired.

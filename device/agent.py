@@ -16,6 +16,7 @@ from device.bootenv import MAX_TRIES, BootEnvironmentError
 from device.clearance import Clearance
 from device.gates import check_flashing, check_local
 from device.levels import events_of
+from device.offload import Worker
 from device.probes import peripheral_gates
 from device.progress import (
     Arm,
@@ -33,6 +34,7 @@ from device.progress import (
     RecheckDue,
     Revert,
     RollbackAsked,
+    SecondRollbackAsked,
     SignoffBegan,
     SignoffOverdue,
     Started,
@@ -73,6 +75,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._levels_changed = True
         self._changed = asyncio.Event()
+        self._all_heard = asyncio.Event()
         self._generation = 0
         self._activity: asyncio.Task[None] | None = None
         self._progress = equipment.store.document.progress
@@ -82,6 +85,10 @@ class Agent:
         """Where the machine is."""
         return self._progress
 
+    async def take_up(self) -> None:
+        """Return once the machine has heard what was asked so far; ``progress`` knows of it from then on."""
+        await self._all_heard.wait()
+
     def resources_changed(self) -> None:
         """What is held changed, or the session opened."""
         self._levels_changed = True
@@ -90,7 +97,18 @@ class Agent:
 
     def ask_rollback(self, evidence: str) -> str:
         """A local operator wants the previous slot; returns why nothing will come of it, empty if something will."""
-        asked = RollbackAsked(evidence, self._equipment.boot_control.read(), Asker.LOCAL)
+        equipment = self._equipment
+        packed = equipment.packed_boot()
+        return self._asked(RollbackAsked(evidence, equipment.boot_control.read(), Asker.LOCAL, packed=packed))
+
+    def ask_second_rollback(self, evidence: str) -> str:
+        """A local operator wants the packed last known good; returns the same."""
+        packed = self._equipment.packed_boot()
+        if packed is None:
+            return "no earlier image is packed"
+        return self._asked(SecondRollbackAsked(evidence, packed, Asker.LOCAL))
+
+    def _asked(self, asked: RollbackAsked | SecondRollbackAsked) -> str:
         refusal = why_no_rollback(self._progress, asked, self._equipment.node_id.name)
         if not refusal:
             self._post(None, asked)
@@ -123,6 +141,8 @@ class Agent:
             return
         if self._events:
             generation, event = self._events.popleft()
+            if not self._events:
+                self._all_heard.set()  # who waits for it runs after the step below began, and that sets the progress
             if generation in {None, self._generation}:
                 await self._handle(group, event)
             return
@@ -139,6 +159,7 @@ class Agent:
         """Queue an event; one of an activity counts only while that activity is the present one."""
         if len(self._events) < MAX_EVENTS:
             self._events.append((generation, event))
+            self._all_heard.clear()
         self._wake.set()
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -166,7 +187,8 @@ class Agent:
             case Persist():
                 await self._persist(effect)
             case Arm(boot):
-                equipment.boot_control.arm(boot)
+                async with Worker() as worker:  # RAUC takes its time, and so may a medium
+                    await worker.run(equipment.boot_control.arm, boot)
                 await equipment.power.step("armed")
             case Disarm():
                 if equipment.boot_control.read().trial is not None:
@@ -198,7 +220,8 @@ class Agent:
         """Make the running trial the active boot; what came of it is read back and looked at as an event."""
         control = self._equipment.boot_control
         try:
-            write()
+            async with Worker() as worker:
+                await worker.run(write)
         except (BootEnvironmentError, DiskFaultError) as error:
             self._equipment.log.fail(f"the commit was not written: {error}")
         await self._equipment.power.step("committed")

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-import os
 import secrets
 import signal
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -23,15 +21,18 @@ from device.agent import Agent
 from device.backend import open_slots
 from device.belief import Verifier
 from device.board import SimulatedPower
-from device.config import FILE_NAME, ClockKind, load_device_config
+from device.config import FILE_NAME, BoardKind, ClockKind, load_device_config
 from device.configs import ConfigStore
 from device.equipment import Equipment
 from device.health import HealthClient
-from device.local import LocalSocket
+from device.lkg import PackedLkg
+from device.local import AgentVerbs, LocalSocket
 from device.logs import DeviceLog
 from device.logupload import upload_logs
+from device.petting import keep_petting
 from device.platform import Sensors
 from device.probes import Containment, ProbeRunner
+from device.rehearsing import Rehearsing
 from device.rotation import may_renew, wave_to_renew_for
 from device.sink import DeviceSink
 from device.state import StateFile
@@ -58,15 +59,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from device.config import DeviceConfig
-    from device.platform import Power
+    from device.platform import BootRecord, Power, Slots
     from wavemesh.runtime.clock import Clock
 
 MAX_ROOT_BYTES = 256 * 1024
 LOCK_PATIENCE_S = 10.0
-PETS_PER_WATCHDOG = 4
 # A device is back within five seconds of its hub or its LAN; a refused dial in the meantime costs milliseconds.
 RECONNECT_MAX_S = 3.0
-_TOLD = ("WAVEMESH_SLOT", "WAVEMESH_SLOT_VERSION", "WAVEMESH_CONFIG_GENERATION")
 
 
 class LockedError(LocalError):
@@ -80,16 +79,28 @@ async def main(directory: Path) -> None:
     config = load_device_config(directory)
     log = open_log(directory, config)
     logging.getLogger().addHandler(log)
-    power = SimulatedPower(directory, log.flush)
-    power.attach()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    told = {name: os.environ[name] for name in _TOLD if name in os.environ}
     try:
-        await run_agent(Launch(directory, config, log, power, told), stop)
+        power = await _open_power(directory, config, log)
+        await run_agent(Launch(directory, config, log, power), stop)
+        power.stop()
     finally:
         logging.getLogger().removeHandler(log)
         log.close()
+
+
+async def _open_power(directory: Path, config: DeviceConfig, log: DeviceLog) -> Power:
+    """The board under the agent; raises LocalError when it does not say for certain what runs."""
+    match config.board.kind:
+        case BoardKind.SUPERVISED:
+            power = SimulatedPower(directory, log.flush)
+            power.attach()
+            return power
+        case BoardKind.LINUX:
+            from device.linux_board import open_linux_board
+
+            return await open_linux_board(directory, config, open_slots(directory, config, Disk()), log)
 
 
 def open_log(directory: Path, config: DeviceConfig) -> DeviceLog:
@@ -100,13 +111,12 @@ def open_log(directory: Path, config: DeviceConfig) -> DeviceLog:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What an agent is started with; ``told`` is what its probes may know of the boot, as environment variables."""
+    """What an agent is started with."""
 
     directory: Path
     config: DeviceConfig
     log: DeviceLog
     power: Power
-    told: Mapping[str, str]
 
 
 async def run_agent(launch: Launch, stop: asyncio.Event) -> None:
@@ -139,7 +149,9 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
     equipment, upstream, credentials, changed = _equip(launch)
     log, config = launch.log, launch.config
     agent, status, renewal = _compose(equipment, upstream, credentials)
-    changed.call = agent.resources_changed
+    rehearsing = Rehearsing(equipment, lambda: agent.progress, status.wake)
+    changed.calls += (agent.resources_changed, rehearsing.resources_changed)
+    verbs = {**AgentVerbs(agent, status, equipment).table(), "rehearse": rehearsing.answer}
     jitter = Random()  # noqa: S311  # jitter, not a secret
     way = ToParent(upstream, equipment.store)
     shipping = Shipping(equipment.tracing, way, jitter.uniform, config.telemetry.retry_interval_s)
@@ -147,11 +159,12 @@ async def _run(launch: Launch, stop: asyncio.Event) -> None:
         tasks = [
             group.create_task(upstream.run()),
             group.create_task(agent.run()),
-            group.create_task(_keep_petting(launch.power, config.board.watchdog_s)),
+            group.create_task(keep_petting(launch.power, config.board.watchdog_s)),
             group.create_task(upload_logs(equipment, upstream)),
             group.create_task(shipping.run()),
+            group.create_task(rehearsing.run()),
             group.create_task(renewal.run()),
-            group.create_task(LocalSocket(launch.directory / "run" / "agent.sock", agent, status).run()),
+            group.create_task(LocalSocket(launch.directory / "run" / "agent.sock", verbs).run()),
         ]
         await stop.wait()
         log.note("stops: SIGTERM")
@@ -184,7 +197,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         software_version=__version__,
         options=UpstreamOptions(backoff_cap_s=RECONNECT_MAX_S),
     )
-    system, board = open_slots(directory, config, disk), config.board
+    system, board, record = open_slots(directory, config, disk), config.board, launch.power.boot()
     equipment = Equipment(
         directory=directory,
         node_id=credentials.node_id,
@@ -198,7 +211,8 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         power=launch.power,
         sensors=Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes),
         configs=ConfigStore(directory / "state" / "config", disk),
-        probes=_probes(directory, config, launch.told),
+        lkg=PackedLkg(directory / "state" / "lkg.pack", disk),
+        probes=_probes(directory, config, _told(record, system.slots)),
         health=HealthClient(
             upstream=upstream,
             store=store,
@@ -209,8 +223,9 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
             timeout_s=config.timing.ping_timeout_s,
         ),
         artifacts=ArtifactClient(lambda: make_bulk_channel(credentials, config.hub.address, verifier.hub)),
-        record=launch.power.boot(),
+        record=record,
         tracing=tracing,
+        installer=system.installer,
     )
     return equipment, upstream, credentials, changed
 
@@ -254,10 +269,6 @@ def _rotating_wave(equipment: Equipment, renewal: Renewal) -> str:
     return wave_to_renew_for(orders, sink.belief.policies, renewal.issued_at)
 
 
-def _nothing() -> None:
-    """What is called before there is anything to call."""
-
-
 def _load_state(directory: Path, disk: Disk, clock: Clock, log: DeviceLog) -> StateFile:
     """The state as it is durable, with room set aside for a later rollback."""
     file = StateFile(directory, disk, secrets.token_hex(16))
@@ -270,34 +281,24 @@ def _load_state(directory: Path, disk: Disk, clock: Clock, log: DeviceLog) -> St
 
 
 class _Later:
-    """A callback to an object that is made after the one that calls it."""
+    """Callbacks to objects that are made after the one that calls them."""
 
     def __init__(self) -> None:
-        self.call: Callable[[], None] = _nothing
+        self.calls: tuple[Callable[[], None], ...] = ()
 
     def __call__(self) -> None:
-        self.call()
+        for call in self.calls:
+            call()
 
 
-async def _keep_petting(power: Power, watchdog_s: float) -> None:
-    """Tell the board, and systemd where it runs us, that the event loop turns."""
-    _notify_systemd(b"READY=1")
-    while True:
-        power.pet()
-        _notify_systemd(b"WATCHDOG=1")
-        await asyncio.sleep(watchdog_s / PETS_PER_WATCHDOG)
-
-
-def _notify_systemd(message: bytes) -> None:
-    """sd_notify(3), without its library."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        try:
-            channel.sendto(message, address.replace("@", "\0", 1))
-        except OSError:
-            return
+def _told(record: BootRecord, slots: Slots) -> dict[str, str]:
+    """What a probe may know of the boot: environment variables."""
+    label = slots.label(record.boot.slot)
+    return {
+        "WAVEMESH_SLOT": record.boot.slot.value,
+        "WAVEMESH_SLOT_VERSION": "" if label is None else label.version,
+        "WAVEMESH_CONFIG_GENERATION": str(record.boot.config_generation),
+    }
 
 
 def _probes(directory: Path, config: DeviceConfig, told: Mapping[str, str]) -> ProbeRunner:

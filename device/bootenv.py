@@ -13,6 +13,7 @@ A slot is good if and only if ``active`` or ``previous`` names it. Each transiti
     arm          trial := boot, one try
     attempt      (bootloader, before it boots a trial) tries_left := tries_left - 1, durably, so power cuts cannot loop
     fall_back    (bootloader, once no try is left) remember the reset reason that ended the trial
+    count_fall_back  (the same, by a bootloader that does not know reset reasons) count the boots after the trial
     keep_trying  supervised mode: the trial stays bootable for some more tries
     disarm       no trial any more; ``active`` stays what it is
     commit       previous := active, active := trial, no trial
@@ -34,6 +35,7 @@ from wavemesh.errors import LocalError
 FORMAT = 1
 MAX_BYTES = 16 * 1024
 MAX_TRIES = 10
+MAX_FALL_BACKS = 2
 
 
 class SlotName(enum.Enum):
@@ -73,11 +75,25 @@ class Boot:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A boot on trial; ``ended_by`` is the reset that used up its last try, None before that."""
+    """A boot on trial; ``ended_by`` is the reset that used up its last try, None before that.
+
+    A bootloader that cannot know it counts in ``fall_backs`` how often it booted the active slot since, up to
+    MAX_FALL_BACKS, which stands for "more than once".
+    """
 
     boot: Boot
     tries_left: int
     ended_by: ResetReason | None = None
+    fall_backs: int = 0
+
+    def end(self, this_boot: ResetReason) -> ResetReason:
+        """What ended the trial, asked in a boot that fell back; what nobody can tell is no power loss.
+
+        Only the first such boot has the reset reason that ended it.
+        """
+        if self.ended_by is not None:
+            return self.ended_by
+        return this_boot if self.fall_backs == 1 else ResetReason.WATCHDOG
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +128,14 @@ class BootEnvironment:
         trial = self._trial()
         return replace(self, trial=replace(trial, ended_by=trial.ended_by or reason))
 
+    def count_fall_back(self) -> BootEnvironment:
+        """Note that the trial ended, for a bootloader that knows no reason."""
+        trial = self._trial()
+        return replace(self, trial=replace(trial, fall_backs=min(trial.fall_backs + 1, MAX_FALL_BACKS)))
+
     def keep_trying(self, tries: int) -> BootEnvironment:
         """Let the trial boot again, ``tries`` times at most."""
-        return replace(self, trial=replace(self._trial(), tries_left=tries, ended_by=None))
+        return replace(self, trial=Trial(self._trial().boot, tries))
 
     def disarm(self) -> BootEnvironment:
         """Forget the trial."""

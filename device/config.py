@@ -9,7 +9,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
+from device.bootenv import ResetReason  # noqa: TC001  # the reader resolves the hints at run time
 from wavemesh.runtime.config import bounded, load_config
 
 FILE_NAME = "config.toml"
@@ -30,10 +32,28 @@ class ProbeContainment(enum.Enum):
     BEST_EFFORT = "best-effort"
 
 
+class BoardKind(enum.Enum):
+    """Who boots, resets and watches the device: a supervisor that plays a board, or the hardware under Linux."""
+
+    SUPERVISED = "supervised"
+    LINUX = "linux"
+
+
 class Backend(enum.Enum):
     """What holds the slots and the boot environment."""
 
     SIMULATED = "simulated"
+    GRUB = "grub"
+    UBOOT = "uboot"
+    RAUC = "rauc"
+
+
+class BootStore(enum.Enum):
+    """What holds the boot environment."""
+
+    FILE = "file"
+    GRUB = "grub"
+    UBOOT = "uboot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +75,15 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """Hardware: the simulated slots, the kernel's files, the watchdog. Paths are relative to the device's directory.
+    """Hardware: what holds the slots, the kernel's files, the watchdog. Paths are relative to the device's directory.
 
-    Probes run as ``probe_user`` if the agent is root, else as the agent's own user.
+    Probes run as ``probe_user`` if the agent is root, else as the agent's own user. ``redundant_bootloader`` declares
+    that a payload that touches the bootloader is written so that a power cut leaves the old one.
     """
 
+    kind: BoardKind = BoardKind.SUPERVISED
     backend: Backend = Backend.SIMULATED
+    redundant_bootloader: bool = False
     slot_capacity_bytes: int = field(default=1024 * MIB, metadata=bounded(MIB, 1024 * 1024 * MIB))
     power_supply: Path = Path("hardware/power_supply")
     thermal: Path = Path("hardware/thermal")
@@ -72,6 +95,78 @@ class Board:
     probe_user: str = "nobody"
     watchdog_s: float = field(default=60.0, metadata=bounded(0.2, 3600))
     boot_timer_s: float = field(default=120.0, metadata=bounded(0.2, 3600))
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPaths:
+    """The two system partitions, as devices or files, of the back-ends grub, uboot and rauc."""
+
+    a: Path = Path("slots/A.img")
+    b: Path = Path("slots/B.img")
+
+
+@dataclass(frozen=True, slots=True)
+class Grub:
+    """Back-end grub: the environment block that this device's GRUB loads."""
+
+    environment: Path = Path("slots/grubenv")
+
+
+@dataclass(frozen=True, slots=True)
+class Uboot:
+    """Back-end uboot: where the two copies of U-Boot's environment are, as libubootenv is told."""
+
+    config: Path = Path("slots/fw_env.config")
+
+
+@dataclass(frozen=True, slots=True)
+class Rauc:
+    """Back-end rauc: the address of RAUC's bus, and the boot environment that its handler writes for us.
+
+    An empty ``bus`` is for a board that a supervisor plays: it runs the bus and the service itself.
+    """
+
+    bus: str = "unix:path=/run/dbus/system_bus_socket"
+    directory: Path = Path("rauc")
+    environment: BootStore = BootStore.FILE
+    install_timeout_s: float = field(default=1800.0, metadata=bounded(1, 86_400))
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Where the board says why it was reset, ``file`` or what ``command`` prints, and what each of its words means.
+
+    A word is the whole text without the space around it. Without a meaning a word proves nothing.
+    """
+
+    file: Path | None = None
+    command: tuple[str, ...] = ()
+    meanings: dict[str, ResetReason] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Linux:
+    """A board of kind "linux": roots of the kernel's files, its watchdog, and how to reboot.
+
+    ``root`` is where the file system of the running slot is mounted; where there is no ``watchdog``, nothing watches.
+    """
+
+    proc: Path = Path("/proc")
+    sys: Path = Path("/sys")
+    root: Path = Path("/")
+    watchdog: Path = Path("/dev/watchdog")
+    reset: Reset = field(default_factory=Reset)
+    reboot: tuple[str, ...] = ("systemctl", "reboot")
+    reboot_by_force: tuple[str, ...] = ("reboot", "-f")
+    reboot_bound_s: float = field(default=30.0, metadata=bounded(0.05, 600))
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Commands that load the staged slot's kernel, ``{slot}`` being its file or device, and unload it again."""
+
+    kexec_load: tuple[str, ...] = ()
+    kexec_unload: tuple[str, ...] = ("kexec", "-u")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +216,12 @@ class DeviceConfig:
     device: Device
     hub: Hub
     board: Board = field(default_factory=Board)
+    slots: SlotPaths = field(default_factory=SlotPaths)
+    grub: Grub = field(default_factory=Grub)
+    uboot: Uboot = field(default_factory=Uboot)
+    rauc: Rauc = field(default_factory=Rauc)
+    linux: Linux = field(default_factory=Linux)
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
     timing: Timing = field(default_factory=Timing)
     staging: Staging = field(default_factory=Staging)
     logs: Logs = field(default_factory=Logs)
@@ -129,7 +230,24 @@ class DeviceConfig:
 
 def load_device_config(directory: Path) -> DeviceConfig:
     """Read ``DIR/config.toml``; raises ConfigError."""
-    config = load_config(directory / FILE_NAME, DeviceConfig)
-    board = config.board
-    roots = {name: directory / getattr(board, name) for name in ("power_supply", "thermal", "inhibit", "hardware")}
-    return replace(config, board=replace(board, **roots))
+    return _placed(directory, load_config(directory / FILE_NAME, DeviceConfig))
+
+
+def unconfigured(directory: Path) -> DeviceConfig:
+    """What holds for a device in ``directory`` whose configuration is not written yet."""
+    return _placed(directory, DeviceConfig(Device("", ""), Hub("")))
+
+
+def _placed(directory: Path, config: DeviceConfig) -> DeviceConfig:
+    board = _below(directory, config.board, "power_supply", "thermal", "inhibit", "hardware")
+    slots, grub = _below(directory, config.slots, "a", "b"), _below(directory, config.grub, "environment")
+    uboot, rauc = _below(directory, config.uboot, "config"), _below(directory, config.rauc, "directory")
+    return replace(config, board=board, slots=slots, grub=grub, uboot=uboot, rauc=rauc)
+
+
+T = TypeVar("T", Board, SlotPaths, Grub, Uboot, Rauc)
+
+
+def _below(directory: Path, table: T, *names: str) -> T:
+    """A table whose paths, defaults too, are relative to the device's directory."""
+    return replace(table, **{name: directory / getattr(table, name) for name in names})

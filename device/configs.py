@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from device.slots.simulated import read_json
+from device.slots.images import read_json
 from device.values import to_plain
 from wavemesh.errors import GateError
 from wavemesh.policy.gates import Gate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from device.bootenv import BootEnvironmentError
+from device.bootenv import Boot, BootEnvironmentError
 from device.orders import Facts
 from wavemesh.trust.freshness import check_time_trusted
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from device.config import DeviceConfig
     from device.configs import ConfigStore
     from device.health import HealthClient
+    from device.lkg import PackedLkg
     from device.logs import DeviceLog
-    from device.platform import BootControl, BootRecord, Power, Sensors, Slots
+    from device.platform import BootControl, BootRecord, Installer, Power, Sensors, Slots
     from device.probes import ProbeRunner
     from device.sink import DeviceSink
     from device.store import DeviceStore
@@ -42,11 +43,13 @@ class Equipment:
     power: Power
     sensors: Sensors
     configs: ConfigStore
+    lkg: PackedLkg
     probes: ProbeRunner
     health: HealthClient
     artifacts: ArtifactClient
     record: BootRecord
     tracing: Tracing
+    installer: Installer | None = None
 
     def facts(self) -> Facts:
         """What the device is and runs; raises BootEnvironmentError when the running slot is unlabelled."""
@@ -72,6 +75,14 @@ class Equipment:
             rollback_floor=self.store.document.rollback_floor,
             redundant_bootloader=self.boot_control.redundant_bootloader,
         )
+
+    def packed_boot(self) -> Boot | None:
+        """What the packed last known good would boot as, None without one and when just that runs."""
+        packed, running = self.lkg.held(), self.record.boot
+        label = self.slots.label(running.slot)
+        if packed is None or label is None or packed.label.firmware == label.firmware:
+            return None
+        return Boot(running.slot.other, packed.config_generation)
 
     def check_time(self) -> None:
         """Raise GateError (clock) unless expiries may be judged by the clock."""

@@ -1,6 +1,7 @@
-"""What a factory does to a simulated device: an image on slot A that boots, nothing on slot B, and a config bundle.
+"""What a factory does to a device: an image on slot A that boots, nothing on slot B, and a config bundle.
 
 ``python -m device.factory --dir DIR --image FILE --release NAME --version VERSION [--config FILE --config-version V]``.
+``DIR/config.toml`` says what holds the slots; without it they are simulated. Partitions must be there; files are made.
 A device that has slots already is refused: from then on only the agent writes them.
 """
 
@@ -9,19 +10,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from device.backend import open_slots
 from device.board import boot_record_path
-from device.bootenv import Boot, BootEnvironment, SlotName, encode
+from device.bootenv import Boot, BootEnvironment, BootEnvironmentError, SlotName
+from device.config import FILE_NAME, load_device_config, unconfigured
 from device.configs import ConfigLabel
 from device.platform import SlotLabel
 from device.values import to_plain
 from wavemesh.errors import LocalError, WavemeshError
-from wavemesh.runtime.durable import disk_errors
+from wavemesh.runtime.durable import Disk, disk_errors
 from wavemesh.trust.statements import Digest
+
+if TYPE_CHECKING:
+    from device.backend import SlotSystem
 
 FIRST_GENERATION = 1
 
@@ -44,22 +50,31 @@ class Equipment:
 
 
 def equip(directory: Path, equipment: Equipment) -> None:
-    """Lay the slots, the boot environment and the first config generation; raises HasSlotsError, DiskFaultError."""
-    slots = directory / "slots"
-    environment = slots / "bootenv.json"
-    if environment.exists():
-        msg = f"{slots} holds slots already; a new device needs an empty directory"
+    """Lay the slots, the boot environment and the first config generation; raises LocalError."""
+    configured = (directory / FILE_NAME).exists()
+    config = load_device_config(directory) if configured else unconfigured(directory)
+    system = open_slots(directory, config, Disk())
+    if _is_equipped(system):
+        msg = f"{directory} holds slots already; a new device needs an empty directory"
         raise HasSlotsError(msg)
     with disk_errors(equipment.image):
         label = _label(equipment)
-    with disk_errors(slots):
-        slots.mkdir(parents=True, exist_ok=True)
+    system.media.lay(equipment.image, label)
+    with disk_errors(directory):
         boot_record_path(directory).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(equipment.image, slots / "A.img")
-        (slots / "B.img").touch()
-        (slots / "A.json").write_text(json.dumps(to_plain(label)), encoding="utf-8")
         _lay_config(directory / "state" / "config" / str(FIRST_GENERATION), equipment)
-        environment.write_bytes(encode(BootEnvironment(Boot(SlotName.A, FIRST_GENERATION))))
+    system.bootloader.lay(BootEnvironment(Boot(SlotName.A, FIRST_GENERATION)))
+
+
+def _is_equipped(system: SlotSystem) -> bool:
+    """Whether a slot was labelled or something boots: a bootloader's environment may be there before it names slots."""
+    if any(system.media.version(slot) for slot in SlotName):
+        return True
+    try:
+        system.bootloader.read()
+    except BootEnvironmentError:
+        return False
+    return True
 
 
 def _label(equipment: Equipment) -> SlotLabel:

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 
 from device.board import boot_record_path, write_boot_record
 from device.bootenv import Boot, ResetReason, SlotName
-from device.platform import BootRecord, SlotLabel
-from device.slots.simulated import Mark, read_json
+from device.platform import BootRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from device.platform import Bootloader
+    from device.backend import SlotSystem
 
 NOISE_STEP_BYTES = 1024 * 1024
 BAD_BLOCK = b"\xa5" * 4096
@@ -35,11 +34,12 @@ MAX_RECORD_BYTES = 4 * 1024 * 1024
 class Firmware:
     """The parts of a board that run before the agent."""
 
-    def __init__(self, directory: Path, bootloader: Bootloader, lossy_bytes: int) -> None:
+    def __init__(self, directory: Path, system: SlotSystem, lossy_bytes: int) -> None:
         """``lossy_bytes``: how much unflushed data the medium's cache may hold when the power fails."""
         self._directory = directory
+        self._bootloader = system.bootloader
+        self._media = system.media
         self._lossy_bytes = lossy_bytes
-        self._bootloader = bootloader
 
     def first_reason(self) -> ResetReason:
         """Why the board starts now: a boot record left behind means that nobody shut it down."""
@@ -70,38 +70,24 @@ class Firmware:
         trial = self._bootloader.read().trial
         return trial is not None and trial.boot == boot
 
-    def version(self, slot: SlotName) -> str:
-        """Version of what a slot holds: its label's, or while it is on trial or unlabelled, nothing."""
-        label = read_json(self._directory / "slots" / f"{slot.value}.json", SlotLabel)
-        return "" if label is None else label.version
-
     def is_bootable(self, slot: SlotName) -> bool:
         """Whether the image gets as far as the agent; ``hardware/unbootable`` lists versions that do not."""
         path = self._directory / "hardware" / "unbootable"
-        return not path.exists() or self.version(slot) not in path.read_text().split()
+        return not path.exists() or self._media.version(slot) not in path.read_text().split()
 
     def lose_unflushed(self) -> None:
         """Overwrite what a power cut takes: the bytes of a slot after the last mark of an unfinished write."""
         for slot in SlotName:
-            mark = read_json(self._directory / "slots" / f"{slot.value}.mark", Mark)
-            image = self._directory / "slots" / f"{slot.value}.img"
-            if mark is None or mark.offset >= mark.size_bytes or not image.exists():
+            lost, path = self._media.unflushed(slot), self._media.path(slot)
+            if not lost or not path.exists():
                 continue
-            noise = random.Random(mark.offset)  # noqa: S311  # garbage, not a secret; the same run tears the same way
-            with image.open("r+b") as file:
-                file.seek(mark.offset)
-                rest = min(self._lossy_bytes, mark.size_bytes - mark.offset)
+            noise = random.Random(lost.start)  # noqa: S311  # garbage, not a secret; the same run tears the same way
+            with path.open("r+b") as file:
+                file.seek(lost.start)
+                rest = min(self._lossy_bytes, len(lost))
                 while rest > 0:
                     rest -= file.write(noise.randbytes(min(rest, NOISE_STEP_BYTES)))
                 os.fsync(file.fileno())
-
-    def told(self, boot: Boot) -> dict[str, str]:
-        """What the agent, and through it a probe, is told about this boot: environment variables."""
-        return {
-            "WAVEMESH_SLOT": boot.slot.value,
-            "WAVEMESH_SLOT_VERSION": self.version(boot.slot),
-            "WAVEMESH_CONFIG_GENERATION": str(boot.config_generation),
-        }
 
     def step(self, record: BootRecord, step: str) -> None:
         """The agent announced a step: keep a record of it; a bad medium does its worst while a slot is written."""
@@ -110,9 +96,9 @@ class Firmware:
             self._decay(record.boot.slot.other)
 
     def _decay(self, slot: SlotName) -> None:
-        image = self._directory / "slots" / f"{slot.value}.img"
-        if (self._directory / "hardware" / "bad-medium").exists() and image.exists():
-            with image.open("r+b") as file:
+        path = self._media.path(slot)
+        if (self._directory / "hardware" / "bad-medium").exists() and path.exists():
+            with path.open("r+b") as file:
                 file.write(BAD_BLOCK)
                 os.fsync(file.fileno())
 

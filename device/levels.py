@@ -10,7 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from device.orders import Actionable, Done, Gone, Judgement, Refused, Stopped, judge
-from device.progress import Declined, Event, Halted, Ordered, Outcome, RollbackAsked, SignedOff, Withdrawn
+from device.progress import (
+    Declined,
+    Event,
+    Halted,
+    Ordered,
+    Outcome,
+    RollbackAsked,
+    SecondRollbackAsked,
+    SignedOff,
+    Withdrawn,
+)
 from device.signoff import why_no_rollback, why_not_approved
 from device.update import BEFORE_ARM, IN_SWAP
 from wavemesh.errors import WavemeshError
@@ -22,6 +32,8 @@ if TYPE_CHECKING:
     from device.equipment import Equipment
     from device.progress import Progress
     from wavemesh.trust.statements import OperatorIntent, WaveOrder
+
+_FOR_MACHINE = frozenset({IntentKind.ROLLBACK_DEVICE, IntentKind.APPROVE_ROLLBACK})
 
 
 def events_of(equipment: Equipment, progress: Progress) -> Iterator[Event]:
@@ -86,7 +98,8 @@ def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:
     """An operator who asks this device gets an answer: what is done ends in an outcome, all else in an event."""
     document, node_id = equipment.store.document, equipment.node_id
     for intent in equipment.sink.intents():
-        if intent.intent_id in document.intents or not intent.kind.is_for_device:
+        # A rehearsal is none of the machine's business: device/rehearsing.py answers it.
+        if intent.intent_id in document.intents or intent.kind not in _FOR_MACHINE:
             continue
         if intent.device in {node_id.name, node_id.path}:
             yield from _asked_by(equipment, progress, intent)
@@ -122,7 +135,12 @@ def _rollback(equipment: Equipment, progress: Progress, intent: OperatorIntent) 
         environment = equipment.boot_control.read()
     except WavemeshError as error:
         return None, f"the boot environment cannot be read: {error}"
+    evidence, packed = f"operator: {intent.reason}", equipment.packed_boot()
+    asked: RollbackAsked | SecondRollbackAsked
+    asked = RollbackAsked(evidence, environment, intent_id=intent.intent_id, packed=packed)
     if intent.wave_id and progress.wave_id and intent.wave_id != progress.wave_id:
-        return None, f"it is about wave {intent.wave_id}, the device is in wave {progress.wave_id}"
-    asked = RollbackAsked(f"operator: {intent.reason}", environment, intent_id=intent.intent_id)
+        installed_by = equipment.store.document.installed_by.get(equipment.facts().firmware_sha256)
+        if progress.state is not UpdateState.ROLLED_BACK or installed_by != intent.wave_id or packed is None:
+            return None, f"it is about wave {intent.wave_id}, the device is in wave {progress.wave_id}"
+        asked = SecondRollbackAsked(evidence, packed, intent_id=intent.intent_id)
     return asked, why_no_rollback(progress, asked, equipment.node_id.name)

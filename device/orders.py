@@ -216,6 +216,7 @@ def _target(order: WaveOrder, policy: Policy, release: ReleaseManifest, facts: F
         expires_at=order.expires_at,
         boot=Boot(slot, generation),
         rules=_rules(policy),
+        bundle=None if firmware is None or release.bundle is None else release.bundle.digest,
     )
 
 
@@ -239,4 +240,5 @@ def _rules(policy: Policy) -> Rules:
         boot_probe=verification.boot_probe or "",
         peripheral_checks=verification.peripheral_checks,
         vendor_probes=verification.vendor_probes,
+        require_packed_lkg=guardrails.require_packed_lkg,
     )

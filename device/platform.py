@@ -1,7 +1,8 @@
-"""The hardware as the agent sees it: five small seams, one set of implementations per back-end.
+"""The hardware as the agent and a supervisor see it: small seams, one set of implementations per back-end.
 
-``slots/simulated.py`` with the supervisor is the default; block devices with a GRUB or U-Boot environment and RAUC fit
-the same seams. Everything durable is durable when the call returns. Errors are LocalErrors.
+``slots/simulated.py`` with the supervisor is the default; ``slots/raw.py`` with ``slots/grub.py`` or ``slots/uboot.py``
+are slots on partitions or files; RAUC fits the same seams. Everything durable is durable when the call returns. Errors
+are LocalErrors.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from device.bootenv import Boot, ResetReason  # noqa: TC001  # device/values.py 
 from wavemesh.trust.statements import Digest  # noqa: TC001  # the same
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
     from typing import NoReturn
 
@@ -57,7 +59,10 @@ class Slots(Protocol):
         ...
 
     async def begin(self, slot: SlotName, image: Digest) -> SlotWriter:
-        """Go on writing this image to the slot from the last durable mark, or start; drops the label first."""
+        """Go on writing this image to the slot from the last durable mark, or start; drops the label first.
+
+        Where there is an Installer, ``image`` is the bundle, and the slot is left alone.
+        """
         ...
 
     async def digest(self, slot: SlotName, size_bytes: int) -> str:
@@ -70,6 +75,17 @@ class Slots(Protocol):
 
     async def seal(self, slot: SlotName, label: SlotLabel) -> None:
         """Label a slot whose content was verified."""
+        ...
+
+
+class Installer(Protocol):
+    """Who writes the slots where the agent does not: then ``Slots.begin`` takes the release's bundle."""
+
+    async def install(self, slot: SlotName, image: Digest, installed: Callable[[int], Awaitable[None]]) -> None:
+        """Have the bundle that came last put on the slot as this image; ``installed`` hears the percent done.
+
+        What the slot holds afterwards is for the caller to read. Raises GateError, LocalError.
+        """
         ...
 
 
@@ -140,7 +156,7 @@ class BootControl(Protocol):
 
 
 class Bootloader(Protocol):
-    """The bootloader's own hands on the boot environment, for a supervisor that plays it. Durable when they return."""
+    """The bootloader's own hands on the boot environment, for a supervisor that plays it, and a factory's."""
 
     def read(self) -> BootEnvironment:
         """The environment as it is on the medium now."""
@@ -151,7 +167,43 @@ class Bootloader(Protocol):
         ...
 
     def fall_back(self, reason: ResetReason) -> None:
-        """Note what ended a trial that has no try left; the first reason stands."""
+        """Note what ended a trial that has no try left, as far as this bootloader can know."""
+        ...
+
+    def lay(self, environment: BootEnvironment) -> None:
+        """The first one of a new device; replaces what is there."""
+        ...
+
+
+class Media(Protocol):
+    """The slots' bytes in the hands of a factory, or of a supervisor that plays the board; nothing is remembered."""
+
+    def lay(self, image: Path, label: SlotLabel) -> None:
+        """Put the image on slot A of a new device, with its label; slot B is there and holds nothing of worth."""
+        ...
+
+    def path(self, slot: SlotName) -> Path:
+        """The file or device with the slot's content."""
+        ...
+
+    def version(self, slot: SlotName) -> str:
+        """Version on the slot's label, empty without one."""
+        ...
+
+    def unflushed(self, slot: SlotName) -> range:
+        """The bytes of an unfinished image that a power cut may take; none when nothing is being written."""
+        ...
+
+
+class BoardServices(Protocol):
+    """Programs beside the agent that a supervisor runs as part of the board it plays."""
+
+    def start(self, slot: SlotName) -> None:
+        """Run them anew, booted from this slot."""
+        ...
+
+    def stop(self) -> None:
+        """End them as a power cut does."""
         ...
 
 
@@ -172,6 +224,10 @@ class Power(Protocol):
 
     async def reboot(self) -> NoReturn:
         """Reset the board; does not return."""
+        ...
+
+    def stop(self) -> None:
+        """The agent ends in order: nobody watches the board from now on."""
         ...
 
 

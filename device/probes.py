@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from device import probe_launcher
 from device.gates import Finding, Verdict
 from wavemesh.policy.gates import Gate, check_names, gate_name
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 MAX_OUTPUT_BYTES = 1024 * 1024
 KEPT_OUTPUT_BYTES = 1024
 LAST_WORDS_S = 1.0
+# A program of its own, never a part of the agent.
+_LAUNCHER = Path(__file__).resolve().with_name("probe_launcher.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Containment:
 
     def launcher(self, cpu_s: int) -> tuple[str, ...]:
         """What goes before the command."""
-        program = (sys.executable, "-I", "-S", str(Path(probe_launcher.__file__).resolve()))
+        program = (sys.executable, "-I", "-S", str(_LAUNCHER))
         return (*program, self.mode.value, self.user, str(cpu_s), str(self.hidden), str(self.shown))
 
 

@@ -34,11 +34,15 @@ class Rules:
     boot_probe: str
     peripheral_checks: tuple[str, ...]
     vendor_probes: tuple[str, ...]
+    require_packed_lkg: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One update: which artifacts of which release, for which wave, to run as which boot."""
+    """One update: which artifacts of which release, for which wave, to run as which boot.
+
+    ``bundle`` is the firmware packed for RAUC, if the release has that.
+    """
 
     wave_id: str
     order_generation: int
@@ -51,6 +55,7 @@ class Target:
     expires_at: datetime
     boot: Boot
     rules: Rules
+    bundle: Digest | None = None
 
     def same_bytes(self, other: Target) -> bool:
         """Whether both put the same release on the same slot, so that staging may go on."""
@@ -222,10 +227,24 @@ class Asker(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RollbackAsked:
-    """Somebody wants the previous slot; ``intent_id`` is that of an operator's intent."""
+    """Somebody wants the previous slot, or where there is none the packed last known good back on the other slot.
+
+    ``intent_id`` is that of an operator's intent.
+    """
 
     evidence: str
     environment: BootEnvironment
+    asker: Asker = Asker.OPERATOR
+    intent_id: str = ""
+    packed: Boot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SecondRollbackAsked:
+    """Somebody wants the device, which rolled back, to leave what it returned to as well, for the packed one."""
+
+    evidence: str
+    packed: Boot
     asker: Asker = Asker.OPERATOR
     intent_id: str = ""
 
@@ -284,6 +303,7 @@ Event = (
     | Unhealthy
     | CommitRead
     | RollbackAsked
+    | SecondRollbackAsked
     | ReturnVerified
     | ReturnRefused
     | SignedOff

@@ -112,7 +112,7 @@ def _fell_back(progress: Progress, event: Started) -> Step:
 
 def _ended_by(event: Started) -> ResetReason:
     trial = event.environment.trial
-    return event.record.reset_reason if trial is None or trial.ended_by is None else trial.ended_by
+    return event.record.reset_reason if trial is None else trial.end(event.record.reset_reason)
 
 
 def _back(progress: Progress, _event: Started) -> Step:

@@ -2,12 +2,14 @@
 
 The old slot has lain unused since the commit. Its image is read back from the medium and compared with the digest that
 its label keeps from the signed release, and its config bundle with its own; what the running boot uses itself needs no
-proof. This waits for nothing: no gate, hub or network has a say.
+proof. This waits for nothing: no gate, hub or network has a say. A boot that the environment does not call previous is
+the packed last known good: it is restored to the slot that does not run, from the last mark after a power cut.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from device.offload import Worker
@@ -17,6 +19,7 @@ from wavemesh.errors import WavemeshError
 if TYPE_CHECKING:
     from device.bootenv import Boot
     from device.equipment import Equipment
+    from device.platform import SlotWriter
     from device.progress import Progress
 
 
@@ -27,10 +30,46 @@ async def read_back(equipment: Equipment, progress: Progress) -> Event:
         await asyncio.Event().wait()  # the boot environment is being written; nothing is left to read
     try:
         with equipment.tracing.check("read-back"):
-            why = "" if boot is None else await _damage(equipment, boot)
+            why = "" if boot is None else await _restored(equipment, boot) or await _damage(equipment, boot)
     except WavemeshError as error:
         why = str(error)
     return ReturnRefused(why, equipment.boot_control.read()) if why else ReturnVerified()
+
+
+async def _restored(equipment: Equipment, boot: Boot) -> str:
+    """Put the packed image onto its slot, unless it is there; what was wrong, or empty. Raises LocalError."""
+    packed, slots = equipment.lkg.held(), equipment.slots
+    if boot == equipment.boot_control.read().previous or boot.slot is equipment.record.boot.slot:
+        return ""
+    if packed is None or packed.config_generation != boot.config_generation:
+        return "the packed last known good is not there any more"
+    image = packed.label.firmware
+    if slots.label(boot.slot) == packed.label:
+        return ""
+    writer = await slots.begin(boot.slot, image)
+    try:
+        await _fill(equipment, writer)
+        found = writer.read_back
+    finally:
+        await writer.close()
+    if found != image.sha256:
+        await slots.discard(boot.slot)
+        return f"slot {boot.slot.value} reads back SHA-256 {found} after it was restored, {image.sha256} was packed"
+    await slots.seal(boot.slot, packed.label)
+    return ""
+
+
+async def _fill(equipment: Equipment, writer: SlotWriter) -> None:
+    skipped, synced = writer.offset, writer.offset
+    async with aclosing(equipment.lkg.content()) as pieces:
+        async for piece in pieces:
+            rest = piece[skipped:]
+            skipped -= len(piece) - len(rest)
+            await writer.write(rest)
+            if writer.offset - synced >= equipment.config.staging.fsync_step_bytes:
+                await writer.sync()
+                synced = writer.offset
+    await writer.sync()
 
 
 async def _damage(equipment: Equipment, boot: Boot) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from device.progress import Asker, Progress, RollbackAsked, Step
+from device.progress import Asker, Progress, RollbackAsked, SecondRollbackAsked, Step
 from device.update import advance
 from wavemesh.trust.statements import UpdateState
 
@@ -23,24 +23,25 @@ S = UpdateState
 _RETURNED = frozenset({S.ROLLING_BACK, S.ROLLED_BACK})
 
 
-def why_no_rollback(progress: Progress, asked: RollbackAsked, device: str) -> str:
+def why_no_rollback(progress: Progress, asked: RollbackAsked | SecondRollbackAsked, device: str) -> str:
     """Why nothing will come of it, empty if something will."""
+    if advance(progress, asked) != Step(progress):
+        return ""
     if progress.state is S.AWAITING_SIGNOFF:
         return (
             f"supervised: attempt {progress.attempt} of wave {progress.wave_id} failed at {progress.gate} and waits for"
             f" its approval: edgectl device approve-rollback --id {device} --wave {progress.wave_id} --reason WHY"
         )
-    if progress.state is S.ROLLING_BACK:
-        return "" if asked.asker is Asker.OPERATOR else "the device is on its way back already"
-    if progress.state is S.ROLLED_BACK:
-        return "the device has rolled back already"
-    if advance(progress, asked) != Step(progress):
-        return ""
     if asked.asker is Asker.LOCAL and progress.leaves_signed_only:
         return (
             "supervised: what runs is left by an operator's signed word alone:"
             f" edgectl device rollback --id {device} --reason WHY"
         )
+    if progress.state in _RETURNED:
+        way = "is on its way back" if progress.state is S.ROLLING_BACK else "has rolled back"
+        return f"the device {way} already{f' from wave {progress.wave_id}' if progress.wave_id else ''}"
+    if isinstance(asked, SecondRollbackAsked):
+        return f"a second rollback follows a first one; the device is {progress.state.name}"
     return "there is no previous slot to go back to"
 
 

@@ -1,9 +1,14 @@
 """STAGING: from order to a verified slot.
 
-Order of work: the release's signature bundle is fetched and verified; the image goes onto the slot that does not run
+Order of work: a good image that is about to be overwritten is packed, for a second rollback; the release's signature
+bundle is fetched and verified; the image goes onto the slot that does not run
 and is read back from the medium (imaging.py); the slot is labelled; the config bundle goes to its generation; the boot
 probe looks at the slot. A slot that already holds the image is only read back. Meanwhile heat and power are watched,
 and trouble pauses the write.
+
+Where an installer writes the slot (RAUC), it is given the release's RAUC bundle, fetched the same way, and what it
+wrote is read back and compared with the signed image, as if its word were worth nothing. Receiving is the first half of
+what is shown as staged, installing the second.
 
 A link that fails is waited for, however long: the mark on the slot says where to go on. A hub that refuses by gate
 refuses for this device.
@@ -16,7 +21,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from device.gates import check_flashing
-from device.imaging import Imaging
+from device.imaging import TRIES, Imaging
+from device.lkg import Packed, PackError
 from device.offload import Worker
 from device.platform import SlotLabel
 from device.progress import Event, GateRefused, Obstructed, Staged
@@ -26,9 +32,10 @@ from wavemesh.runtime.durable import DiskFaultError
 from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from device.equipment import Equipment
+    from device.platform import Installer, Slots
     from device.progress import Target
     from wavemesh.trust.statements import Digest
 
@@ -74,19 +81,19 @@ class Staging:
 
     async def _stage(self) -> Event:
         target, slots = self._target, self._equipment.slots
+        is_there = target.firmware is None or await self._already_there(target.firmware)
+        if not is_there:
+            await self._keep_lkg()
         async with self._equipment.artifacts.transfer():
             with self._equipment.tracing.check("verify"):
                 await self._verify_bundle()
-            if target.firmware is not None and not await self._already_there(target.firmware):
-                await self._imaging(target.firmware).put(target.firmware)
+            if target.firmware is not None and not is_there:
+                await self._put_firmware(target.firmware)
                 await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
             if target.config is not None:
                 await self._put_config(target.config)
         if target.rules.boot_probe:
-            extra = {
-                "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),
-                "WAVEMESH_STAGED_VERSION": target.version,
-            }
+            extra = staged_facts(slots, target)
             finding = await self._equipment.probes.run(Gate.BOOT_PROBE.value, target.rules.boot_probe, extra)
             if not finding.passes:
                 return GateRefused(finding.gate, finding.evidence)
@@ -108,6 +115,35 @@ class Staging:
                 bundle += piece
         verify_signature_bundle(bytes(bundle), release, trusted)
 
+    # --- the last known good -----------------------------------------------------------------------------------------
+
+    async def _keep_lkg(self) -> None:
+        """Pack what the environment calls previous, if that is what will be overwritten; raises GateError (disk)."""
+        equipment, target = self._equipment, self._target
+        previous = equipment.boot_control.read().previous
+        label = equipment.slots.label(target.boot.slot)
+        if previous is None or previous.slot is not target.boot.slot or label is None:
+            return
+        try:
+            with equipment.tracing.check("pack"):
+                await self._pack(Packed(label, previous.config_generation))
+        except (DiskFaultError, PackError) as error:
+            why = f"no second rollback after this update: {label.version} could not be packed: {error}"
+            if target.rules.require_packed_lkg:
+                raise GateError(Gate.DISK.value, why) from error
+            equipment.log.alert(why)
+            equipment.store.append_event("lkg-not-packed", Gate.DISK.value, f"slot/{previous.slot.value}", why)
+
+    async def _pack(self, packed: Packed) -> None:
+        equipment, target = self._equipment, self._target
+        lkg, slot = equipment.lkg, target.boot.slot
+        if lkg.held() == packed and await lkg.is_whole():
+            return
+        config_bytes = target.config.size_bytes if target.config is not None else 0
+        kept_free = target.rules.min_free_disk_bytes + config_bytes + equipment.sensors.reserved_disk_bytes
+        await lkg.pack(equipment.slots.path(slot), packed, kept_free)
+        equipment.log.note(f"packed {packed.label.version} from slot {slot.value} for a second rollback")
+
     # --- the image ---------------------------------------------------------------------------------------------------
 
     async def _already_there(self, image: Digest) -> bool:
@@ -118,14 +154,37 @@ class Staging:
         self._staged(image.size_bytes)
         return await slots.digest(slot, image.size_bytes) == image.sha256
 
-    def _imaging(self, image: Digest) -> Imaging:
+    async def _put_firmware(self, image: Digest) -> None:
+        installer, bundle = self._equipment.installer, self._target.bundle
+        if installer is None:
+            await self._imaging(lambda offset: self._note(offset, image)).put(image)
+        elif bundle is None:
+            msg = f"release {self._target.release} has no RAUC bundle, and RAUC writes the slots of this device"
+            raise GateError(Gate.HARDWARE.value, msg)
+        else:
+            await self._install(installer, bundle, image)
+
+    async def _install(self, installer: Installer, bundle: Digest, image: Digest) -> None:
+        """Receive, install, read back; a slot that reads back wrong is installed once more, then refused."""
+        slot, half, found = self._target.boot.slot, image.size_bytes // 2, ""
+        await self._imaging(lambda offset: self._note(offset * half // max(bundle.size_bytes, 1), image)).put(bundle)
+        for _ in range(TRIES):
+            await installer.install(slot, image, lambda percent: self._note(half + percent * half // 100, image))
+            found = await self._equipment.slots.digest(slot, image.size_bytes)
+            if found == image.sha256:
+                return
+            self._equipment.log.alert(f"slot {slot.value} was installed as {found}, signed is {image.sha256}")
+        msg = f"slot {slot.value} was installed as SHA-256 {found}, signed is {image.sha256}"
+        raise GateError(Gate.CHECKSUM.value, msg)
+
+    def _imaging(self, staged: Callable[[int], Awaitable[None]]) -> Imaging:
         equipment = self._equipment
         return Imaging(
             equipment.artifacts,
             equipment.slots,
             self._target.boot.slot,
             equipment.config.staging.fsync_step_bytes,
-            staged=lambda offset: self._note(offset, image),
+            staged=staged,
             alert=equipment.log.alert,
         )
 
@@ -146,3 +205,14 @@ class Staging:
             return
         async with Worker() as worker, aclosing(self._equipment.artifacts.read(config)) as pieces:
             await configs.store(generation, self._target.config_version, config, pieces, worker)
+            environment, packed = self._equipment.boot_control.read(), self._equipment.lkg.held()
+            boots = (self._equipment.record.boot, self._target.boot, environment.active, environment.previous, packed)
+            configs.forget({boot.config_generation for boot in boots if boot is not None})
+
+
+def staged_facts(slots: Slots, target: Target) -> dict[str, str]:
+    """What a boot probe is told of the slot that it looks at."""
+    return {
+        "WAVEMESH_INACTIVE_IMAGE": str(slots.path(target.boot.slot)),
+        "WAVEMESH_STAGED_VERSION": target.version,
+    }

@@ -38,6 +38,7 @@ MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_WAVES = 1000
 RESERVE_BYTES = 1024 * 1024
 MAX_INTENTS = 256
+MAX_INSTALLED = 8
 FILE_NAME = "state.json"
 PREVIOUS_NAME = "state.json.prev"
 
@@ -110,6 +111,7 @@ class Document:
     hold_epoch: int = 0
     rollback_floor: str = ""
     intents: tuple[str, ...] = ()
+    installed_by: dict[str, str] = field(default_factory=dict)
     burns_unknown_before: datetime | None = None
     logs_uploaded: int = 0
     step: OpenStep | None = None
@@ -198,7 +200,13 @@ class StateFile:
     def store_content(self, digest: str, content: bytes) -> None:
         """Make a resource's content durable under its digest."""
         path = self._resources / digest
-        if not path.exists() or self.content(digest) is None:
+        if path.exists() and self.content(digest) is not None:
+            return
+        try:
+            self._disk.write_atomic(path, content)
+        except DiskFullError:
+            # An operator's rollback comes as a resource: the reserve is for that as well.
+            self._disk.remove(self._reserve)
             self._disk.write_atomic(path, content)
 
     def content(self, digest: str) -> bytes | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from device.progress import Outcome, Persist, Progress
-from device.state import MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
+from device.state import MAX_INSTALLED, MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
 from device.steps import Said
 from wavemesh.codec.statements import decode, encode
 from wavemesh.session.frames import HeldResource, Report, ResourceKey
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from device.logs import DeviceLog
     from device.orders import Facts
+    from device.progress import Target
     from device.tracing import Tracing
     from wavemesh.identity.credentials import Credentials
     from wavemesh.runtime.clock import Clock
@@ -135,8 +136,8 @@ class DeviceStore:
         if notice is not None:
             event = self._event(progress.wave_id, notice.kind, notice.gate, notice.subject, notice.detail)
             document = self._with_report(document, event)
-        if progress.state is UpdateState.COMMITTED and progress.target is not None and progress.target.rollback_floor:
-            document = replace(document, rollback_floor=progress.target.rollback_floor)
+        if progress.state is UpdateState.COMMITTED and progress.target is not None:
+            document = _installed(document, progress.target)
         grew = len(document.reports) > len(self.document.reports)
         document = self._traced(document, progress, outcome, boot_id, facts)
         self._commit(document, copies=2 if progress.state is UpdateState.ARMED else 1)
@@ -330,6 +331,16 @@ def _with_intent(document: Document, intent_id: str) -> Document:
     if not intent_id or intent_id in document.intents:
         return document
     return replace(document, intents=(*document.intents, intent_id)[-MAX_INTENTS:])
+
+
+def _installed(document: Document, target: Target) -> Document:
+    """The floor of what ran here rises, and the wave that brought an image is remembered."""
+    if target.rollback_floor:
+        document = replace(document, rollback_floor=target.rollback_floor)
+    if target.firmware is None:
+        return document
+    images = [*(document.installed_by | {target.firmware.sha256: target.wave_id}).items()]
+    return replace(document, installed_by=dict(images[-MAX_INSTALLED:]))
 
 
 def _bounded(text: str) -> str:

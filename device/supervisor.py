@@ -74,12 +74,13 @@ class Supervisor:
             msg = f"{self._directory}: a supervisor plays this device already"
             raise AlreadyRunningError(msg) from error
         lossy_bytes = UNFLUSHED_STEPS * self._config.staging.fsync_step_bytes + UNFLUSHED_BYTES
-        bootloader = open_slots(self._directory, self._config, Disk()).bootloader
-        self._firmware = Firmware(self._directory, bootloader, lossy_bytes)
+        system = open_slots(self._directory, self._config, Disk())
+        self._firmware = Firmware(self._directory, system, lossy_bytes)
         self._selector = selectors.DefaultSelector()
         self._agent: subprocess.Popen[bytes] | None = None
         self._agent_descriptor = -1
         self._channel: socket.socket | None = None
+        self._services = system.services
         self._record: BootRecord | None = None
         self._board = Board(self._config.board.watchdog_s, self._config.board.boot_timer_s)
         self._stopping = False
@@ -96,6 +97,7 @@ class Supervisor:
                 handler()
             self._perform(self._board.due(time.monotonic()))
         self._stop_agent()
+        self._stop_services()
         self._firmware.shut_down()
         return 0
 
@@ -108,6 +110,7 @@ class Supervisor:
                     self._kill_agent()
                 case LoseUnflushed():
                     self._record = None
+                    self._stop_services()
                     self._firmware.lose_unflushed()
                 case BootUp(reason):
                     self._boot(reason)
@@ -118,8 +121,14 @@ class Supervisor:
 
     def _boot(self, reason: ResetReason) -> None:
         self._record = self._firmware.boot(reason)
+        if self._services is not None:
+            self._services.start(self._record.boot.slot)
         if self._firmware.is_bootable(self._record.boot.slot):
             self._start_agent()
+
+    def _stop_services(self) -> None:
+        if self._services is not None:
+            self._services.stop()
 
     def _let_pass(self) -> None:
         if self._channel is not None:
@@ -137,7 +146,7 @@ class Supervisor:
         with theirs:
             self._agent = subprocess.Popen(
                 [sys.executable, "-m", "device", "--dir", str(self._directory)],
-                env=self._environment(self._record, theirs.fileno()),
+                env=self._environment(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
             )
@@ -147,10 +156,10 @@ class Supervisor:
         agent = self._agent
         self._selector.register(self._agent_descriptor, selectors.EVENT_READ, lambda: self._agent_ended(agent))
 
-    def _environment(self, record: BootRecord, board_descriptor: int) -> dict[str, str]:
+    def _environment(self, board_descriptor: int) -> dict[str, str]:
         kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         path = f"{self._config.board.hardware / 'bin'}:{self._config.board.path}"
-        return kept | self._firmware.told(record.boot) | {"PATH": path, BOARD_FD_VARIABLE: str(board_descriptor)}
+        return kept | {"PATH": path, BOARD_FD_VARIABLE: str(board_descriptor)}
 
     def _agent_ended(self, agent: subprocess.Popen[bytes]) -> None:
         if agent is not self._agent:

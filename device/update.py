@@ -25,7 +25,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device.progress import (
     Arm,
@@ -51,6 +51,7 @@ from device.progress import (
     ReturnRefused,
     ReturnVerified,
     RollbackAsked,
+    SecondRollbackAsked,
     SignedOff,
     SignoffBegan,
     SignoffOverdue,
@@ -65,6 +66,9 @@ from device.recovery import finish, start
 from device.transitions import committed, fresh, roll_back, stay, stay_put, to
 from wavemesh.policy.gates import parse_gate
 from wavemesh.trust.statements import OutcomeKind, UpdateState
+
+if TYPE_CHECKING:
+    from device.bootenv import Boot
 
 S = UpdateState
 
@@ -289,22 +293,33 @@ def _operator_before_arm(progress: Progress, event: RollbackAsked) -> Step:
 
 def _operator_after_commit(progress: Progress, event: RollbackAsked) -> Step:
     """What is gone back to is read back first: nothing but that has been done when this is durable."""
-    previous = event.environment.previous
-    if previous is None or _lacks_signature(progress, event):
+    return_to = event.environment.previous or event.packed
+    if return_to is None or _lacks_signature(progress, event):
         return Step(progress)
+    return _return(progress, event, return_to)
+
+
+def _second_rollback(progress: Progress, event: SecondRollbackAsked) -> Step:
+    """The wave that the device rolled back is over for it: what it leaves now, an earlier one installed."""
+    if _lacks_signature(progress, event):
+        return Step(progress)
+    return _return(fresh(progress), event, event.packed)
+
+
+def _return(progress: Progress, event: RollbackAsked | SecondRollbackAsked, return_to: Boot) -> Step:
     return to(
         progress,
         S.ROLLING_BACK,
         gate="operator",
         evidence=event.evidence,
         verdict=OutcomeKind.ROLLED_BACK,
-        return_to=previous,
+        return_to=return_to,
         returns=0,
         intent_id=event.intent_id,
     )
 
 
-def _lacks_signature(progress: Progress, event: RollbackAsked) -> bool:
+def _lacks_signature(progress: Progress, event: RollbackAsked | SecondRollbackAsked) -> bool:
     return event.asker is Asker.LOCAL and progress.leaves_signed_only
 
 
@@ -339,7 +354,8 @@ def _sign_off(progress: Progress, event: SignedOff) -> Step:
     overdue = progress.verdict is OutcomeKind.FAILED
     verdict = OutcomeKind.ROLLED_BACK if overdue else progress.verdict
     signed = replace(progress, intent_id=event.intent_id)
-    return roll_back(signed, progress.gate, f"{progress.evidence}; {event.evidence}", verdict)
+    compared = {"observed": progress.observed, "required": progress.required}
+    return roll_back(signed, progress.gate, f"{progress.evidence}; {event.evidence}", verdict, **compared)
 
 
 def _note_wait(progress: Progress, event: SignoffBegan) -> Step:
@@ -432,7 +448,7 @@ TRANSITIONS: Mapping[UpdateState, Mapping[type, Rule]] = _table(
         S.COMMITTING: {CommitRead: _confirm, RollbackAsked: _operator_from_trial},
         S.COMMITTED: {**_ENDED, RollbackAsked: _operator_after_commit},
         S.ROLLING_BACK: {ReturnVerified: _try_return, ReturnRefused: _refuse_return, CommitRead: _confirm_return},
-        S.ROLLED_BACK: _ENDED,
+        S.ROLLED_BACK: {**_ENDED, SecondRollbackAsked: _second_rollback},
         S.AWAITING_SIGNOFF: {SignedOff: _sign_off, SignoffBegan: _note_wait, SignoffOverdue: _overdue},
         S.REFUSED: {
             **_ENDED,

@@ -129,6 +129,7 @@ _HINTS: Mapping[str, str] = {
     "KEY_TOKEN": "PYKCS11LIB, WAVEMESH_PIN_FILE: docs/guide/key-ceremonies.md",
     "LAB_INJECTOR": "`edgectl lab status` shows what runs",
     "LAB_PROCESS": "`edgectl lab status` names the process and its log",
+    "LAB_RAUC": "apt-get install rauc rauc-service dbus squashfs-tools; then as root",
     "LAB_SPACE": "make room, or choose another place with --dir",
     "LINK_DOWN": "is it up, and the node that `edgectl context list` says? in the lab: `edgectl lab status`",
     "LOCAL_FAULT": "look at this machine's disk and configuration",
@@ -166,7 +167,21 @@ WITHOUT_HINT: Mapping[str, str] = {
     ),
     "BAD_REPORT": "control's audit has it",
     **dict.fromkeys(
-        ("ALREADY_RUNNING", "BOOT_ENVIRONMENT", "DEVICE_STATE", "HAS_SLOTS", "SLOT"), "a device's own; its log has it"
+        (
+            "ALREADY_RUNNING",
+            "BOARD",
+            "BOOT_ENVIRONMENT",
+            "DEVICE_STATE",
+            "HAS_SLOTS",
+            "NOTHING_TO_REHEARSE",
+            "RAUC",
+            "RAUC_BOARD",
+            "RAUC_GONE",
+            "RUNNING_SLOT",
+            "SLOT",
+            "WATCHDOG",
+        ),
+        "a device's own; its log has it",
     ),
     **dict.fromkeys(
         (

@@ -298,7 +298,7 @@ def copy_artifacts(directory: Path, origin: Path) -> list[Digest]:
     places = json.loads(_read(directory / "artifacts.json"))
     bundle = artifact_of(directory / manifest.signature.name)
     artifacts = [dataclasses.replace(bundle, name=manifest.signature.name)]
-    artifacts += [artifact for artifact in (manifest.firmware, manifest.config) if artifact is not None]
+    artifacts += [artifact for artifact in (manifest.firmware, manifest.config, manifest.bundle) if artifact]
     origin.mkdir(parents=True, exist_ok=True)
     for artifact in artifacts:
         source = directory / artifact.name if artifact.name == manifest.signature.name else places[artifact.name]

@@ -221,6 +221,7 @@ def releases_table(releases: Sequence[Mapping[str, Any]]) -> Table:
 def release_parts(release: Mapping[str, Any]) -> tuple[Table | str, ...]:
     """Everything about one release."""
     digests = {name: release[name] for name in ("firmware", "config") if release[name]}
+    digests |= {name: one for name, one in release["manifest"].items() if name == "bundle"}
     rows = [
         ("version", release["version"]),
         ("class", release["device_class"]),

@@ -62,7 +62,7 @@ reconnect_max_s = 2.0
 """
 
 
-def device_config(lab: Lab, device: str, largest_image_bytes: int) -> str:
+def device_config(lab: Lab, device: str, largest_image_bytes: int, backend: str) -> str:
     """A device."""
     return f"""\
 [device]
@@ -74,6 +74,7 @@ region = "{topology.REGION}"
 address = "{lab.address(lab.store_of(device))}"
 
 [board]
+backend = "{backend}"
 hardware = "hardware"
 power_supply = "hardware/power_supply"
 thermal = "hardware/thermal"
@@ -99,6 +100,10 @@ retry_interval_s = 0.5
 
 [staging]
 fsync_step_bytes = {8 * _MIB if largest_image_bytes > 32 * _MIB else 256 * 1024}
+
+[rauc]
+bus = ""
+install_timeout_s = 120.0
 """
 
 

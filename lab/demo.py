@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from edgectl.plain import plain
 from edgectl.tables import ledger_parts
 from lab import checker, hardware, operations, processes
 from lab.checker import NEW_SLOT
+from lab.environments import backend_of
 from lab.evidence import EvidenceError, boot_environment, origin_bytes, slot_sha256
 from lab.expectations import expect
 from lab.images import digest_of
@@ -57,6 +58,7 @@ class DemoOptions:
     faults: tuple[Fault, ...]
     directory: Path | None
     tamper: Tamper | None
+    backends: Mapping[str, str] = field(default_factory=dict)
     output: Output = Output.TABLE
 
 
@@ -71,7 +73,7 @@ def run_demo(options: DemoOptions) -> int:
     began_s = time.monotonic()
     note(f"setting up in {directory}")
     limit = RAISED_LIMIT if options.tamper is Tamper.LIMIT else SWAP_LIMIT
-    lab = set_up(directory, images(options.old, options.new), scenario, limit)
+    lab = set_up(directory, images(options.old, options.new), scenario, limit, options.backends)
     note(f"set up in {time.monotonic() - began_s:.1f} s")
     story = Story(lab, sys.stdout if options.output is Output.TABLE else sys.stderr)
     try:
@@ -88,7 +90,7 @@ def run_demo(options: DemoOptions) -> int:
     tamper(lab, scenario, options.tamper)
     findings = checker.check(directory)
     devices = _device_rows(lab, ledger)
-    columns = ("device", "outcome", "gate", "slot", "version", "sha256 of the slot's bytes")
+    columns = ("device", "backend", "outcome", "gate", "slot", "version", "sha256 of the slot's bytes")
     story.show("", Table("devices", columns, [tuple(map(str, row.values())) for row in devices]))
     story.show("", *ledger_parts(ledger), "", *_finding_lines(findings), f"the story took {took_s:.1f} s")
     holds = all(finding.holds for finding in findings)
@@ -107,9 +109,15 @@ def _failed(directory: Path) -> int:
     return Exit.CHECK_FAILED
 
 
-def set_up(directory: Path, pair: ImagePair, scenario: Scenario, swap_limit: int) -> Lab:
+def set_up(
+    directory: Path,
+    pair: ImagePair,
+    scenario: Scenario,
+    swap_limit: int,
+    backends: Mapping[str, str] | None = None,
+) -> Lab:
     """Make the lab, its faults, its policy and what the checker is to expect."""
-    lab = provision(directory, pair)
+    lab = provision(directory, pair, backends)
     if scenario.scanner_lost:
         hardware.lose_scanner(lab.device_dir(SCANNER_DEVICE), "B")
     for fault in scenario.faults:
@@ -152,6 +160,7 @@ def _device_rows(lab: Lab, ledger: Mapping[str, Any]) -> list[dict[str, str]]:
             rows.append(
                 {
                     "device": name,
+                    "backend": backend_of(lab.device_dir(name)),
                     "outcome": outcome["kind"].replace("_", " "),
                     "gate": outcome["gate"] or "-",
                     "slot": slot,

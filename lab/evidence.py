@@ -1,7 +1,8 @@
 """What really happened, read from files alone: slots, boot records, SQLite ledgers, the origin's log.
 
-This module and ``lab/checker.py`` import nothing of the product, not even its generated messages: a bug in the
-product's own reading must not hide itself. Protobuf is read field by field as its encoding specification says.
+This module, ``lab/environments.py`` and ``lab/checker.py`` import nothing of the product, not even its generated
+messages: a bug in the product's own reading must not hide itself. Protobuf is read field by field as its encoding
+specification says.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sqlite3
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from lab.environments import read_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,17 +77,11 @@ def slot_sha256(device: Path, slot: str, size_bytes: int) -> str:
 
 
 def boot_environment(device: Path) -> dict[str, object]:
-    """The boot environment, its checksum verified."""
-    path = device / "slots" / "bootenv.json"
+    """What boots the device, whatever back-end it has."""
     try:
-        content = json.loads(path.read_bytes())
-        checksum = content.pop("checksum")
+        return read_environment(device)
     except (OSError, ValueError, KeyError, AttributeError) as exc:
-        raise EvidenceError(f"{path}: {exc!r}") from exc
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    if hashlib.sha256(canonical).hexdigest() != checksum:
-        raise EvidenceError(f"{path}: the checksum is wrong")
-    return dict(content)
+        raise EvidenceError(f"{device}: boot environment: {exc!r}") from exc
 
 
 def records(device: Path, name: str) -> list[Record]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgectl import releasing
 from edgectl.client import CALL_TIMEOUT_S, ask
 from edgectl.contexts import Context, Contexts
-from lab import topology
+from lab import rauc, topology
 from lab.policies import BOOT_PROBE, PERIPHERAL_CHECK
 from lab.processes import ProcessError, find, log_tail, wait_until
 from lab.provision import config_bundle, image, offline_key
@@ -43,13 +43,17 @@ _PAGE_SIZE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A release to make: its names, the image it carries, how long ago it was signed, by which keys, for whom."""
+    """A release to make: its names, the image it carries, how long ago it was signed, by which keys, for whom.
+
+    ``bundle`` is the image packed for RAUC.
+    """
 
     names: ReleaseNames
     firmware: Path
     age: timedelta = timedelta()
     keys: tuple[str, ...] = ("release-1", "release-3")
     regions: tuple[str, ...] = (topology.REGION,)
+    bundle: Path | None = None
 
 
 def contexts(lab: Lab) -> Contexts:
@@ -95,7 +99,7 @@ def make_release(lab: Lab, draft: Draft) -> Path:
     published = _control(
         lab, lambda stub: stub.ListReleases(operator_pb2.ListReleasesRequest(), timeout=CALL_TIMEOUT_S)
     )
-    bundle = config_bundle(lab, draft.names)
+    config = config_bundle(lab, draft.names)
     manifest = ReleaseManifest(
         name=draft.names.name,
         version=draft.names.version,
@@ -103,7 +107,8 @@ def make_release(lab: Lab, draft: Draft) -> Path:
         hardware_revisions=(topology.HARDWARE_REVISION,),
         signed_at=(datetime.now(UTC) - draft.age).replace(microsecond=0),
         firmware=releasing.artifact_of(draft.firmware, draft.names.firmware),
-        config=releasing.artifact_of(bundle),
+        config=releasing.artifact_of(config),
+        bundle=releasing.artifact_of(draft.bundle) if draft.bundle else None,
         signature=Artifact(draft.names.signature, UNKNOWN_DIGEST),
         regions=draft.regions,
         config_version=draft.names.config_version,
@@ -111,7 +116,9 @@ def make_release(lab: Lab, draft: Draft) -> Path:
         boot_probe=BOOT_PROBE,
         peripheral_checks=(PERIPHERAL_CHECK,),
     )
-    files = {draft.names.firmware: draft.firmware, draft.names.config: bundle}
+    files = {draft.names.firmware: draft.firmware, draft.names.config: config}
+    if draft.bundle is not None:
+        files[draft.bundle.name] = draft.bundle
     releasing.create(directory, manifest, files, releasing.Base.of(published))
     releasing.sign(directory, [load_signer(offline_key(lab, name)) for name in draft.keys], datetime.now(UTC))
     return directory
@@ -126,7 +133,8 @@ def publish(lab: Lab, directory: Path) -> operator_pb2.PublishReleaseResponse:
 
 def standard_draft(lab: Lab, names: ReleaseNames) -> Draft:
     """The release the lab is about."""
-    return Draft(names, image(lab, names).resolve())
+    source = image(lab, names)
+    return Draft(names, source.resolve(), bundle=rauc.bundle(lab, source, names.version))
 
 
 def hold(lab: Lab, release: str, reason: str) -> None:

@@ -17,10 +17,11 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from device.config import load_device_config
+from device.config import Backend, load_device_config
 from device.factory import Equipment, equip
-from lab import hardware, topology
+from lab import hardware, rauc, topology
 from lab.configs import control_config, device_config, store_config, superhub_config, wan_config
+from lab.environments import backend_of
 from lab.policies import OLD_RELEASE, RELEASE, SWAP_LIMIT, policy_text
 from lab.scenario import LEAST_OUTCOMES
 from lab.topology import Lab, port_names, save_lab
@@ -32,6 +33,7 @@ from wavemesh.trust.keys import create_signer
 from wavemesh.trust.repository import create_repository
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from lab.images import ImagePair
@@ -50,17 +52,23 @@ class NoSpaceError(LocalError):
     reason = "LAB_SPACE"
 
 
-def provision(directory: Path, pair: ImagePair) -> Lab:
-    """Make the lab in that directory, which must not hold one; returns it. Raises NoSpaceError."""
+def provision(directory: Path, pair: ImagePair, backends: Mapping[str, str] | None = None) -> Lab:
+    """Make the lab in that directory, which must not hold one; returns it. Raises NoSpaceError.
+
+    ``backends`` says what other devices than simulated ones boot by, by device.
+    """
     stores = dict(topology.STORES)
     lab = Lab(directory.resolve(), free_ports(port_names(stores)), stores)
     lab.directory.mkdir(parents=True, exist_ok=True)
-    _check_space(lab, pair)
+    with_rauc = Backend.RAUC.value in (backends or {}).values()
+    if with_rauc:
+        rauc.check_usable()
+    _check_space(lab, pair, forms=2 if with_rauc else 1)
     now = datetime.now(UTC)
     _make_identities(lab, now)
     _make_trust(lab, now)
     place_images(lab, pair)
-    for path, text in _configs(lab).items():
+    for path, text in _configs(lab, backends or {}).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     for device in lab.devices:
@@ -102,10 +110,10 @@ def offline_key(lab: Lab, name: str) -> Path:
     return lab.offline_dir / f"{name}.pem"
 
 
-def _check_space(lab: Lab, pair: ImagePair) -> None:
-    """Two slots a device, and the new image at the origin, the super hub and each store."""
+def _check_space(lab: Lab, pair: ImagePair, forms: int) -> None:
+    """Two slots a device, and each form of the new image at the origin, the super hub and each store."""
     needed = len(lab.devices) * (pair.old.stat().st_size + pair.new.stat().st_size)
-    needed += (2 + len(lab.stores)) * pair.new.stat().st_size
+    needed += forms * (2 + len(lab.stores)) * pair.new.stat().st_size
     free = shutil.disk_usage(lab.directory).free
     if free < needed:
         msg = f"{lab.directory} has {free} bytes free, the lab needs {needed}: use --dir elsewhere, or smaller images"
@@ -197,7 +205,7 @@ def place_images(lab: Lab, pair: ImagePair) -> None:
         config_bundle(lab, release)
 
 
-def _configs(lab: Lab) -> dict[Path, str]:
+def _configs(lab: Lab, backends: Mapping[str, str]) -> dict[Path, str]:
     largest = max(image(lab, release).stat().st_size for release in (OLD_RELEASE, RELEASE))
     files = {
         lab.control_dir / "config.toml": control_config(lab),
@@ -205,7 +213,12 @@ def _configs(lab: Lab) -> dict[Path, str]:
         lab.wan_dir / "config.toml": wan_config(lab),
     }
     files |= {lab.store_dir(store) / "config.toml": store_config(lab, store) for store in lab.stores}
-    return files | {lab.device_dir(name) / "config.toml": device_config(lab, name, largest) for name in lab.devices}
+    return files | {
+        lab.device_dir(name) / "config.toml": device_config(
+            lab, name, largest, backends.get(name, Backend.SIMULATED.value)
+        )
+        for name in lab.devices
+    }
 
 
 def make_device(lab: Lab, name: str) -> None:
@@ -215,3 +228,5 @@ def make_device(lab: Lab, name: str) -> None:
     source = image(lab, OLD_RELEASE)
     config = config_bundle(lab, OLD_RELEASE).read_bytes()
     equip(directory, Equipment(source, OLD_RELEASE.name, OLD_RELEASE.version, config, OLD_RELEASE.config_version))
+    if backend_of(directory) == Backend.RAUC.value:
+        rauc.give_keyring(lab, name)

@@ -184,6 +184,20 @@ def parse_fault(text: str) -> Fault:
     return Fault(device, FAULTS[gate])
 
 
+def parse_backends(texts: Sequence[str], known: Sequence[str], devices: Sequence[str]) -> dict[str, str]:
+    """Read each ``DEVICE:BACKEND``; back-ends by device. Raises BadScenarioError with what there is."""
+    found: dict[str, str] = {}
+    for text in texts:
+        device, _, backend = text.partition(":")
+        if backend not in known:
+            raise BadScenarioError(f"--backend {text}: write DEVICE:BACKEND with one of {', '.join(known)}")
+        if device not in devices:
+            raise BadScenarioError(f"--backend {text}: no device {device!r}; the lab's are {', '.join(devices)}")
+        if found.setdefault(device, backend) != backend:
+            raise BadScenarioError(f"--backend {text}: {device} has back-end {found[device]} already; it has one")
+    return found
+
+
 def parse_tamper(text: str | None) -> Tamper | None:
     """Read a tamper mode; raises BadScenarioError."""
     try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING
 
+from lab.policies import RELEASE
+from lab.provision import image
 from lab.scenario import Ending, Scenario, Tamper
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def tamper(lab: Lab, scenario: Scenario, mode: Tamper | None) -> None:
     victim = next(device for device, expected in scenario.expected.items() if expected.ending is Ending.UPDATED)
     if mode is Tamper.SLOT:
         with (lab.device_dir(victim) / "slots" / "B.img").open("r+b") as file:
-            middle = file.seek(0, 2) // 2
+            middle = image(lab, RELEASE).stat().st_size // 2
             file.seek(middle)
             before = file.read(_STRETCH)
             file.seek(middle)

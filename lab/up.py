@@ -12,16 +12,19 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device.config import Backend
 from edgectl.contexts import load_contexts, save_contexts, user_path
 from lab import operations, processes
+from lab.environments import backend_of
 from lab.images import ImagePair, ImageSource, best_images, cache_directory
 from lab.policies import RELEASE
 from lab.provision import exists, provision
-from lab.topology import WAVE, load_lab
-from wavemesh.errors import LocalError
+from lab.scenario import parse_backends
+from lab.topology import STORES, WAVE, load_lab
+from wavemesh.errors import ConflictError, LocalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from lab.topology import Lab
 
@@ -34,15 +37,19 @@ class NoImageError(LocalError):
     reason = "NO_IMAGE"
 
 
-def bring_up(directory: Path, old: Path | None, new: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
-    """Set up and start; returns what is up, as plain data."""
+def bring_up(
+    directory: Path, old: Path | None, new: Path | None, backends: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Set up and start; ``backends`` as DEVICE:BACKEND. Returns what is up, as plain data."""
+    chosen = read_backends(backends)
     if exists(directory):
         lab = load_lab(directory)
+        _check_backends(lab, chosen)
     else:
         say("making images")
         pair = images(old, new)
         say(f"making the lab in {directory} from {pair.source.value} images")
-        lab = provision(directory, pair)
+        lab = provision(directory, pair, chosen)
     start_servers(lab)
     say("servers are ready")
     prepare(lab)
@@ -61,6 +68,20 @@ def bring_up(directory: Path, old: Path | None, new: Path | None, say: Callable[
         "policy": str(lab.policy_path),
         "contexts": [str(lab.contexts_path), str(user_path())],
     }
+
+
+def read_backends(texts: Sequence[str]) -> dict[str, str]:
+    """Back-ends by device; raises BadScenarioError."""
+    devices = [device for names in STORES.values() for device in names]
+    return parse_backends(texts, [backend.value for backend in Backend], devices)
+
+
+def _check_backends(lab: Lab, chosen: Mapping[str, str]) -> None:
+    for device, backend in chosen.items():
+        has = backend_of(lab.device_dir(device))
+        if has != backend:
+            msg = f"{device} was made with back-end {has}: another lab, --dir elsewhere, can have it with {backend}"
+            raise ConflictError(msg)
 
 
 def images(old: Path | None, new: Path | None) -> ImagePair:

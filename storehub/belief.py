@@ -301,6 +301,12 @@ class Belief:
         manifest = self.release(name)
         return blobs_of(manifest) if manifest is not None else ()
 
+    def bundles_of(self, firmware: str) -> tuple[Digest, ...]:
+        """RAUC bundles of the firmware with that name; none for an empty name."""
+        releases = self.trusted.releases().values() if self.trusted is not None and firmware else ()
+        packed = [(one.firmware, one.bundle) for one in releases]
+        return tuple(bundle.digest for image, bundle in packed if image and bundle and image.name == firmware)
+
     def known_blobs(self) -> Mapping[Digest, tuple[str, ...]]:
         """Every blob that some verified release names, and its names."""
         names: dict[Digest, list[str]] = {}
@@ -312,8 +318,8 @@ class Belief:
 
 
 def blobs_of(manifest: ReleaseManifest) -> tuple[Digest, ...]:
-    """Firmware, config and signature bundle of a release, as far as it has them; the bundle first, it is small."""
-    artifacts = (manifest.signature, manifest.config, manifest.firmware)
+    """Every artifact of a release, as far as it has them; the signature first, it is small."""
+    artifacts = (manifest.signature, manifest.config, manifest.firmware, manifest.bundle)
     return tuple(artifact.digest for artifact in artifacts if artifact is not None)
 
 

@@ -236,7 +236,7 @@ class Intents:
                 why = f"the wave was started: it is {order.state.name}"
             case IntentKind.RESUME_WAVE if order is not None and not halted and not is_paused:
                 why = f"no pause of {origin} is in force"
-            case IntentKind.ROLLBACK_DEVICE | IntentKind.APPROVE_ROLLBACK:
+            case IntentKind.ROLLBACK_DEVICE | IntentKind.APPROVE_ROLLBACK | IntentKind.REHEARSE_DEVICE:
                 known = hub.store.devices.get(self._device(intent))
                 why = why_done(intent, known.status if known is not None else None)
             case IntentKind.PREFETCH if (wanted := self._wanted(intent)) and all(map(hub.is_cached, wanted)):
@@ -260,7 +260,7 @@ class Intents:
             case IntentKind.PAUSE_WAVE | IntentKind.HALT_WAVE:
                 await self._pause(tx, held)
                 record = self._record(held, Disposition.APPLIED, "in force at this hub", (CONTROL,))
-            case IntentKind.ROLLBACK_DEVICE | IntentKind.APPROVE_ROLLBACK:
+            case IntentKind.ROLLBACK_DEVICE | IntentKind.APPROVE_ROLLBACK | IntentKind.REHEARSE_DEVICE:
                 path, paced = self._device(intent), intent.kind is IntentKind.ROLLBACK_DEVICE
                 detail = "waits for a swap slot and the device" if paced else "waits for the device"
                 record = self._record(held, Disposition.QUEUED, detail, (path,))
@@ -312,7 +312,9 @@ class Intents:
         wanted = [
             name for name in (policy.artifacts.signature, policy.artifacts.config, policy.artifacts.firmware) if name
         ]
-        return tuple(names[name] for name in wanted) if all(name in names for name in wanted) else ()
+        if not all(name in names for name in wanted):
+            return ()
+        return (*(names[name] for name in wanted), *self._hub.belief.bundles_of(policy.artifacts.firmware or ""))
 
     def _record(
         self, held: HeldIntent, disposition: Disposition, detail: str, waiting_for: tuple[str, ...] = ()
@@ -340,7 +342,7 @@ class Intents:
         match intent.kind:
             case IntentKind.PAUSE_WAVE | IntentKind.HALT_WAVE:
                 await self._pause(tx, held)
-            case IntentKind.ROLLBACK_DEVICE | IntentKind.APPROVE_ROLLBACK:
+            case IntentKind.ROLLBACK_DEVICE | IntentKind.APPROVE_ROLLBACK | IntentKind.REHEARSE_DEVICE:
                 try:
                     path = self._device(intent)
                 except (NotFoundError, AskControlError):

@@ -135,8 +135,9 @@ class Scheduler:
         )
 
     def _open_entries(self) -> Iterator[tuple[tuple[str, str], Entry]]:
-        """Outcomes of the waves control has an order for; those of closed ones do not concern a decision."""
-        for wave_id in self._hub.belief.orders:
+        """Outcomes of the waves control has an order for, or a slot is held for: one may close before its slot ends."""
+        held = {record.slot.wave_id for record in self._hub.store.slots.values()}
+        for wave_id in self._hub.belief.orders.keys() | held:
             for device, entry in self._hub.store.ledger(wave_id).items():
                 yield (wave_id, device), entry
 
@@ -196,7 +197,13 @@ class Scheduler:
         )
         ordered = sorted(waiting, key=lambda record: (record.received_at, record.intent.intent_id))
         return tuple(
-            RollbackWish(r.intent_id, r.device_path, r.intent.wave_id, r.intent.kind is IntentKind.APPROVE_ROLLBACK)
+            RollbackWish(
+                r.intent_id,
+                r.device_path,
+                r.intent.wave_id,
+                is_signoff=r.intent.kind is IntentKind.APPROVE_ROLLBACK,
+                is_rehearsal=r.intent.kind is IntentKind.REHEARSE_DEVICE,
+            )
             for r in ordered
         )
 
@@ -217,9 +224,10 @@ class Scheduler:
             await self._end(tx, slot)
         for inference in decision.inferred:
             await self._infer(tx, inference)
-        for wish, slot in decision.relayed:
+        for wish, place in decision.relayed:
             version = await hub.resources.next_version(tx)
-            await hub.store.put_slot(tx, SlotRecord(slot, intent_id=wish.intent_id))
+            if place is not None:
+                await hub.store.put_slot(tx, SlotRecord(place, intent_id=wish.intent_id))
             record = replace(
                 hub.store.intents[wish.intent_id],
                 epoch=version.epoch,
@@ -281,7 +289,7 @@ class Scheduler:
 
     def _tell(self, decision: Decision) -> None:
         changed = {slot.device for slot in (*decision.ended, *decision.granted)}
-        changed |= {slot.device for _, slot in decision.relayed}
+        changed |= {wish.device for wish, _ in decision.relayed}
         for device in sorted(changed):
             self._hub.changed(device)
         if changed or decision.inferred:

@@ -31,6 +31,7 @@ from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.statements import (
     INTENT_REFUSED,
+    REHEARSED,
     ROLLBACK_DONE,
     ROLLBACK_FAILED,
     DeviceOutcome,
@@ -191,7 +192,9 @@ class DeviceRegistry:
                 if event.kind in {INTENT_REFUSED, ROLLBACK_FAILED}:
                     await self._refuse_intent(tx, child, event.subject, event.detail)
                 if event.kind == ROLLBACK_DONE:
-                    await self._finish(tx, child, event.subject)
+                    await self._settle(tx, child, event.subject, Disposition.APPLIED, "the device rolled back")
+                if event.kind == REHEARSED:
+                    await self._settle(tx, child, event.subject, Disposition.APPLIED, event.detail)
             case _:
                 raise MalformedStatementError(f"reports of kind {report.kind!r} are not known here")
 
@@ -199,11 +202,8 @@ class DeviceRegistry:
         """The device says that nothing will come of an intent: it is answered, and its slot is free."""
         await self._settle(tx, child, intent_id, Disposition.REFUSED, f"refused by the device: {reason}")
 
-    async def _finish(self, tx: Transaction, child: NodeId, intent_id: str) -> None:
-        """The device says that a rollback was done of which there is no outcome."""
-        await self._settle(tx, child, intent_id, Disposition.APPLIED, "the device rolled back")
-
     async def _settle(self, tx: Transaction, child: NodeId, intent_id: str, end: Disposition, detail: str) -> None:
+        """The device says what came of an intent of which there is no outcome."""
         store = self._hub.store
         record, slot = store.intents.get(intent_id), store.slots.get(child.path)
         if record is None or record.device_path != child.path or record.disposition is not Disposition.QUEUED:

@@ -17,7 +17,8 @@ A *slot* is one device's place inside a swap, from the grant of its lease to its
    is → SILENT; nobody heard → UNKNOWN, which turns SILENT when a witness appears. A witness must have been connected
    for ``witness_s``, so that the first device to return after an outage does not convict the others.
 6. Inferred outcomes take a sequence that any later word of the device ties or beats, and a device's word wins ties.
-7. Rollbacks an operator asked for go before grants, and within the same limit; a sign-off waits for nothing.
+7. Rollbacks an operator asked for go before grants, and within the same limit; a sign-off waits for nothing. A
+   rehearsal swaps nothing and takes no slot.
 """
 
 from __future__ import annotations
@@ -151,13 +152,15 @@ class WaveView:
 class RollbackWish:
     """A device rollback an operator asked for and the device has not been told of yet.
 
-    A sign-off is for a device that is inside a swap already, however long ago its slot ran out.
+    A sign-off is for a device that is inside a swap already, however long ago its slot ran out. A rehearsal rolls
+    nothing back: it is told to the device as soon as that is connected.
     """
 
     intent_id: str
     device: str
     wave_id: str
     is_signoff: bool = False
+    is_rehearsal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +208,7 @@ class Decision:
 
     ended: tuple[Slot, ...]
     inferred: tuple[Inference, ...]
-    relayed: tuple[tuple[RollbackWish, Slot], ...]
+    relayed: tuple[tuple[RollbackWish, Slot | None], ...]
     granted: tuple[Slot, ...]
 
 
@@ -216,8 +219,9 @@ def decide(view: HubView) -> Decision:
     inferred = (*(i for slot in ended if (i := _judge(slot, view))), *_convictions(view))
     occupied = {device for device in view.slots if device not in gone} | _self_declared(view, gone)
     relayed = _relay(view, occupied)
-    occupied |= {slot.device for _, slot in relayed}
-    held = frozenset(d for d in view.slots if d not in gone) | {slot.device for _, slot in relayed}
+    swapping = {slot.device for _, slot in relayed if slot is not None}
+    occupied |= swapping
+    held = frozenset(d for d in view.slots if d not in gone) | swapping
     granted = _grant(view, occupied, held)
     return Decision(ended, inferred, relayed, granted)
 
@@ -332,12 +336,15 @@ def _has_witness(view: HubView, device: str) -> bool:
     )
 
 
-def _relay(view: HubView, occupied: set[str]) -> tuple[tuple[RollbackWish, Slot], ...]:
+def _relay(view: HubView, occupied: set[str]) -> tuple[tuple[RollbackWish, Slot | None], ...]:
     taken = set(occupied)
-    relayed: list[tuple[RollbackWish, Slot]] = []
+    relayed: list[tuple[RollbackWish, Slot | None]] = []
     until = view.now + timedelta(seconds=_maxima_s(view))
     for wish in view.rollbacks:
         if not _is_connected(view, wish.device):
+            continue
+        if wish.is_rehearsal:
+            relayed.append((wish, None))
             continue
         if not wish.is_signoff and wish.device not in taken and len(taken) >= _limit(view):
             continue

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -15,10 +16,12 @@ from random import Random
 from typing import Any
 
 from device.bootenv import Boot, BootEnvironment, SlotName, decode, encode
+from device.state import StateFile
 from device.values import to_plain
 from tests.conftest import FLEET
 from wavemesh.identity.ca import FleetCa, write_node
 from wavemesh.identity.nodes import NodeId
+from wavemesh.runtime.durable import Disk
 from wavemesh.trust.statements import Digest
 
 HUB = NodeId(FLEET, "region/midwest/store/store-208")
@@ -74,6 +77,7 @@ class DeviceDirectory:
     def __init__(self, path: Path, ca: FleetCa, pinned_root: bytes) -> None:
         self.path = path
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.python_path: list[Path] = []
         now = datetime.now(UTC)
         write_node(
             path / "identity",
@@ -99,6 +103,17 @@ class DeviceDirectory:
         self.write("hardware/thermal/thermal_zone0/temp", "41500\n")
         self.script("lsusb", 'echo "Bus 001 Device 004: Bar Code scanner"')
         self.script("systemd-analyze", "exit 0")
+
+    def had_before(self, version: str, wave_id: str) -> None:
+        """``wave_id`` brought what runs on slot A; slot B still holds, as last known good, what ran before it."""
+        image, running = image_of(version), digest_of(image_of(OLD_VERSION))
+        (self.path / "slots" / "B.img").write_bytes(image)
+        (self.path / "slots" / "B.json").write_bytes(label_of(version, image))
+        environment = BootEnvironment(Boot(SlotName.A, 1), Boot(SlotName.B, 1))
+        (self.path / "slots" / "bootenv.json").write_bytes(encode(environment))
+        state = StateFile(self.path / "state", Disk(), "0" * 32)
+        state.load(datetime.now(UTC))
+        state.commit(replace(state.document, installed_by={running.sha256: wave_id}))
 
     def configure(self, port: int) -> None:
         self.write("config.toml", CONFIG % {"port": port})
@@ -147,7 +162,8 @@ class DeviceDirectory:
 
     def start(self) -> None:
         """Switch it on."""
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        python_path = [*self.python_path, Path(__file__).parents[1]]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, python_path))}
         command = [sys.executable, "-m", "device.supervisor", "--dir", str(self.path)]
         with (self.path / "run" / "stderr.log").open("ab") as errors:
             self._processes.append(subprocess.Popen(command, env=environment, stderr=errors))
@@ -171,7 +187,9 @@ class DeviceDirectory:
                     break
                 except (FileNotFoundError, ConnectionRefusedError):
                     await asyncio.sleep(0.02)
-            writer.write(command.encode() + b"\n")
-            answer: dict[str, Any] = json.loads(await reader.readline())
-            writer.close()
+            try:
+                writer.write(command.encode() + b"\n")
+                answer: dict[str, Any] = json.loads(await reader.readline())
+            finally:
+                writer.close()
         return answer

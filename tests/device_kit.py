@@ -91,6 +91,7 @@ guardrails:
   requireDualPartition: true
   rollbackOnHealthLossMins: %(budget_mins)s
   offlineRollbackAllowed: %(offline_rollback)s
+  minFreeDisk: %(min_free_disk)s
 artifacts: {firmware: firmware-v3.8.2.img, config: pos-app-12.4.1.tar.gz, signature: firmware-v3.8.2.sig}
 verification:
   bootProbe: "systemd-analyze verify /boot/inactive"
@@ -164,7 +165,14 @@ class HubStandIn:
         self._changed = asyncio.Event()
         self._downstream: SessionDownstream | None = None
         self.port = 0
-        values = {"budget_mins": "0.1", "offline_rollback": "true", "authority": "either", **policy}
+        self.bundle = b""
+        values = {
+            "budget_mins": "0.1",
+            "offline_rollback": "true",
+            "authority": "either",
+            "min_free_disk": "64MiB",
+            **policy,
+        }
         self._policy_text = (POLICY % values).encode()
         self.release = self._publish()
 
@@ -178,10 +186,11 @@ class HubStandIn:
             config=Artifact("pos-app-12.4.1.tar.gz", digest_of(config)),
             config_version=CONFIG_VERSION,
             requires_config=">=12.4.0",
+            bundle=Artifact("firmware-v3.8.2.raucb", digest_of(self.bundle)) if self.bundle else None,
         )
         now = datetime.now(UTC)
         metadata, bundles = self.keys.publish(manifest, now=now)
-        for content in (image, config, *bundles.values()):
+        for content in (image, config, self.bundle, *bundles.values()):
             self.blobs.content[digest_of(content).sha256] = content
         self.serve("tuf", "metadata", encode_statement(metadata))
         payload = policy_to_json(parse_policy(self._policy_text, "policy.yaml"))
@@ -195,6 +204,11 @@ class HubStandIn:
         """The policy leaves that line of ``artifacts`` out."""
         self._policy_text = self._policy_text.replace(artifact.encode(), b"")
         self._publish()
+
+    def publish_with_bundle(self, bundle: bytes) -> None:
+        """The release has its firmware packed for RAUC too."""
+        self.bundle = bundle
+        self.release = self._publish()
 
     def publish_asking_for(self, probe: str) -> None:
         """Control signs a policy that asks for another check than the release keys signed."""
@@ -226,14 +240,17 @@ class HubStandIn:
     def pause(self, generation: int) -> None:
         self.order(WaveState.PAUSED, generation, pauses=(Pause("operator:alice", "test"),))
 
-    def roll_back(self, reason: str) -> str:
-        return self._intend(IntentKind.ROLLBACK_DEVICE, reason=reason)
+    def roll_back(self, reason: str, **changes: Any) -> str:
+        return self._intend(IntentKind.ROLLBACK_DEVICE, reason=reason, **changes)
 
     def approve(self, attempt: int = 1, **changes: Any) -> str:
         """An operator signs off the rollback of an attempt; returns the intent's id."""
         return self._intend(
             IntentKind.APPROVE_ROLLBACK, **{"wave_id": WAVE, "reason": "ok", **changes}, attempt=attempt
         )
+
+    def rehearse(self, **changes: Any) -> str:
+        return self._intend(IntentKind.REHEARSE_DEVICE, **changes)
 
     def _intend(self, kind: IntentKind, operator: str = "alice", **changes: Any) -> str:
         intent = OperatorIntent(

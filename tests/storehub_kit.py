@@ -120,7 +120,15 @@ async def eventually(condition: Callable[[], object], within_s: float = 10.0) ->
 class Control:
     """Whoever signs: release keys, control's key, operators; with one release and one policy."""
 
-    def __init__(self, fleet: Fleet, *, limit: int = 2, authority: str = "either", trial_mins: float = 0.01) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        limit: int = 2,
+        authority: str = "either",
+        trial_mins: float = 0.01,
+        bundle: bytes = b"",
+    ) -> None:
         self.fleet = fleet
         now = datetime.now(UTC)
         self.root_keys, self.online = [CryptoSigner.generate_ed25519()], CryptoSigner.generate_ed25519()
@@ -134,7 +142,7 @@ class Control:
             now=now - timedelta(hours=1),
         )
         self.blobs: dict[str, bytes] = {}
-        self.firmware = self.add_release("fw", bytes(range(256)) * 4096)
+        self.firmware = self.add_release("fw", bytes(range(256)) * 4096, bundle)
         text = POLICY.format(limit=limit, authority=authority, trial_mins=trial_mins)
         self.policy_yaml = text.encode()
         self.policy = policy_to_json(parse_policy(self.policy_yaml, "policy.yaml"))
@@ -144,7 +152,7 @@ class Control:
     def root(self) -> bytes:
         return self.trust.roots[0]
 
-    def add_release(self, name: str, firmware: bytes) -> Digest:
+    def add_release(self, name: str, firmware: bytes, packed: bytes = b"") -> Digest:
         now = datetime.now(UTC)
         digest = digest_of(firmware)
         manifest = ReleaseManifest(
@@ -157,11 +165,12 @@ class Control:
             config=None,
             signature=Artifact(f"{name}.sig", UNKNOWN_DIGEST),
             boot_probe="true",
+            bundle=Artifact(f"{name}.raucb", digest_of(packed)) if packed else None,
         )
         bundle = sign_bundle(manifest, *self.release_keys[:2])
         targets = sign_metadata(add_release(self.trust.targets, manifest, bundle, now), *self.release_keys[:2])
         self.trust = publish_targets(self.trust, targets, self.online, now)
-        self.blobs |= {digest.sha256: firmware, digest_of(bundle).sha256: bundle}
+        self.blobs |= {digest_of(content).sha256: content for content in (firmware, bundle, packed) if content}
         return digest
 
     def make(self, kind: str, name: str, content: bytes, *, urgent: bool = False) -> Resource:

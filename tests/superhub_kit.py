@@ -101,13 +101,16 @@ class Region:
         if self.downstream is not None:
             self.downstream.changed()
 
-    def publish(self, name: str, content: bytes, **changes: Any) -> ReleaseManifest:
+    def publish(self, name: str, content: bytes, packed: bytes = b"", **changes: Any) -> ReleaseManifest:
         """Sign a release with this firmware, put its files at the origin and its metadata into the mesh."""
         firmware = Artifact(f"{name}.img", digest_of(content))
-        manifest = make_manifest(name, firmware=firmware, config=None, **changes)
+        bundle = Artifact(f"{name}.raucb", digest_of(packed)) if packed else None
+        manifest = make_manifest(name, firmware=firmware, config=None, bundle=bundle, **changes)
         self.published, bundles = self.keys.publish(manifest, now=datetime.now(UTC), base=self.published)
         made = bundles[manifest.signature.name]
         self.put_at_origin(content)
+        if manifest.bundle is not None:
+            self.put_at_origin(packed)
         self.put_at_origin(made)
         self.want(resource("metadata", encode(self.published), kind="tuf"))
         return replace(manifest, signature=Artifact(manifest.signature.name, digest_of(made)))

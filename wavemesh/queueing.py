@@ -53,6 +53,7 @@ _INSTEAD: Mapping[IntentKind, str] = {
     IntentKind.HALT_WAVE: "a halt is for ever: plan a new wave with `edgectl wave plan`",
     IntentKind.ROLLBACK_DEVICE: "the device has it: a new wave updates it again",
     IntentKind.APPROVE_ROLLBACK: "the device has it: a new wave updates it again",
+    IntentKind.REHEARSE_DEVICE: "a rehearsal changes nothing, so there is nothing to undo",
     IntentKind.PREFETCH: "what is cached is evicted when it is not needed any more",
     IntentKind.OVERRIDE_HOLD_AGE: "bring the store's WAN back: a fresh hold list ends the override",
 }
@@ -71,7 +72,9 @@ def why_done(intent: OperatorIntent, status: DeviceStatus | None) -> str:
     if status is None:
         return ""
     name, is_back = status.device.rsplit("/", 1)[-1], status.state is UpdateState.ROLLED_BACK
-    if intent.kind is IntentKind.ROLLBACK_DEVICE and is_back and status.gate == Gate.OPERATOR.value:
+    # One that names an earlier wave is a second rollback: the device leaves what it returned to as well.
+    is_same = intent.wave_id in {"", status.wave_id}
+    if intent.kind is IntentKind.ROLLBACK_DEVICE and is_back and is_same and status.gate == Gate.OPERATOR.value:
         return f"{name} is back on its previous slot already"
     about = (intent.wave_id, intent.attempt)
     if intent.kind is IntentKind.APPROVE_ROLLBACK and is_back and about == (status.wave_id, status.attempt):

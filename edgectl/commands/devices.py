@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,10 @@ from edgectl.intents import IntentIdOption, ReasonOption, new_intent_id, now, su
 from edgectl.tables import devices_table, ledger_parts, place, signoff_lines
 
 app = typer.Typer(help="One device or all of them.", no_args_is_help=True)
+
+SocketOption = Annotated[
+    Path | None, typer.Option("--socket", help="Ask the device itself: the agent's socket, DIR/run/agent.sock.")
+]
 
 _SIGNED_OFF = frozenset({"awaiting_signoff", "rolling_back", "rolled_back"})
 
@@ -29,19 +34,39 @@ DeviceOption = Annotated[
 def rollback(
     session: Session,
     *,
-    device: DeviceOption,
     reason: ReasonOption,
+    device: Annotated[str, typer.Option("--id", help="Its name or path.", autocompletion=device_names)] = "",
     wave: Annotated[
         str,
-        typer.Option("--wave", help="The wave it belongs to, if not the current one.", autocompletion=wave_ids),
+        typer.Option(
+            "--wave",
+            help="The wave to undo; after its rollback, the one before: a second rollback, from the packed image.",
+            autocompletion=wave_ids,
+        ),
     ] = "",
+    at: SocketOption = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="With --socket: leave what a rollback returned to as well.")
+    ] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="With --socket: wait so many seconds.")] = 600.0,
     intent_id: IntentIdOption = None,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
 ) -> None:
-    """Send a device back to its previous slot. Needs no permit; a hub does it at once. Asks first on a terminal."""
+    """Send a device back to its previous slot. Needs no permit; a hub does it at once. Asks first on a terminal.
+
+    With --socket the device itself is asked, by whoever stands before it: no network, hub or identity is needed.
+    """
+    from edgectl.exits import UsageError
     from wavemesh.trust.statements import IntentKind, OperatorIntent
 
+    if (at is None) is (not device):
+        raise UsageError("say which device: --id NAME, or --socket DIR/run/agent.sock of the one you stand before")
+    if at is None and again:
+        raise UsageError("--again is for --socket; elsewhere --wave names the wave before the one rolled back")
+    if at is not None:
+        _roll_back_here(session, at, "rollback-again" if again else "rollback", reason, timeout_s)
+        return
     intent = OperatorIntent(
         new_intent_id(intent_id), IntentKind.ROLLBACK_DEVICE, now(), wave_id=wave, device=device, reason=reason
     )
@@ -50,6 +75,30 @@ def rollback(
         return
     confirm(session, intent, yes)
     submit(session, intent)
+
+
+def _roll_back_here(session: Session, at: Path, verb: str, reason: str, timeout_s: float) -> None:
+    from edgectl import standing
+    from edgectl.exits import Exit
+
+    standing.roll_back(at, verb, reason)
+    status, went_back = standing.outcome(at, timeout_s)
+    session.show(status, *standing.lines(status))
+    if not went_back:
+        raise typer.Exit(Exit.REFUSED)
+
+
+@command(app, "status")
+def status_here(
+    session: Session,
+    *,
+    at: Annotated[Path, typer.Option("--socket", help="The agent's socket, DIR/run/agent.sock.")],
+) -> None:
+    """Ask the device you stand before how it is. By its agent's socket: no network, hub or identity is needed."""
+    from edgectl import standing
+
+    status = standing.look(at)
+    session.show(status, *standing.lines(status))
 
 
 @command(app, "approve-rollback")
@@ -83,6 +132,46 @@ def approve_rollback(
         return
     confirm(session, intent, yes)
     submit(session, intent)
+
+
+@command(app, "rehearse")
+def rehearse(
+    session: Session,
+    *,
+    device: Annotated[str, typer.Option("--id", help="Its name or path.", autocompletion=device_names)] = "",
+    at: SocketOption = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why; audited.")] = "",
+    intent_id: IntentIdOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Rehearse what a device has staged. Reads the slot back, runs the boot probe, commits nothing.
+
+    With --socket the answer is shown at once; with --id the device answers through the mesh, and `edgectl intent show`
+    has what it said.
+    """
+    from edgectl.exits import UsageError
+    from wavemesh.trust.statements import IntentKind, OperatorIntent
+
+    if (at is None) is (not device):
+        raise UsageError("say which device: --id NAME, or --socket DIR/run/agent.sock of the one you stand before")
+    if at is not None:
+        _rehearse_here(session, at)
+        return
+    intent = OperatorIntent(new_intent_id(intent_id), IntentKind.REHEARSE_DEVICE, now(), device=device, reason=reason)
+    if dry_run:
+        preview(session, intent)
+        return
+    submit(session, intent)
+
+
+def _rehearse_here(session: Session, at: Path) -> None:
+    from edgectl import standing
+    from edgectl.exits import Exit
+
+    answer = standing.rehearse(at)
+    session.show(answer, *standing.rehearsal_lines(answer))
+    if not answer["passes"]:
+        raise typer.Exit(Exit.CHECK_FAILED)
 
 
 def _waiting_attempt(session: Session, device: str, wave: str) -> int:

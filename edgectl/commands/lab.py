@@ -22,6 +22,10 @@ OldOption = Annotated[
     Path | None, typer.Option("--old", help="Image the devices run at first.", show_default="a kernel")
 ]
 NewOption = Annotated[Path | None, typer.Option("--new", help="Image of the release.", show_default="the next kernel")]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option("--backend", help="DEVICE:BACKEND, repeatable; one of simulated, grub, uboot, rauc."),
+]
 StoreArgument = Annotated[str, typer.Argument(help='"store-208" or "store-209".')]
 DeviceArgument = Annotated[str, typer.Argument(help="The device, by name.")]
 _DIRECTORY = Path("lab-data")
@@ -29,12 +33,17 @@ _DIRECTORY = Path("lab-data")
 
 @command(app, "up")
 def up(
-    session: Session, *, directory: DirectoryOption = _DIRECTORY, old: OldOption = None, new: NewOption = None
+    session: Session,
+    *,
+    directory: DirectoryOption = _DIRECTORY,
+    old: OldOption = None,
+    new: NewOption = None,
+    backend: BackendOption = None,
 ) -> None:
     """Set up the lab if it is not, start it in the background, plan wave 142, select context "control"."""
     from lab.up import bring_up
 
-    state = bring_up(directory, old, new, note)
+    state = bring_up(directory, old, new, backend or (), note)
     session.show(state, f"the lab is up in {directory}; contexts: control, {', '.join(state['stores'])}")
 
 
@@ -124,6 +133,7 @@ def demo(
         list[str] | None,
         typer.Option("--fault", help="DEVICE:GATE, repeatable: make that gate fail where it is first checked."),
     ] = None,
+    backend: BackendOption = None,
     directory: Annotated[
         Path | None, typer.Option("--dir", help="Keep the lab's data there.", show_default="a temporary directory")
     ] = None,
@@ -134,6 +144,7 @@ def demo(
     """Run the whole story once and check it: one wave, one bad device, power cuts, a WAN outage. Exits 1 if not so."""
     from lab.demo import DemoOptions, run_demo
     from lab.scenario import parse_fault, parse_tamper
+    from lab.up import read_backends
 
     options = DemoOptions(
         seed=seed,
@@ -142,6 +153,7 @@ def demo(
         faults=tuple(parse_fault(text) for text in fault or ()),
         directory=directory,
         tamper=parse_tamper(tamper),
+        backends=read_backends(backend or ()),
         output=session.output,
     )
     raise typer.Exit(run_demo(options))

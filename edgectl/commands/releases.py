@@ -45,6 +45,7 @@ def create(
     hardware: Annotated[list[str], typer.Option("--hardware", help="Hardware revision; repeatable.")],
     firmware: FileOption = None,
     config: FileOption = None,
+    bundle: Annotated[Path | None, typer.Option(help="A RAUC bundle that holds exactly the firmware.")] = None,
     config_version: Annotated[str, typer.Option(help="Semantic version of the config.")] = "",
     requires_config: Annotated[str, typer.Option(help='Constraint on the config, ">=12.0.0 <13".')] = "",
     minimum_version: Annotated[str, typer.Option(help="Floor that devices never go below again.")] = "",
@@ -69,6 +70,7 @@ def create(
         signed_at=now().replace(microsecond=0),
         firmware=releasing.artifact_of(firmware) if firmware else None,
         config=releasing.artifact_of(config) if config else None,
+        bundle=releasing.artifact_of(bundle) if bundle else None,
         signature=Artifact(f"{name}.sig", UNKNOWN_DIGEST),
         regions=tuple(region or ()),
         config_version=config_version,
@@ -79,7 +81,7 @@ def create(
         peripheral_checks=tuple(peripheral_check or ()),
         vendor_probes=tuple(vendor_probe or ()),
     )
-    files = {path.name: path for path in (firmware, config) if path}
+    files = {path.name: path for path in (firmware, config, bundle) if path}
     releasing.create(directory, manifest, files, _base(session, published), role)
     _show_progress(session, directory)
 

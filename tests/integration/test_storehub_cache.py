@@ -22,6 +22,7 @@ from tests.storehub_kit import (
     till,
     wan,
 )
+from wavemesh.artifacts.digests import digest_of
 from wavemesh.artifacts.transfer import ArtifactClient
 from wavemesh.errors import GateError, WavemeshError
 from wavemesh.runtime.grpc import make_bulk_channel
@@ -123,6 +124,27 @@ async def test_while_rotten_bytes_cannot_be_healed_the_wave_is_paused_here(
         await eventually(lambda: app.hub.store.pauses)
         assert list(app.hub.store.pauses) == [(WAVE, f"hub:{STORE.name}")]
         assert app.hub.standing(app.hub.belief.orders[WAVE]).standing.value == "paused"
+
+
+@pytest.mark.parametrize("asked_by", ["a wave", "an operator"])
+async def test_a_releases_rauc_bundle_is_prefetched_like_its_other_artifacts(
+    asked_by: str, fleet: Fleet, tmp_path: Path
+) -> None:
+    """H1, ADR 16: a device whose slots RAUC writes finds the bundle at its hub."""
+    bundle = b"the image, packed" * 1000
+    control = Control(fleet, bundle=bundle)
+    super_hub = SuperHub(control)
+    async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+        super_hub.want(control.tuf(), control.holds())
+        if asked_by == "a wave":
+            super_hub.want(*plan(control))
+        else:
+            await eventually(lambda: app.hub.belief.trusted is not None)
+            intent = control.intent(IntentKind.PREFETCH, wave_id="", policy_yaml=control.policy_yaml)
+            await app.intents.submit(intent, OPERATOR)
+        await eventually(lambda: holds(app, digest_of(bundle)))
+        assert await read(client(fleet, app), digest_of(bundle)) == bundle
+        assert holds(app, control.firmware)
 
 
 async def test_a_held_release_is_neither_fetched_nor_served(control: Control, fleet: Fleet, tmp_path: Path) -> None:

@@ -225,3 +225,22 @@ async def test_a_silent_device_frees_its_slot_after_the_maxima_and_is_counted(co
             async with till(control, "pos-12", address(app), log) as victim:
                 victim.report(late_word)
                 await eventually(lambda: super_hub.outcomes()[-1].kind is OutcomeKind.ROLLED_BACK)
+
+
+async def test_a_wave_that_closes_first_frees_the_slot_of_its_last_device(control: Control, tmp_path: Path) -> None:
+    """The device's word ends the slot, or it would wait minutes for the lease of its next wave."""
+    super_hub = SuperHub(control)
+    async with (
+        wan(super_hub) as parent,
+        running(lay_out(tmp_path / "hub", control, parent, lease_s=60.0)) as app,
+        AsyncExitStack() as s,
+    ):
+        await begin(super_hub, "pos-12")
+        [one] = await tills(s, control, app, "pos-12")
+        one.say(UpdateState.VERIFIED)
+        await eventually(lambda: one.lease() is not None)
+        super_hub.drop(*(resource for key, resource in super_hub.wanted.items() if key.type in {"order", "permit"}))
+        super_hub.want(control.closed())
+        await eventually(lambda: not app.hub.belief.orders)
+        one.report(one.outcome(OutcomeKind.UPDATED))
+        await eventually(lambda: not app.hub.store.slots)

@@ -75,7 +75,7 @@ async def expect_gate(region: Region, hub: SuperHub, gate: str, digest: Digest) 
 
 async def test_twenty_stores_cost_the_origin_one_transfer(region: Region) -> None:
     """S1: any byte crosses the origin link once, however many ask at once."""
-    release = region.publish("firmware-1", IMAGE)
+    release = region.publish("firmware-1", IMAGE, packed=IMAGE[::-1])
     async with running(region) as hub:
         async with asyncio.TaskGroup() as group:
             reads = [
@@ -84,6 +84,8 @@ async def test_twenty_stores_cost_the_origin_one_transfer(region: Region) -> Non
             ]
         assert all(read.result() == IMAGE for read in reads)
         assert await read_all(region.client(STORE, hub.port), release.main.digest, 1000) == IMAGE[1000:]
+        assert release.bundle is not None
+        assert await read_all(region.client(STORE, hub.port), release.bundle.digest) == IMAGE[::-1]
         for artifact in release.artifacts:
             assert region.bytes_served(artifact.digest) == artifact.digest.size_bytes
     assert {entry["client"] for entry in region.access_log()} == {REGION.uri}

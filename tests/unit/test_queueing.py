@@ -51,6 +51,7 @@ STATUS = DeviceStatus(
     [
         (IntentKind.ROLLBACK_DEVICE, {}, True),
         (IntentKind.ROLLBACK_DEVICE, {"gate": "watchdog"}, False),
+        (IntentKind.ROLLBACK_DEVICE, {"wave_id": "143"}, False),
         (IntentKind.ROLLBACK_DEVICE, {"state": UpdateState.COMMITTED}, False),
         (IntentKind.APPROVE_ROLLBACK, {"gate": "peripheral:scanner"}, True),
         (IntentKind.APPROVE_ROLLBACK, {"state": UpdateState.AWAITING_SIGNOFF}, False),

@@ -98,6 +98,7 @@ class Guardrails:
     halt_min_outcomes: int
     hold_max_age_hours: float
     rotate_certificates: bool
+    require_packed_lkg: bool
     availability: tuple[AvailabilityGroup, ...]
 
     @property
@@ -172,7 +173,10 @@ def policy_of(document: dict[str, Any]) -> Policy:
 
 #: Keys younger than the first version, by section and name, with their defaults: written only where they are not at it,
 #: so that a policy that does not use one has the bytes, and the digest, that earlier versions know.
-_LATER_KEYS: dict[tuple[str, str], object] = {("guardrails", "rotateCertificates"): True}
+_LATER_KEYS: dict[tuple[str, str], object] = {
+    ("guardrails", "rotateCertificates"): True,
+    ("guardrails", "requirePackedLkg"): False,
+}
 
 
 def policy_to_json(policy: Policy) -> bytes:

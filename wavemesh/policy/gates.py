@@ -183,8 +183,8 @@ _NOTES: dict[Gate, GateNotes] = {
         _BEFORE_ARM,
     ),
     Gate.DISK: GateNotes(
-        "Free space is below minFreeDisk, or the disk failed.",
-        "Free space on the data partition, or replace the disk.",
+        "Free space is below minFreeDisk, the disk failed, or what writes the slots (RAUC) does not answer.",
+        "Free space on the data partition, replace the disk, or look at the service that the evidence names.",
         _T,
         (Stage.PREFLIGHT, Stage.STAGING),
     ),

@@ -104,6 +104,12 @@ _GUARDRAILS = Section(
             "Whether a device renews its certificate before it gets its permit, when it is older than the wave.",
             True,
         ),
+        Key(
+            "requirePackedLkg",
+            Truth(),
+            "Whether an update that would leave no packed last known good for a second rollback is refused.",
+            False,
+        ),
         Key("availability", Listing(_AVAILABILITY, 64), "Groups of which some devices must stay up.", []),
     )
 )

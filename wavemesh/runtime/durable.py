@@ -1,8 +1,9 @@
 """Durable file steps: the one seam through which state files reach the disk.
 
-Rules: a file that matters is never written in place. It is written to a temporary name in the same directory, flushed
-(fsync), renamed over the old one, and the directory is flushed, in that order; a reader sees the old bytes or the new
-ones. Each primitive of ``Disk`` is one durable step; a test that cuts the power subclasses it and overrides them.
+Rules: a file that matters is never written in place, but for what ``overwrite`` names. It is written to a temporary
+name in the same directory, flushed (fsync), renamed over the old one, and the directory is flushed, in that order; a
+reader sees the old bytes or the new ones. Each primitive of ``Disk`` is one durable step; a test that cuts the power
+subclasses it and overrides them.
 
 All calls block. State files of a few KiB are fine on the event loop; large files belong into a thread.
 """
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TEMPORARY_SUFFIX = ".tmp"
+# What a disk writes whole or not at all.
+SECTOR_BYTES = 512
 
 
 class DiskFaultError(LocalError):
@@ -148,6 +151,21 @@ class Disk:
         self.write_new(temporary, data, mode)
         self.rename(temporary, path)
         self.fsync_dir(path.parent)
+
+    def overwrite(self, path: Path, offset: int, data: bytes) -> None:
+        """Write in place, for what others find by its place: a sector, or a copy that is not the one in use.
+
+        Durable when it returns; when it does not, any of its sectors may be old or new.
+        """
+        with disk_errors(path):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            with disk_errors(path):
+                os.lseek(descriptor, offset, os.SEEK_SET)
+            self.write(descriptor, data, path)
+            self.fsync(descriptor, path)
+        finally:
+            os.close(descriptor)
 
     def remove(self, path: Path) -> None:
         """Remove a file if it is there; durable when it returns."""

@@ -15,14 +15,14 @@ import gc
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from wavemesh.errors import LocalError
 from wavemesh.session.frames import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+
+    from grpc_health.v1 import health
 
     from wavemesh.identity.credentials import Credentials
     from wavemesh.identity.nodes import NodeId
@@ -111,6 +111,10 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
 
 def serve_health(server: grpc.aio.Server, service_names: Sequence[str]) -> health.aio.HealthServicer:
     """Add the standard health and reflection services; all named services are SERVING until the servicer is told."""
+    # Only servers have them; a device is none.
+    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection
+
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     names = (*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
@@ -120,6 +124,8 @@ def serve_health(server: grpc.aio.Server, service_names: Sequence[str]) -> healt
 
 async def set_serving(servicer: health.aio.HealthServicer, service_names: Sequence[str]) -> None:
     """Report the whole server ("") and the named services as SERVING."""
+    from grpc_health.v1 import health_pb2
+
     for name in ("", *service_names):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
 

@@ -5,8 +5,9 @@ release. The release's signature bundle (``artifacts.signature`` in a policy) is
 over the same manifest as canonical JSON, signed by the threshold of release keys. So the manifest names the bundle but
 not its digest, which comes from the bundle's own target entry.
 
-Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null. A manifest with an
-unknown key is refused: it might be a condition that this version does not know how to check.
+Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null, but an absent
+``bundle`` has no key, so that older manifests keep their bytes. A manifest with an unknown key is refused: it might be
+a condition that this version does not know how to check.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class ReleaseManifest:
     """A release. Versions are semantic; empty ``regions`` means all; empty constraints mean none.
 
     ``minimum_version`` is the floor below which a device never goes again once it runs this release. Commands run on
-    devices: they are allowed because release keys signed them, a policy only selects among them.
+    devices: they are allowed because release keys signed them, a policy only selects among them. ``bundle`` is a RAUC
+    bundle that holds exactly the firmware, another way to the same bytes on a slot (ADR 16).
     """
 
     name: str
@@ -80,6 +82,7 @@ class ReleaseManifest:
     boot_probe: str = ""
     peripheral_checks: tuple[str, ...] = ()
     vendor_probes: tuple[str, ...] = ()
+    bundle: Artifact | None = None
 
     @property
     def main(self) -> Artifact:
@@ -93,7 +96,8 @@ class ReleaseManifest:
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
         """All files of the release, the signature bundle included."""
-        return tuple(artifact for artifact in (self.firmware, self.config, self.signature) if artifact is not None)
+        files = (self.firmware, self.config, self.bundle, self.signature)
+        return tuple(artifact for artifact in files if artifact is not None)
 
 
 def is_name(text: str) -> bool:
@@ -121,6 +125,8 @@ def manifest_to_json(manifest: ReleaseManifest) -> dict[str, Any]:
         "peripheral_checks": list(manifest.peripheral_checks),
         "vendor_probes": list(manifest.vendor_probes),
     }
+    if manifest.bundle is not None:
+        value["bundle"] = _artifact_to_json(manifest.bundle)
     manifest_from_json(value, manifest.signature.digest)
     return value
 
@@ -150,11 +156,15 @@ def manifest_from_json(value: object, signature: Digest) -> ReleaseManifest:
         boot_probe=fields.text("boot_probe"),
         peripheral_checks=fields.texts("peripheral_checks"),
         vendor_probes=fields.texts("vendor_probes"),
+        bundle=fields.artifact("bundle") if "bundle" in fields else None,
     )
     fields.finish()
     names = [artifact.name for artifact in manifest.artifacts]
     if len(set(names)) < len(names) or manifest.main.name not in names:
         msg = f"artifacts {names} need different names"
+        raise BadManifestError(msg)
+    if manifest.bundle is not None and manifest.firmware is None:
+        msg = f"bundle {manifest.bundle.name} without firmware: it is the firmware's, packed for RAUC"
         raise BadManifestError(msg)
     return manifest
 
@@ -236,6 +246,9 @@ class _Fields:
             msg = f"manifest is {type(value).__name__}, not an object"
             raise BadManifestError(msg)
         self._left: dict[str, Any] = dict(value)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._left
 
     def text(self, key: str) -> str:
         value = self._take(key)

@@ -37,11 +37,12 @@ class IntentKind(enum.Enum):
     PREFETCH = 6
     OVERRIDE_HOLD_AGE = 7
     APPROVE_ROLLBACK = 8
+    REHEARSE_DEVICE = 9
 
     @property
     def is_for_device(self) -> bool:
         """Whether it is about one device, which verifies and answers it itself."""
-        return self in {IntentKind.ROLLBACK_DEVICE, IntentKind.APPROVE_ROLLBACK}
+        return self in {IntentKind.ROLLBACK_DEVICE, IntentKind.APPROVE_ROLLBACK, IntentKind.REHEARSE_DEVICE}
 
     @property
     def lowers_risk(self) -> bool:
@@ -52,6 +53,7 @@ class IntentKind(enum.Enum):
             IntentKind.ROLLBACK_DEVICE,
             IntentKind.PREFETCH,
             IntentKind.APPROVE_ROLLBACK,
+            IntentKind.REHEARSE_DEVICE,
         }
 
 
@@ -372,6 +374,8 @@ INTENT_REFUSED = "intent-refused"
 """Kind of the event by which a node answers that nothing will come of an intent; its subject is the intent's id."""
 ROLLBACK_FAILED = "rollback-failed"
 """Kind of the event by which a device says that it is still where it was; its subject is the intent's id, or empty."""
+REHEARSED = "rehearsed"
+"""Kind of the event by which a device tells what came of a rehearsal; its subject is the intent's id."""
 ROLLBACK_DONE = "rollback-done"
 """Kind of the event that answers a rollback of a device in no wave, of which there is no outcome; subject as above."""
 

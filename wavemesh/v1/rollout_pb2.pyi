@@ -112,6 +112,8 @@ class _IntentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IntentKind
     """Let one store go on with a hold view older than holdMaxAge. Raises risk."""
     INTENT_KIND_APPROVE_ROLLBACK: _IntentKind.ValueType  # 8
     """Sign off the rollback of a supervised device whose trial failed. Names wave, device and attempt. Lowers risk."""
+    INTENT_KIND_REHEARSE_DEVICE: _IntentKind.ValueType  # 9
+    """Rehearse what one device has staged, without committing anything. Lowers risk."""
 
 class IntentKind(_IntentKind, metaclass=_IntentKindEnumTypeWrapper):
     """What an operator wants."""
@@ -134,6 +136,8 @@ INTENT_KIND_OVERRIDE_HOLD_AGE: IntentKind.ValueType  # 7
 """Let one store go on with a hold view older than holdMaxAge. Raises risk."""
 INTENT_KIND_APPROVE_ROLLBACK: IntentKind.ValueType  # 8
 """Sign off the rollback of a supervised device whose trial failed. Names wave, device and attempt. Lowers risk."""
+INTENT_KIND_REHEARSE_DEVICE: IntentKind.ValueType  # 9
+"""Rehearse what one device has staged, without committing anything. Lowers risk."""
 Global___IntentKind: _TypeAlias = IntentKind  # noqa: Y015
 
 @_typing.final

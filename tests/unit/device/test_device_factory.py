@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from device.bootenv import Boot, BootEnvironmentError, SlotName
+from device.backend import open_slots
+from device.bootenv import Boot, BootEnvironment, BootEnvironmentError, SlotName
+from device.config import load_device_config
 from device.configs import ConfigStore
 from device.platform import SlotLabel
-from device.slots.simulated import SimulatedBootControl, read_json
+from device.slots.images import read_json
+from device.slots.simulated import SimulatedBootControl
 from wavemesh.artifacts.digests import digest_of
 from wavemesh.runtime.durable import Disk
 
@@ -49,6 +52,46 @@ def test_a_device_with_slots_is_left_alone(tmp_path: Path) -> None:
     again = factory(tmp_path / "device")
     assert (again.returncode, again.stderr.split(":")[1].strip()) == (1, "HAS_SLOTS")
     assert (tmp_path / "device" / "slots" / "bootenv.json").read_bytes() == before
+
+
+CONFIG = """\
+[device]
+device_class = "pos"
+hardware_revision = "r2"
+[hub]
+address = "127.0.0.1:1"
+[board]
+backend = "%s"
+slot_capacity_bytes = 1048576
+"""
+
+
+@pytest.mark.parametrize("backend", ["grub", "uboot"])
+def test_a_device_is_laid_as_its_configuration_says(tmp_path: Path, backend: str) -> None:
+    """D10."""
+    device = tmp_path / "device"
+    device.mkdir()
+    (device / "config.toml").write_text(CONFIG % backend)
+    assert factory(device).returncode == 0
+    system = open_slots(device, load_device_config(device), Disk())
+    assert system.boot_control.read() == BootEnvironment(Boot(SlotName.A, 1))
+    assert (device / "slots" / "A.img").read_bytes() == IMAGE.ljust(1024 * 1024, b"\0")
+    assert [system.slots.capacity_bytes(slot) for slot in SlotName] == [1024 * 1024] * 2
+    again = factory(device)
+    assert (again.returncode, again.stderr.split(":")[1].strip()) == (1, "HAS_SLOTS")
+
+
+def test_an_image_that_does_not_fit_is_named_and_makes_no_device(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    (device / "config.toml").write_text(CONFIG % "grub")
+    (tmp_path / "large").write_bytes(bytes(2 * 1024 * 1024))
+    done = factory(device, "--image", str(tmp_path / "large"))
+    assert done.returncode == 1
+    assert "slot A" in done.stderr
+    assert "cannot hold 2097152 bytes (capacity 1048576)" in done.stderr
+    assert not (device / "slots" / "A.json").exists()
+    assert not (device / "slots" / "grubenv").exists()
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from device.backend import open_slots
 from device.board import read_boot_record
 from device.bootenv import Boot, BootEnvironment, ResetReason, SlotName
+from device.config import unconfigured
 from device.firmware import Firmware
 from device.slots.simulated import SimulatedBootControl
 from wavemesh.runtime.durable import Disk
@@ -23,7 +25,7 @@ def test_a_trial_boots_once_however_often_the_power_fails(tmp_path: Path) -> Non
     (tmp_path / "run").mkdir()
     control = SimulatedBootControl(tmp_path / "slots", Disk())
     control.write(BootEnvironment(A1).arm(B2))
-    firmware = Firmware(tmp_path, control, 1024)
+    firmware = Firmware(tmp_path, open_slots(tmp_path, unconfigured(tmp_path), Disk()), 1024)
     assert firmware.first_reason() is ResetReason.POWER_ON
     assert firmware.boot(ResetReason.REBOOT).boot == B2
     assert firmware.is_trial(B2)

@@ -24,6 +24,7 @@ from device.progress import (
     Halted,
     Healthy,
     KeepTrying,
+    Notice,
     Obstructed,
     Ordered,
     Persist,
@@ -35,6 +36,7 @@ from device.progress import (
     Revert,
     RollbackAsked,
     Rules,
+    SecondRollbackAsked,
     SignedOff,
     SignoffBegan,
     SignoffOverdue,
@@ -48,10 +50,10 @@ from device.progress import (
 )
 from device.recovery import RETURN_TRIES, STARTS, Position, position
 from device.update import ACTIVITY, BEFORE_ARM, IN_SWAP, TRANSITIONS, advance
-from wavemesh.trust.statements import ROLLBACK_FAILED, Digest, OutcomeKind, UpdateState
+from wavemesh.trust.statements import ROLLBACK_DONE, ROLLBACK_FAILED, Digest, OutcomeKind, UpdateState
 
 S = UpdateState
-A1, B2 = Boot(SlotName.A, 1), Boot(SlotName.B, 2)
+A1, B2, B3 = Boot(SlotName.A, 1), Boot(SlotName.B, 2), Boot(SlotName.B, 3)
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 RULES = Rules("either", 300.0, False, 86_400.0, 40, 70.0, 0, True, "probe", ("lsusb | grep scanner",), ())
 TARGET = Target("142", 1, "r", "3.8.2", Digest("a" * 64, 10), None, "12.4.1", "", NOW, B2, RULES)
@@ -94,6 +96,8 @@ EVENTS: list[Event] = [
     RollbackAsked("why", OLD),
     RollbackAsked("why", NEW),
     RollbackAsked("why", NEW, Asker.LOCAL),
+    RollbackAsked("why", OLD, packed=B3),
+    SecondRollbackAsked("why", B3),
     ReturnVerified(),
     ReturnRefused("torn", NEW),
     SignedOff("agreed", "i-1"),
@@ -278,6 +282,24 @@ def test_a_rollback_that_cannot_be_done_stays_and_says_so(event: Event) -> None:
     assert (persist.notice.kind, persist.notice.subject) == (ROLLBACK_FAILED, "i-1")
     idle = advance(replace(asked, target=None, wave_id=""), event).progress
     assert (idle.state, idle.wave_id) == (S.IDLE, "")
+
+
+def test_a_second_rollback_leaves_what_the_first_returned_to() -> None:
+    """D6: it is asked for as such; the wave that was rolled back has had its word, so it ends in no wave."""
+    back = progress(S.ROLLED_BACK, gate="operator")
+    assert advance(back, RollbackAsked("why", OLD, packed=B3)) == Step(back)
+    asked = advance(back, SecondRollbackAsked("why", B3, intent_id="i-2")).progress
+    assert (asked.state, asked.return_to, asked.wave_id) == (S.ROLLING_BACK, B3, "")
+    there = BootEnvironment(A1, trial=Trial(B3, 0))
+    assert advance(asked, started(B3, there)).effects == (Revert(),)
+    done = advance(asked, CommitRead(BootEnvironment(B3)))
+    assert done.progress.state is S.IDLE
+    assert isinstance(done.effects[0], Persist)
+    assert done.effects[0].notice == Notice(ROLLBACK_DONE, "operator", "i-2", "why")
+    stays = advance(replace(asked, returns=1), started(A1, there)).progress
+    assert (stays.state, stays.evidence.split(":")[0]) == (S.IDLE, "rollback failed")
+    # Without a previous slot, a plain rollback of what is committed goes there as well.
+    assert advance(progress(S.COMMITTED), RollbackAsked("why", OLD, packed=B3)).progress.return_to == B3
 
 
 def test_power_losses_are_retried_and_bounded() -> None:

@@ -30,7 +30,7 @@ ORDER = WaveOrder(
     expires_at=PLANNED + timedelta(days=1),
     planned_at=PLANNED,
 )
-_VALUES = {"budget_mins": "5", "offline_rollback": "true", "authority": "hub"}
+_VALUES = {"budget_mins": "5", "offline_rollback": "true", "authority": "hub", "min_free_disk": "64MiB"}
 POLICY = parse_policy((POLICY_TEXT % _VALUES).encode(), "policy.yaml")
 POLICIES = {"d": POLICY}
 OFF = {"d": replace(POLICY, guardrails=replace(POLICY.guardrails, rotate_certificates=False))}

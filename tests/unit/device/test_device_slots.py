@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from device.backend import open_slots
 from device.bootenv import Boot, BootEnvironment, BootEnvironmentError, SlotName
+from device.config import unconfigured
 from device.firmware import Firmware
 from device.platform import SlotLabel
-from device.slots.simulated import SimulatedBootControl, SimulatedSlots, SlotError
+from device.slots.images import SlotError
+from device.slots.simulated import SimulatedBootControl, SimulatedSlots
 from wavemesh.runtime.durable import Disk
 from wavemesh.trust.statements import Digest
 
@@ -78,7 +81,7 @@ async def test_what_was_not_flushed_is_lost_and_written_again(slots: SimulatedSl
     await writer.write(IMAGE[400_000:700_000])
     await writer.close()
     (tmp_path / "run").mkdir()
-    Firmware(tmp_path, SimulatedBootControl(tmp_path / "slots", Disk()), 400_000).lose_unflushed()
+    Firmware(tmp_path, open_slots(tmp_path, unconfigured(tmp_path), Disk()), 400_000).lose_unflushed()
     torn = slots.path(B).read_bytes()
     assert torn[:400_000] == IMAGE[:400_000]
     assert torn[400_000:700_000] != IMAGE[400_000:700_000]

@@ -12,6 +12,7 @@ import pytest
 from edgectl import releasing, trustdir
 from edgectl.exits import UsageError
 from edgectl.main import run
+from wavemesh.artifacts.digests import digest_of
 from wavemesh.errors import ConflictError
 
 if TYPE_CHECKING:
@@ -230,6 +231,23 @@ def test_nothing_but_the_draft_s_files_goes_to_the_origin(fleet: Type, tmp_path:
         releasing.copy_artifacts(tmp_path / "d", tmp_path / "origin")
     places.write_text(json.dumps({"fw-2.img": str(tmp_path / "fw-2.img")}))
     assert len(releasing.copy_artifacts(tmp_path / "d", tmp_path / "origin")) == 2
+
+
+def test_a_rauc_bundle_is_signed_and_published_with_the_release(fleet: Type, tmp_path: Path) -> None:
+    """ADR 16: one more artifact of the release; release keys vouch for it like for the image."""
+    (tmp_path / "fw-2.raucb").write_bytes(b"packed")
+    fleet(f"{RELEASE} --bundle fw-2.raucb")
+    for key in ("a", "c", "a", "c"):
+        progress = asked(fleet, f"release sign --dir d --key k/{key}.pem")
+    assert progress["complete"]
+    assert releasing.load_manifest(tmp_path / "d").bundle == releasing.artifact_of(tmp_path / "fw-2.raucb")
+    digests = releasing.copy_artifacts(tmp_path / "d", tmp_path / "origin")
+    assert digests[-1] == digest_of(b"packed")
+    assert (tmp_path / "origin" / digests[-1].sha256).read_bytes() == b"packed"
+    (tmp_path / "fw-2.raucb").write_bytes(b"other")
+    checks = asked(fleet, "release verify d", expect=1)["checks"]
+    problems = [check["problem"].split(" has ")[0] for check in checks if check["problem"]]
+    assert problems == [str(tmp_path / "fw-2.raucb")]
 
 
 @pytest.mark.parametrize("role", ["class-x/../../../a", "class-", "snapshot", "..", "class-" + "x" * 129])

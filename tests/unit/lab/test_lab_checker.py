@@ -47,6 +47,7 @@ def at(second: float) -> str:
 def write_environment(device: Path, slot: str) -> None:
     content: dict[str, Any] = {"format": 1, "sequence": 3, "active": {"slot": slot}, "previous": None, "trial": None}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    (device / "config.toml").write_text("[board]\n")
     (device / "slots" / "bootenv.json").write_text(json.dumps({**content, "checksum": sha256(canonical)}))
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from device.backend import open_slots
 from device.bootenv import Boot, ResetReason, SlotName
+from device.config import unconfigured
 from device.firmware import Firmware
 from device.platform import BootRecord
-from device.slots.simulated import SimulatedBootControl
 from lab.hardware import break_device, build, lose_scanner
 from lab.scenario import FAULTS
 from lab.topology import DEVICE_CLASS, HARDWARE_REVISION
@@ -79,7 +80,7 @@ def test_a_bad_medium_spoils_the_slot_that_does_not_run_and_no_other(device: Pat
         (device / "slots" / f"{slot}.img").write_bytes(b"written")
     record = BootRecord("b" * 32, Boot(SlotName.A, 1), ResetReason.POWER_ON)
     (device / "run").mkdir(exist_ok=True)
-    firmware = Firmware(device, SimulatedBootControl(device / "slots", Disk()), 0)
+    firmware = Firmware(device, open_slots(device, unconfigured(device), Disk()), 0)
     firmware.step(record, "staging:1%")
     assert (device / "slots" / "B.img").read_bytes() == b"written"
     break_device(device, "checksum", "3.8.2")

@@ -157,6 +157,9 @@ def test_a_later_key_is_written_where_it_is_used(policy: Policy) -> None:
     assert b'"rotateCertificates":false' in policy_to_json(off)
     for one in (policy, off):
         assert policy_from_json(policy_to_json(one)) == one
+    strict = dataclasses.replace(policy, guardrails=dataclasses.replace(policy.guardrails, require_packed_lkg=True))
+    assert b"requirePackedLkg" not in policy_to_json(policy)
+    assert policy_from_json(policy_to_json(strict)) == strict
     explicit = policy_to_json(off).replace(b'"rotateCertificates":false', b'"rotateCertificates":true')
     with pytest.raises(PolicyError, match="canonical"):
         policy_from_json(explicit)

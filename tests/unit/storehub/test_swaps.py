@@ -231,6 +231,17 @@ def test_a_sign_off_waits_for_no_slot() -> None:
     assert decide(view([device("a"), device("b"), away], slots=slots, rollbacks=(wish,))).relayed == ()
 
 
+def test_a_rehearsal_takes_no_slot() -> None:
+    """O4: told to a connected device however full it is, and no place less for those that swap."""
+    wish = RollbackWish("i-1", STORE + "c", "", is_rehearsal=True)
+    full = decide(view([device("a"), device("b"), device("c")], slots=(slot("a"), slot("b")), rollbacks=(wish,)))
+    assert full.relayed == ((wish, None),)
+    free = view([device("a"), device("c", UpdateState.COMMITTED)], rollbacks=(wish,))
+    assert [one.device for one in decide(free).granted] == [STORE + "a"]
+    away = device("c", connected_since=None)
+    assert decide(view([away], rollbacks=(wish,))).relayed == ()
+
+
 def test_a_group_swaps_one_by_one_and_keeps_enough_up() -> None:
     tills = Group(frozenset(STORE + name for name in "abc"), min_up=2)
     limits = (wave("a", "b", "c", limit=5, groups=(tills,)),)

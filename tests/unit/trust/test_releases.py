@@ -57,6 +57,21 @@ def test_a_manifest_survives_json(make_manifest: Make) -> None:
     assert manifest_from_json(manifest_to_json(config_only), config_only.signature.digest) == config_only
 
 
+def test_a_bundle_is_one_more_artifact_and_its_absence_leaves_no_key(make_manifest: Make) -> None:
+    """P2: a manifest without a RAUC bundle keeps the bytes that were signed before there were any."""
+    plain = make_manifest()
+    assert "bundle" not in manifest_to_json(plain)
+    bundle = Artifact("firmware-v3.8.2.raucb", Digest("b" * 64, 7))
+    packed = dataclasses.replace(plain, bundle=bundle)
+    assert manifest_from_json(json.loads(canonical_manifest(packed)), packed.signature.digest) == packed
+    assert bundle in packed.artifacts
+    assert canonical_manifest(packed) != canonical_manifest(plain)
+    with pytest.raises(BadManifestError, match="without firmware"):
+        manifest_to_json(dataclasses.replace(packed, firmware=None))
+    with pytest.raises(BadManifestError, match="different names"):
+        manifest_to_json(dataclasses.replace(packed, bundle=packed.firmware))
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
