@@ -22,6 +22,7 @@ from device.config import Backend
 from tests.crashpoints.campaign import Options, replay
 from tests.crashpoints.components import COMPONENTS, run_scenario, tale_of, tales_of
 from tests.crashpoints.medium import lay_image
+from tests.crashpoints.oracle_formats import FORMATS
 from tests.crashpoints.published import shortfalls
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.crashpoints", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--component", choices=sorted(COMPONENTS), default="device")
-    parser.add_argument("--backend", choices=[backend.value for backend in Backend], default=Backend.SIMULATED.value)
+    parser.add_argument("--backend", choices=sorted(FORMATS), default=Backend.SIMULATED.value)
     parser.add_argument(
         "--scenario", action="append", metavar="NAME", help="only this one; may be given more than once"
     )

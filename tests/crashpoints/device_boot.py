@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, NoReturn, cast
 from device.agent import Agent
 from device.backend import open_slots
 from device.belief import Verifier
-from device.config import Board, DeviceConfig, Staging, Telemetry, Timing
+from device.config import Board, DeviceConfig, Grub, SlotPaths, Staging, Telemetry, Timing, Uboot
 from device.config import Device as DeviceSection
 from device.config import Hub as HubSection
 from device.configs import ConfigStore
 from device.equipment import Equipment
 from device.gates import Finding, Verdict
 from device.health import HealthClient
+from device.lkg import PackedLkg
 from device.logs import DeviceLog
 from device.platform import Sensors
 from device.rotation import may_renew, wave_to_renew_for
@@ -33,7 +34,7 @@ from device.state import StateFile
 from device.status import StatusReporter
 from device.store import DeviceStore
 from device.tracing import Tracing
-from tests.crashpoints.fleet import FSYNC_STEP_BYTES
+from tests.crashpoints.fleet import FSYNC_STEP_BYTES, SLOT_BYTES
 from tests.crashpoints.hub import SeamArtifacts, SeamUpstream
 from tests.crashpoints.virtual_time import VirtualLoop
 from wavemesh.errors import WavemeshError
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from tests.crashpoints.virtual_time import VirtualClock
     from wavemesh.artifacts.transfer import ArtifactClient
 
-SLOT_CAPACITY_BYTES = 1024 * 1024
 REBOOTED, RESTED = "rebooted", "rested"
 
 
@@ -61,12 +61,16 @@ class StoryError(AssertionError):
     """The device came to no rest, or the agent does not start any more."""
 
 
-def config_for(backend: Backend) -> DeviceConfig:
+def config_for(backend: Backend, directory: Path) -> DeviceConfig:
     """Production's times, but for a sign-off that is waited for half an hour; a small image's steps."""
+    slots = directory / "slots"
     return DeviceConfig(
         device=DeviceSection("pos-tablet", "r2"),
         hub=HubSection("hub.invalid:1"),
-        board=Board(backend=backend, slot_capacity_bytes=SLOT_CAPACITY_BYTES),
+        board=Board(backend=backend, slot_capacity_bytes=SLOT_BYTES),
+        slots=SlotPaths(slots / "A.img", slots / "B.img"),
+        grub=Grub(slots / "grubenv"),
+        uboot=Uboot(slots / "fw_env.config"),
         timing=Timing(probe_settle_s=0.0, signoff_maximum_s=1800.0),
         staging=Staging(fsync_step_bytes=FSYNC_STEP_BYTES),
         telemetry=Telemetry(enabled=True),
@@ -113,6 +117,9 @@ class Played:
 
     async def step(self, name: str) -> None:
         """Nobody waits here: power goes at the durable steps."""
+
+    def stop(self) -> None:
+        """No agent ends in order here."""
 
     async def reboot(self) -> NoReturn:
         self._off()
@@ -235,6 +242,7 @@ class DeviceBoot:
             power=Played(around.record, lambda: self._end(REBOOTED)),
             sensors=Sensors(board.power_supply, board.thermal, board.inhibit),
             configs=ConfigStore(directory / "state" / "config", disk),
+            lkg=PackedLkg(directory / "state" / "lkg.pack", disk),
             probes=cast(
                 "ProbeRunner", PlayedProbes(lambda: equipment.facts().firmware_version, around.without_scanner)
             ),

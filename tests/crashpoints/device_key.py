@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from tests.crashpoints.oracle_formats import read_grub, read_uboot, uboot_copies
 
 if TYPE_CHECKING:
     from tests.crashpoints.device_story import Standing
@@ -85,18 +89,36 @@ def _named(name: str) -> str:
     return name
 
 
+def _simulated(content: bytes) -> str:
+    plain = json.loads(content)
+    return str([plain["active"], plain["previous"], plain["trial"]])
+
+
+def _grub(content: bytes) -> str:
+    read_grub(content)  # raises
+    return re.sub(r"wavemesh_sequence=\d+", "", content.decode("ascii")).strip("#\n")
+
+
+def _uboot(content: bytes) -> str:
+    """Both copies, as the older one counts again when the newer one is torn."""
+    copies = uboot_copies(content)
+    newest = read_uboot(content)
+    essences = [copy and {**copy[1], "wavemesh_sequence": ""} for copy in copies]
+    return str([essences, newest])
+
+
+_ENVIRONMENTS = {"slots/bootenv.json": _simulated, "slots/grubenv": _grub, "slots/uboot-env": _uboot}
+
+
 @lru_cache(maxsize=4096)
 def _essence(name: str, content: bytes) -> str:
     if name.endswith(".tmp"):
         return "left over"  # unlinked before anything is written there, never read
     if name == "state/reserve":
         return str(len(content))
-    if name == "slots/bootenv.json":
-        try:
-            plain = json.loads(content)
-            return str([plain["active"], plain["previous"], plain["trial"]])
-        except (ValueError, KeyError):
-            pass
+    if name in _ENVIRONMENTS:
+        with suppress(ValueError, KeyError):
+            return _ENVIRONMENTS[name](content)
     if name.startswith("identity/") and not name.endswith("ca.crt"):
         return content[:11].decode(errors="replace")  # keys and certificates are new each time
     return hashlib.sha256(content).hexdigest()

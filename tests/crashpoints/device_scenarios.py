@@ -7,36 +7,42 @@ is carried out. They depend on what can be seen alone, so the same plot goes on 
 from __future__ import annotations
 
 import json
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from device.bootenv import Boot, BootEnvironment, SlotName, encode
+from device.backend import open_slots
+from device.bootenv import Boot, BootEnvironment, SlotName
+from device.config import Backend
 from device.progress import Progress
 from device.state import Document
 from device.values import to_plain
-from tests.crashpoints.device_boot import StoryError
+from tests.crashpoints.device_boot import StoryError, config_for
 from tests.crashpoints.device_story import Standing, Story, World
 from tests.crashpoints.fleet import (
     CONFIG_OF,
     NEW,
     NEWEST,
     OLD,
+    SLOT_BYTES,
     config_of,
     digest_of,
     image_of,
     the_fleet,
 )
 from tests.crashpoints.hub import HubState
+from tests.crashpoints.medium import lay_image, read_image
 from tests.crashpoints.oracle import Expected
+from wavemesh.runtime.durable import Disk
 from wavemesh.trust.statements import UpdateState, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from device.config import Backend
     from tests.crashpoints.device_boot import DeviceBoot
     from tests.crashpoints.fleet import Served
     from tests.crashpoints.medium import Image
@@ -108,15 +114,31 @@ def provisioned(backend: Backend) -> Image:
     files = {
         **{f"identity/{name}": content for name, content in fleet.device_files.items()},
         "trust/root.json": fleet.keys.pinned_root,
-        "slots/A.img": old,
         "slots/A.json": json.dumps(label).encode(),
-        "slots/B.img": b"",
-        "slots/bootenv.json": encode(BootEnvironment(Boot(SlotName.A, 1))),
+        **_slots(backend, old),
         "state/config/1/bundle": config,
         "state/config/1/label.json": json.dumps(config_label).encode(),
     }
     parents = {parent for name in files for parent in _parents(name)}
     return {**dict.fromkeys(parents, None), **files}
+
+
+def _slots(backend: Backend, old: bytes) -> dict[str, bytes]:
+    """The old image on slot A, nothing on slot B, and a boot environment by the back-end's own hand."""
+    if backend is Backend.SIMULATED:
+        files = {"slots/A.img": old, "slots/B.img": b""}
+    else:
+        files = {"slots/A.img": old.ljust(SLOT_BYTES, b"\0"), "slots/B.img": bytes(SLOT_BYTES)}
+    if backend is Backend.UBOOT:
+        # Copies of two sectors each, so that one may be torn.
+        files |= {"slots/fw_env.config": b"uboot-env 0 0x400\nuboot-env 0x400 0x400\n", "slots/uboot-env": bytes(0x800)}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name) / "device"
+        lay_image(directory, {"slots": None, **files})
+        system = open_slots(directory, config_for(backend, directory), Disk())
+        system.bootloader.lay(BootEnvironment(Boot(SlotName.A, 1)))
+        laid = read_image(directory)
+    return {name: content for name, content in laid.items() if content is not None}
 
 
 def _parents(name: str) -> list[str]:
@@ -145,17 +167,32 @@ def before_a_garbled_download(backend: Backend) -> Standing:
 
 def after_a_rollback(backend: Backend) -> Standing:
     """A first wave was rolled back and closed; a second waits, with a release that works."""
-    bad = DeviceScenario(
-        "",
-        "",
-        before_the_first_order,
-        Expected(()),
-        without_scanner=frozenset({NEW}),
-        ends_in=frozenset({S.ROLLED_BACK}),
-    )
-    first = Story(bad.world(backend), before_the_first_order(backend)).tell()
-    hub = first.hub.serving(the_fleet().closed(SECOND))
-    return _with_order(Standing(first.image, hub, first.reason, 0, first.elapsed_s), THIRD, NEWEST)
+    first = _rest(backend, before_the_first_order(backend), S.ROLLED_BACK, without_scanner=frozenset({NEW}))
+    return _with_order(_closed(first), THIRD, NEWEST)
+
+
+def after_an_update(backend: Backend) -> Standing:
+    """A first wave updated the device and is closed; a second waits, which will overwrite the last known good."""
+    return _with_order(_closed(_rest(backend, before_the_first_order(backend), S.COMMITTED)), THIRD, NEWEST)
+
+
+def after_an_update_and_a_way_back(backend: Backend) -> Standing:
+    """Two waves updated the device, an operator rolled the second one back; a second operator wants more."""
+    committed = _rest(backend, after_an_update(backend), S.COMMITTED)
+    hub = committed.hub.serving(the_fleet().rollback())
+    back = _rest(backend, replace(committed, hub=hub), S.ROLLED_BACK)
+    back = _rest(backend, replace(back, hub=back.hub.serving(the_fleet().closed(THIRD))), S.IDLE)
+    return replace(back, hub=back.hub.serving(the_fleet().rollback(2)), trial_boots=0)
+
+
+def _rest(backend: Backend, standing: Standing, state: UpdateState, **plot: Any) -> Standing:
+    """Where a device rests in that state, with nothing but a hub around it."""
+    scenario = DeviceScenario("", "", lambda _: standing, Expected(()), ends_in=frozenset({state}), **plot)
+    return Story(scenario.world(backend), standing).tell()
+
+
+def _closed(standing: Standing) -> Standing:
+    return replace(standing, hub=standing.hub.serving(the_fleet().closed(SECOND)))
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -322,6 +359,22 @@ SCENARIOS = (
         without_scanner=frozenset({NEW}),
         wave_id=THIRD,
         ends_in=frozenset({S.COMMITTED}),
+    ),
+    DeviceScenario(
+        "packing-update",
+        "an update over the last known good, which is packed first",
+        after_an_update,
+        _ends((NEWEST_PAIR, (UPDATED,))),
+        wave_id=THIRD,
+        ends_in=frozenset({S.COMMITTED}),
+    ),
+    DeviceScenario(
+        "second-rollback",
+        "after a rollback a second one, to the packed last known good",
+        after_an_update_and_a_way_back,
+        _ends((OLD_PAIR, (UPDATED, BY_OPERATOR))),
+        wave_id=THIRD,
+        until=lambda boot: boot.equipment.record.boot.config_generation == 1,
     ),
     DeviceScenario(
         "supervised",

@@ -24,12 +24,15 @@ from tests.crashpoints.device_key import key_of
 from tests.crashpoints.fleet import BEGAN_AT, the_fleet
 from tests.crashpoints.hub import Hub, HubState
 from tests.crashpoints.medium import Image, Medium, Persists, lay_image
+from tests.crashpoints.oracle import is_way_back
+from tests.crashpoints.oracle_formats import FORMATS, readers
 from tests.crashpoints.virtual_time import VirtualClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from device.backend import SlotSystem
     from device.config import Backend
     from device.platform import BootRecord
     from device.resets import Action
@@ -145,8 +148,11 @@ class Story:
 
     def _is_return(self) -> bool:
         """Whether what is on trial is the way back after a commit, which takes no attempt."""
-        environment = open_slots(self._directory, config_for(self.world.backend), self._disk).bootloader.read()
-        return environment.trial is not None and environment.trial.boot == environment.previous
+        read_boot, _ = readers(self.world.backend.value, 0)
+        names = (FORMATS[self.world.backend.value].environment, "state/state.json", "state/state.json.prev")
+        paths = {name: self._directory / name for name in names}
+        image = {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+        return is_way_back(image, read_boot(image))
 
     def _lay(self, standing: Standing) -> None:
         self._directory = self._directory.with_name(str(int(self._directory.name) + 1))
@@ -158,13 +164,15 @@ class Story:
 
     def _firmware(self) -> Firmware:
         self._disk.is_on = True
-        bootloader = open_slots(self._directory, config_for(self.world.backend), self._disk).bootloader
-        return Firmware(self._directory, bootloader, 0)
+        return Firmware(self._directory, self._system(), 0)
+
+    def _system(self) -> SlotSystem:
+        return open_slots(self._directory, config_for(self.world.backend, self._directory), self._disk)
 
     def _run_agent(self) -> str:
         around = Surroundings(
             directory=self._directory,
-            config=config_for(self.world.backend),
+            config=config_for(self.world.backend, self._directory),
             disk=self._disk,
             hub=self._hub,
             clock=self._clock,
@@ -175,7 +183,7 @@ class Story:
         )
         with ExitStack() as stack:
             if self.world.agent_of is not None:
-                stack.enter_context(self.world.agent_of(self._firmware().version(self._record.boot.slot)))
+                stack.enter_context(self.world.agent_of(self._system().media.version(self._record.boot.slot)))
             return DeviceBoot(around).run()
 
     def _rests(self, boot: DeviceBoot) -> bool:

@@ -37,6 +37,7 @@ BEGAN_AT = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 HUB = NodeId(FLEET, "region/midwest/store/store-208")
 DEVICE = NodeId(FLEET, f"{HUB.path}/device/pos-01")
 IMAGE_BYTES = 9 * 1024
+SLOT_BYTES = 12 * 1024
 FSYNC_STEP_BYTES = 4 * 1024
 OLD, NEW, NEWEST = "3.8.1", "3.8.2", "3.8.3"
 OLD_CONFIG, NEW_CONFIG, NEWEST_CONFIG = "12.3.0", "12.4.1", "12.4.2"
@@ -145,9 +146,9 @@ class Fleet:
         closed = WaveClosed(wave_id, WaveState.CLOSED, BEGAN_AT)
         return Served("closed", wave_id, encode(sign_statement(closed, [self.keys.control])))
 
-    def rollback(self) -> Served:
-        """An operator's signed word: go back."""
-        return self._intent(OperatorIntent(f"{1:032x}", IntentKind.ROLLBACK_DEVICE, BEGAN_AT, device=DEVICE.name))
+    def rollback(self, number: int = 1) -> Served:
+        """An operator's signed word: go back; ``number`` tells it from another."""
+        return self._intent(OperatorIntent(f"{number:032x}", IntentKind.ROLLBACK_DEVICE, BEGAN_AT, device=DEVICE.name))
 
     def approval(self, wave_id: str, attempt: int) -> Served:
         """An operator's signed word: this attempt may be rolled back."""

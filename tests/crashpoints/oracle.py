@@ -1,12 +1,12 @@
 """What must hold of a device, judged from bytes alone. Imports nothing of the agent.
 
-At each crash point (``judge_cut``): the boot environment is whole; what it calls active and previous, and what it would
-try, is to the byte a release that was published, with a config generation whose bundle is whole, and the two belong
-together; a state document that is there can be read; no trial was armed or booted without a burned attempt, but for one
-of the previous boot, which is a rollback; the pair of the identity that is in use is there. At rest (``judge_rest``)
-also: nothing is on trial, what runs and what reached the hub are those of one of the scenario's ends, the same
-(attempt, sequence) never says two things, no attempt ends twice but where an operator rolls back after the commit, and
-each word but UPDATED names one gate.
+At each crash point (``judge_cut``): the boot environment is whole; what it calls active, previous, and on trial with a
+try left is to the byte a release that was published, with a config generation whose bundle is whole, and the two belong
+together; a state document that is there can be read; no trial was armed or booted without a burned attempt, but for a
+way back after a commit; a slot with a label holds what the label says; the pair of the identity that
+is in use is one. At rest (``judge_rest``) also: nothing is on trial, what runs and what reached the hub are of one
+of the scenario's ends, the same (attempt, sequence) never says two things, no attempt ends twice but where an operator
+rolls back after the commit, and each word but UPDATED names one gate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
+
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,12 +101,11 @@ class Oracle:
         documents, unreadable = _documents(image)
         problems += [f"{name} cannot be read" for name in unreadable]
         burned = max((sum(one["burned"] for one in document["waves"].values()) for document in documents), default=0)
-        is_armed = words.trial not in {None, words.previous} and words.tries_left > 0
+        is_armed = words.trial is not None and words.tries_left > 0 and not is_way_back(image, words)
         tried = trial_boots + (is_armed and boots_per_attempt == 1)
         if burned * boots_per_attempt < tried:
             problems.append(f"{tried} trials were armed or booted, but only {burned} attempts are burned")
-        problems += _identity_problems(image)
-        return problems
+        return [*problems, *self._label_problems(image), *_identity_problems(image)]
 
     def judge_rest(
         self, image: Mapping[str, bytes | None], words: Sequence[Heard], wave_id: str, expected: Expected
@@ -121,6 +124,13 @@ class Oracle:
         if ours and ours[-1].kind == "UPDATED" and ours[-1].firmware_version != pair[0]:
             problems.append(f"the last word says {ours[-1].firmware_version}, {pair[0]} runs")
         return problems
+
+    def _label_problems(self, image: Mapping[str, bytes | None]) -> Iterator[str]:
+        """A slot that says what it holds was verified: it must hold just that."""
+        for slot in ("A", "B"):
+            label = image.get(f"slots/{slot}.json")
+            if label and json.loads(label)["firmware"]["sha256"] != sha256(self._slot_bytes(image, slot)):
+                yield f"slot {slot} is labelled, and holds something else"
 
     def _judge_boot(self, image: Mapping[str, bytes | None], role: str, boot: tuple[str, int]) -> Iterator[str]:
         firmware, config = self._pair(image, boot)
@@ -141,6 +151,14 @@ class Oracle:
         return self._published.firmware.get(sha256(self._slot_bytes(image, slot)), ""), config
 
 
+def is_way_back(image: Mapping[str, bytes | None], words: BootWords) -> bool:
+    """Whether what is on trial is a rollback after a commit, which takes no attempt: to the previous boot, or to the
+    packed one that the agent says it returns to.
+    """
+    returns = [document["progress"].get("return_to") for document in _documents(image)[0]]
+    return words.trial in {words.previous, *((one["slot"], one["config_generation"]) for one in returns if one)}
+
+
 def _documents(image: Mapping[str, bytes | None]) -> tuple[list[dict[str, Any]], list[str]]:
     """The readable state documents, and the names of the others."""
     readable, unreadable = [], []
@@ -158,11 +176,24 @@ def _documents(image: Mapping[str, bytes | None]) -> tuple[list[dict[str, Any]],
     return readable, unreadable
 
 
-def _identity_problems(image: Mapping[str, bytes | None]) -> list[str]:
+def _identity_problems(image: Mapping[str, bytes | None]) -> Iterator[str]:
+    """The pair that is in use: there, readable, and one of a kind."""
     current = image.get("identity/current")
     where = "identity" if current is None else f"identity/{current.decode().strip()}"
-    missing = [name for name in ("node.key", "node.crt") if not image.get(f"{where}/{name}")]
-    return [f"{where}/{name} is missing" for name in missing]
+    key, certificate = image.get(f"{where}/node.key"), image.get(f"{where}/node.crt")
+    if key is None or certificate is None:
+        yield f"{where} has no pair"
+    elif not _is_pair(key, certificate):
+        yield f"{where} has a key and a certificate that do not belong together, or cannot be read"
+
+
+@lru_cache(maxsize=1024)
+def _is_pair(key: bytes, certificate: bytes) -> bool:
+    try:
+        public_key = load_pem_private_key(key, None).public_key()
+        return load_pem_x509_certificate(certificate).public_key() == public_key
+    except ValueError:
+        return False
 
 
 def _word_problems(words: Sequence[Heard]) -> Iterator[str]:

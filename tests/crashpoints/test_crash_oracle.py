@@ -6,13 +6,19 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.crashpoints.oracle import Expected, Oracle, Published, sha256
 from tests.crashpoints.oracle_formats import readers
+from wavemesh.identity.ca import certificates_pem, key_pem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +60,7 @@ def bootenv(active: str = "B", previous: Any = ("A", 1), trial: Any = None) -> b
 
 
 def document(burned: int) -> bytes:
-    text = json.dumps({"waves": {"142": {"burned": burned}}})
+    text = json.dumps({"waves": {"142": {"burned": burned}}, "progress": {"return_to": None}})
     return json.dumps({"document": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}).encode()
 
 
@@ -69,9 +75,24 @@ def sound() -> dict[str, bytes | None]:
         "state/config/2/label.json": json.dumps({"sha256": sha256(b"c2")}).encode(),
         "state/state.json": document(1),
         "state/state.json.prev": document(1),
-        "identity/node.key": b"k",
-        "identity/node.crt": b"c",
+        "slots/A.json": label(b"old"),
+        "slots/B.json": label(b"new"),
+        **dict(zip(("identity/node.key", "identity/node.crt"), pair(1), strict=True)),
     }
+
+
+def label(content: bytes) -> bytes:
+    return json.dumps({"firmware": {"sha256": sha256(content)}}).encode()
+
+
+@cache
+def pair(number: int) -> tuple[bytes, bytes]:
+    """A key and a certificate for it."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"till {number}")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(number).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    return key_pem(key), certificates_pem([builder.sign(key, hashes.SHA256())])
 
 
 def test_a_sound_device_has_no_problems() -> None:
@@ -89,8 +110,11 @@ BREAKS: list[tuple[str, bytes | None, str]] = [
     ("state/config/2/bundle", b"c1", "active: config generation 2 is not whole"),
     ("state/state.json", b"{", "state/state.json cannot be read"),
     ("state/state.json.prev", document(1)[:-4], "state/state.json.prev cannot be read"),
-    ("identity/node.key", None, "identity/node.key is missing"),
-    ("identity/current", b"pair-1\n", "identity/pair-1/node.key is missing"),
+    ("identity/node.key", None, "identity has no pair"),
+    ("identity/node.key", pair(2)[0], "do not belong together"),
+    ("identity/node.crt", b"-----BEGIN CERT", "do not belong together, or cannot be read"),
+    ("identity/current", b"pair-1\n", "identity/pair-1 has no pair"),
+    ("slots/B.json", label(b"old"), "slot B is labelled, and holds something else"),
     ("slots/bootenv.json", bootenv("A", None, ("B", 1, 1)), "firmware 2 with config 11, which do not belong together"),
 ]
 
@@ -149,4 +173,4 @@ def test_the_oracle_knows_no_agent(name: str) -> None:
     lines = Path(__file__).with_name(name).read_text().splitlines()
     imports = {line.split()[1] for line in lines if line.strip().startswith(("import ", "from "))}
     others = imports - {"tests.crashpoints.oracle"}
-    assert {one.split(".")[0] for one in others} <= {*sys.stdlib_module_names, "__future__"}
+    assert {one.split(".")[0] for one in others} <= {*sys.stdlib_module_names, "__future__", "cryptography"}
