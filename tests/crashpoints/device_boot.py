@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 from device.agent import Agent
 from device.backend import open_slots
@@ -23,7 +23,9 @@ from device.config import Device as DeviceSection
 from device.config import Hub as HubSection
 from device.configs import ConfigStore
 from device.equipment import Equipment
-from device.gates import Finding, Verdict
+from device.gates.asking import Questions
+from device.gates.findings import Finding, Verdict
+from device.gates.local import LocalGates
 from device.health import HealthClient
 from device.lkg import PackedLkg
 from device.logs import DeviceLog
@@ -54,7 +56,16 @@ if TYPE_CHECKING:
     from tests.crashpoints.virtual_time import VirtualClock
     from wavemesh.artifacts.transfer import ArtifactClient
 
+T = TypeVar("T")
+
 REBOOTED, RESTED = "rebooted", "rested"
+
+
+class AskedAtOnce(Questions):
+    """Answers on the loop: a thread would make the order of steps a matter of luck."""
+
+    async def ask(self, name: str, question: Callable[[], T], bound_s: float) -> T:
+        return question()
 
 
 class StoryError(AssertionError):
@@ -229,6 +240,8 @@ class DeviceBoot:
         )
         upstream = self._upstream = SeamUpstream(around.hub, store, sink)
         system = open_slots(directory, around.config, disk)
+        played = PlayedProbes(lambda: equipment.facts().firmware_version, around.without_scanner)
+        probes = cast("ProbeRunner", played)
         equipment = self.equipment = Equipment(
             directory=directory,
             node_id=credentials.node_id,
@@ -240,12 +253,21 @@ class DeviceBoot:
             slots=system.slots,
             boot_control=system.boot_control,
             power=Played(around.record, lambda: self._end(REBOOTED)),
-            sensors=Sensors(board.power_supply, board.thermal, board.inhibit),
+            gates=LocalGates(
+                sensors=Sensors(board.power_supply, board.thermal, board.hwmon, board.inhibit),
+                slots=system.slots,
+                boot_control=system.boot_control,
+                directory=directory,
+                probes=probes,
+                hooks=None,
+                store=store,
+                disk=disk,
+                log=log,
+                questions=AskedAtOnce(),
+            ),
             configs=ConfigStore(directory / "state" / "config", disk),
             lkg=PackedLkg(directory / "state" / "lkg.pack", disk),
-            probes=cast(
-                "ProbeRunner", PlayedProbes(lambda: equipment.facts().firmware_version, around.without_scanner)
-            ),
+            probes=probes,
             health=HealthClient(
                 upstream=upstream,
                 store=store,

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.crashpoints.oracle import Expected, Oracle, Published, sha256
 from tests.crashpoints.oracle_formats import readers
-from wavemesh.identity.ca import certificates_pem, key_pem
+from wavemesh.identity.ca import certificates_pem
+from wavemesh.identity.keys import key_pem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
