@@ -6,10 +6,10 @@ acknowledged by the policy's authority, together with the hub's word that the wa
 trusted yet judges no lease: that is judged again with each acknowledgement, for control's confirms a clock; one that
 stays untrusted to the end proves nothing about the release (``clock``, inconclusive).
 
-The budget is the policy's rollbackOnHealthLossMins by the monotonic clock of this boot, an agent's restart included. One
-gate decides: the first that failed for good, ``boot-timer`` when the probes did not finish, ``health-authority`` when
-only the acknowledgement is missing (inconclusive if the hub signed that the authority is down), ``attestation`` when
-the authority refuses what the TPM quotes, or the TPM does not answer.
+The budget is the policy's rollbackOnHealthLossMins by the monotonic clock of this boot, an agent's restart included.
+One gate decides: the first that failed for good, ``boot-timer`` when the probes did not finish, ``health-authority``
+when only the acknowledgement is missing (inconclusive if the hub signed that the authority is down), ``attestation``
+when the authority refuses what the TPM quotes, or the TPM does not answer.
 """
 
 from __future__ import annotations
