@@ -245,6 +245,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         authorities=credentials.authorities,
         clock=core.clock,
         outbox=core.tracing.outbox,
+        releases=core.releases,
     )
 
 

@@ -25,6 +25,7 @@ from wavemesh.errors import ForbiddenError, GateError, NotFoundError, PeerError
 from wavemesh.identity.nodes import Role, is_within
 from wavemesh.policy.gates import Gate
 from wavemesh.telemetry import batches
+from wavemesh.trust.attesting import Attestor
 from wavemesh.trust.envelope import verify_node
 from wavemesh.trust.statements import (
     DeviceStatus,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from control.enrolments import Enrolments
     from control.fleet import Fleet
     from control.intents import Intents
+    from control.releases import Releases
     from control.reports import Reports
     from control.signing import Signing
     from control.waves import Waves
@@ -88,6 +90,7 @@ class ControlRegistry:
         authorities: Authorities,
         clock: Clock,
         outbox: Outbox,
+        releases: Releases,
     ) -> None:
         """Nothing is read before ``load``."""
         self._fleet_name = fleet_name
@@ -103,6 +106,8 @@ class ControlRegistry:
         self._authorities = authorities
         self._clock = clock
         self._outbox = outbox
+        self._releases = releases
+        self._attestor = Attestor()
         self._running: dict[str, tuple[str, str, str]] = {}
         self._seen_at: dict[str, datetime] = {}
         self._issued_at: dict[str, datetime] = {}
@@ -192,8 +197,11 @@ class ControlRegistry:
             msg = f"ping {ping.counter} of {device.path} comes after {last[0]}"
             raise GateError(Gate.REPLAY.value, msg, device=device.path)
         self._pings[device.path] = (ping.counter, digest)
-        ack = await self._signing.sign(HealthAck(ping_sha256=digest, authority=AUTHORITY, at=now))
-        return encode(HealthPingAnswer(ack=ack, lease_state="none", authority_down=None))
+        judged = self._attestor.judge(envelope, ping, self._releases.all().values())
+        ack = None
+        if judged.passes:
+            ack = await self._signing.sign(HealthAck(ping_sha256=digest, authority=AUTHORITY, at=now))
+        return encode(HealthPingAnswer(ack, "none", authority_down=None, attestation=judged.answer))
 
     async def child_connected(self, child: NodeId, hello: Hello) -> None:
         """A region is up."""

@@ -21,9 +21,10 @@ from device.agent import Agent
 from device.backend import open_slots
 from device.belief import Verifier
 from device.board import SimulatedPower
-from device.config import FILE_NAME, BoardKind, ClockKind, load_device_config
+from device.config import FILE_NAME, BoardKind, ClockKind, KeyPlace, load_device_config
 from device.configs import ConfigStore
 from device.equipment import Equipment
+from device.gates.local import LocalGates
 from device.health import HealthClient
 from device.lkg import PackedLkg
 from device.local import AgentVerbs, LocalSocket
@@ -41,10 +42,13 @@ from device.store import DeviceStore
 from device.tracing import Tracing
 from wavemesh import __version__
 from wavemesh.artifacts.transfer import ArtifactClient
+from wavemesh.codec.statements import MalformedStatementError
 from wavemesh.errors import LocalError
 from wavemesh.identity.binding import binding_of
-from wavemesh.identity.live import LiveCredentials
+from wavemesh.identity.certificates import BadCertificateError
+from wavemesh.identity.live import BadIssueError, LiveCredentials
 from wavemesh.identity.renewal import Renewal
+from wavemesh.policy.gates import Gate
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.config import ConfigError
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
 
     from device.config import DeviceConfig
     from device.platform import BootRecord, Power, Slots
+    from wavemesh.identity.tpmkeys import TpmKeys
     from wavemesh.runtime.clock import Clock
 
 MAX_ROOT_BYTES = 256 * 1024
@@ -177,7 +182,8 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
     """What the agent works with, from what is on disk; the callback is for changed resources."""
     directory, config, log = launch.directory, launch.config, launch.log
     clock, disk = SystemClock(), Disk()
-    credentials = LiveCredentials.load(directory / "identity", disk)
+    tpm_keys = _tpm_keys(launch, disk)
+    credentials = LiveCredentials.load(directory / "identity", disk, tpm_keys)
     _check_binding(directory, config, credentials)
     log.trace_id_of = partial(trace_id_of, credentials.node_id.fleet, device=credentials.node_id.path)
     tracing = Tracing(credentials.node_id, clock, config.telemetry)
@@ -196,8 +202,10 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         rng=Random(),  # noqa: S311  # jitter, not a secret
         software_version=__version__,
         options=UpstreamOptions(backoff_cap_s=RECONNECT_MAX_S),
+        breached=store.tell_refusal,
     )
     system, board, record = open_slots(directory, config, disk), config.board, launch.power.boot()
+    probes = _probes(directory, config, _told(record, system.slots))
     equipment = Equipment(
         directory=directory,
         node_id=credentials.node_id,
@@ -209,10 +217,20 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         slots=system.slots,
         boot_control=system.boot_control,
         power=launch.power,
-        sensors=Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes),
+        gates=LocalGates(
+            sensors=Sensors(board.power_supply, board.thermal, board.hwmon, board.inhibit, board.reserved_disk_bytes),
+            slots=system.slots,
+            boot_control=system.boot_control,
+            directory=directory,
+            probes=probes,
+            hooks=board.gates,
+            store=store,
+            disk=disk,
+            log=log,
+        ),
         configs=ConfigStore(directory / "state" / "config", disk),
         lkg=PackedLkg(directory / "state" / "lkg.pack", disk),
-        probes=_probes(directory, config, _told(record, system.slots)),
+        probes=probes,
         health=HealthClient(
             upstream=upstream,
             store=store,
@@ -221,6 +239,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
             hub=verifier.hub,
             clock=clock,
             timeout_s=config.timing.ping_timeout_s,
+            quote=tpm_keys.quote if tpm_keys is not None else None,
         ),
         artifacts=ArtifactClient(lambda: make_bulk_channel(credentials, config.hub.address, verifier.hub)),
         record=record,
@@ -241,11 +260,28 @@ def _compose(
         rng=Random(),  # noqa: S311  # jitter, not a secret
         allowed=lambda: may_renew(agent.progress.state),
         renewed=lambda: status.show(agent.progress),
+        failed=partial(_tell_bad_issue, equipment),
         floor=lambda: equipment.sink.clock_floor,
     )
     status = StatusReporter(equipment, upstream, __version__, lambda: renewal.issued_at)
     agent = Agent(equipment, status, lambda _: renewal.want(_rotating_wave(equipment, renewal)))
     return agent, status, renewal
+
+
+def _tell_bad_issue(equipment: Equipment, error: Exception) -> None:
+    """What the hub passed on as this device's certificate is none: that is its doing, unlike no answer."""
+    if isinstance(error, (BadIssueError, BadCertificateError, MalformedStatementError)):
+        equipment.store.tell_refusal(f"certificate/{equipment.node_id.path}", Gate.SIGNATURE.value, str(error))
+
+
+def _tpm_keys(launch: Launch, disk: Disk) -> TpmKeys | None:
+    """Where the device's key lives, if that is a TPM: a device without one loads nothing of it. Raises TpmError."""
+    if launch.config.identity.key is KeyPlace.FILE:
+        return None
+    from wavemesh.identity.tpm import Tpm
+    from wavemesh.identity.tpmkeys import TpmKeys
+
+    return TpmKeys(Tpm(launch.config.identity.tcti), launch.directory / "identity", disk)
 
 
 def _check_binding(directory: Path, config: DeviceConfig, credentials: LiveCredentials) -> None:

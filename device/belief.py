@@ -1,6 +1,8 @@
 """What this device believes of what its hub delivered: every resource verified here, end to end.
 
 Rules, by type:
+- What there is one of has one name (``tuf/metadata``, ``holds/fleet``, ``revocations/fleet``): a second name would be
+  kept for ever beside it, and let a hub use up the room for everything else.
 - ``tuf``: a TUF client's full checks from the pinned root, never behind what was accepted before.
 - ``policy``, ``holds``, ``revocations``, ``order``, ``closed``: signed by the keys that TUF targets give to the role
   control; the content is the one its name says; orders, hold lists and revocations never go back.
@@ -45,6 +47,11 @@ if TYPE_CHECKING:
     from wavemesh.session.frames import ResourceKey
 
 MAX_HELD_RESOURCES = 2000
+MAX_HELD_BYTES = 32 * 1024 * 1024
+"""Content of all resources held."""
+MAX_UNPROVEN = 256
+"""How many a device without trust metadata keeps: each costs a flush, and anybody could have made them up."""
+_NAMES = {"tuf": "metadata", "holds": "fleet", "revocations": "fleet"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,7 @@ class Verifier:
             raise SignatureGateError(msg) from error
 
     def _verify(self, key: ResourceKey, content: bytes, now: datetime, held: Statement | None) -> Statement:
+        _expect_name(key, _NAMES.get(key.type, key.name))
         match key.type:
             case "tuf":
                 self.trusted = load_trusted(self._root, decode(TrustMetadata, content), now, self.trusted)

@@ -61,8 +61,8 @@ def _current(equipment: Equipment, progress: Progress, order: WaveOrder | None) 
             yield Halted(f"wave {progress.wave_id} is halted")
         case Gone() if progress.state in BEFORE_ARM:
             yield Withdrawn()
-        case Refused(gate, evidence) if progress.state in BEFORE_ARM:
-            yield Declined(progress.wave_id, progress.attempt, gate, evidence)
+        case Refused() if progress.state in BEFORE_ARM:
+            yield _declined(judgement, progress.wave_id, progress.attempt)
         case Actionable(target) if progress.state in BEFORE_ARM:
             yield Ordered(target, equipment.store.burned(target.wave_id))
 
@@ -79,8 +79,8 @@ def _next(equipment: Equipment, progress: Progress, orders: list[WaveOrder]) -> 
             case Actionable(target):
                 yield Ordered(target, burned)
                 return
-            case Refused(gate, evidence):
-                yield Declined(order.wave_id, burned, gate, evidence)
+            case Refused():
+                yield _declined(judgement, order.wave_id, burned)
                 return
             case Done():
                 outcome = Outcome(OutcomeKind.UPDATED, evidence="the release runs already")
@@ -88,6 +88,10 @@ def _next(equipment: Equipment, progress: Progress, orders: list[WaveOrder]) -> 
             case Stopped() if order.wave_id == progress.wave_id:
                 yield Halted(f"wave {order.wave_id} is halted")
                 return
+
+
+def _declined(refused: Refused, wave_id: str, burned: int) -> Declined:
+    return Declined(wave_id, burned, refused.gate, refused.evidence, refused.observed, refused.required)
 
 
 def _judge(equipment: Equipment, order: WaveOrder) -> Judgement:
@@ -101,10 +105,9 @@ def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:
         # A rehearsal is none of the machine's business: device/rehearsing.py answers it.
         if intent.intent_id in document.intents or intent.kind not in _FOR_MACHINE:
             continue
+        # Others' intents are not noted: a hub that collects them must not make this device forget its own.
         if intent.device in {node_id.name, node_id.path}:
             yield from _asked_by(equipment, progress, intent)
-        else:
-            equipment.store.note_intent(intent.intent_id)
 
 
 def _asked_by(equipment: Equipment, progress: Progress, intent: OperatorIntent) -> Iterator[Event]:

@@ -5,10 +5,13 @@ Metadata comes first within an update, whatever its order, because everything el
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from device.belief import (
+    MAX_HELD_BYTES,
     MAX_HELD_RESOURCES,
+    MAX_UNPROVEN,
     Grant,
     NamedPolicy,
     Statement,
@@ -36,6 +39,9 @@ _ORDER = {"tuf": 0, "revocations": 1, "holds": 2, "policy": 2}
 # A hub that takes trust metadata or revocations away could bring older ones after the next start.
 _KEPT = frozenset({"tuf", "revocations"})
 MAX_REASON_CHARACTERS = 900
+MAX_ALERTS_PER_UPDATE = 20
+# Verifying takes half a millisecond, and nothing may block the loop: a hub may send thousands at once.
+VERIFIED_AT_A_TIME = 32
 
 
 class DeviceSink:
@@ -59,6 +65,7 @@ class DeviceSink:
         self._source = source
         self._changed = changed
         self._believed: dict[ResourceKey, Statement] = {}
+        self._sizes: dict[ResourceKey, int] = {}
         self._heard = store.document.clock_floor
         self._recall()
 
@@ -119,18 +126,24 @@ class DeviceSink:
         """Verify and store; what is refused is returned with its gate and kept for control's audit."""
         rejected: list[Rejection] = []
         accepted: list[tuple[HeldResource, bytes]] = []
-        for resource in sorted(changed, key=lambda one: _ORDER.get(one.key.type, 3)):
+        for index, resource in enumerate(sorted(changed, key=lambda one: _ORDER.get(one.key.type, 3)), start=1):
+            if index % VERIFIED_AT_A_TIME == 0:
+                await asyncio.sleep(0)
             try:
                 self._accept(resource)
             except GateError as error:
                 reason = str(error)[:MAX_REASON_CHARACTERS]
                 rejected.append(Rejection(resource.key, resource.digest, error.gate, reason))
-                self._log.alert(f"refused {resource.key.type}/{resource.key.name}: {error.gate}: {reason}")
+                if len(rejected) <= MAX_ALERTS_PER_UPDATE:
+                    self._store.tell_refusal(f"{resource.key.type}/{resource.key.name}", error.gate, reason)
                 continue
             accepted.append((HeldResource(resource.key, resource.version, resource.digest), resource.content))
+        if len(rejected) > MAX_ALERTS_PER_UPDATE:
+            self._log.alert(f"refused {len(rejected) - MAX_ALERTS_PER_UPDATE} more of the same update")
         removed = [key for key in removed if key.type not in _KEPT]
         for key in removed:
             self._believed.pop(key, None)
+            self._sizes.pop(key, None)
         floor = self._floor()
         epoch = max([self._store.document.hold_epoch, *(one.epoch for one in self._holds())])
         generations = {order.wave_id: order.generation for order in self.orders()}
@@ -161,13 +174,20 @@ class DeviceSink:
     # --- verification ------------------------------------------------------------------------------------------------
 
     def _accept(self, resource: Resource) -> None:
-        if resource.key not in self._believed and len(self._believed) >= MAX_HELD_RESOURCES:
-            msg = f"this device holds {len(self._believed)} resources already, at most {MAX_HELD_RESOURCES}"
+        is_unproven = self._verifier.trusted is None and resource.key.type != "tuf"
+        most = MAX_UNPROVEN if is_unproven else MAX_HELD_RESOURCES
+        if resource.key not in self._believed and len(self._believed) >= most:
+            msg = f"this device holds {len(self._believed)} resources already, at most {most}"
+            raise GateError(Gate.BYTE_BUDGET.value, msg)
+        size_bytes = sum(self._sizes.values()) - self._sizes.get(resource.key, 0) + len(resource.content)
+        if size_bytes > MAX_HELD_BYTES:
+            msg = f"this device would hold {size_bytes} bytes of resources, at most {MAX_HELD_BYTES}"
             raise GateError(Gate.BYTE_BUDGET.value, msg)
         key, now = resource.key, self._clock.now()
         statement = self._verifier.verify(key, resource.content, now, self._believed.get(key))
         self._check_floors(statement)
         self._believe(key, statement)
+        self._sizes[key] = len(resource.content)
         for moment in signed_times(statement):
             self._hear(moment)
         if isinstance(statement, TrustedMetadata):
@@ -203,6 +223,7 @@ class DeviceSink:
     def _recall(self) -> None:
         """After a start: believe again what is durable."""
         contents = {held.key: self._store.content(held) for held in self._store.document.held}
+        self._sizes = {key: len(content) for key, content in contents.items() if content is not None}
         metadata = contents.pop(ResourceKey("tuf", "metadata"), None)
         try:
             if metadata is not None:

@@ -10,8 +10,10 @@ Where an installer writes the slot (RAUC), it is given the release's RAUC bundle
 wrote is read back and compared with the signed image, as if its word were worth nothing. Receiving is the first half of
 what is shown as staged, installing the second.
 
-A link that fails is waited for, however long: the mark on the slot says where to go on. A hub that refuses by gate
-refuses for this device.
+A link that fails is waited for: the mark on the slot says where to go on. But bytes that trickle, stand still or are
+more than was signed are no progress, whoever is to blame: fewer than ``progress_bytes`` new ones in ``progress_s`` end
+in the word ``byte-budget``, after which the next look goes on at the mark. A hub that refuses by gate refuses for this
+device.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from device.gates import check_flashing
 from device.imaging import TRIES, Imaging
 from device.lkg import Packed, PackError
 from device.offload import Worker
 from device.platform import SlotLabel
 from device.progress import Event, GateRefused, Obstructed, Staged
+from wavemesh.artifacts.transfer import BadTransferError
 from wavemesh.errors import GateError, PeerError
 from wavemesh.policy.gates import Gate
 from wavemesh.runtime.durable import DiskFaultError
 from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from device.equipment import Equipment
     from device.platform import Installer, Slots
@@ -49,35 +51,55 @@ class Staging:
         self._target = target
         self._staged = staged
         self._percent = -1
+        self._arrived_bytes = self._image_offset = self._config_offset = 0
+        self._problem = ""
 
     async def run(self) -> Event:
         """Work until it is staged, refused or obstructed."""
         async with asyncio.TaskGroup() as group:
-            work = group.create_task(self._work())
-            watch = group.create_task(self._watch())
-            done, _ = await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-            work.cancel()
-            watch.cancel()
-        return work.result() if work in done else watch.result()
+            tasks = [group.create_task(task) for task in (self._work(), self._watch(), self._keep_pace())]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+        return next(task.result() for task in tasks if task in done)
 
-    async def _watch(self) -> Obstructed:
+    async def _watch(self) -> Event:
         while True:
-            finding = check_flashing(self._equipment.sensors, self._target)
+            finding = await self._equipment.gates.flashing_refusal(self._target.rules)
             if finding is not None:
-                return Obstructed(finding.gate, finding.evidence)
+                return Obstructed(*finding.words)
             await asyncio.sleep(self._equipment.config.timing.gate_interval_s)
+
+    async def _keep_pace(self) -> Event:
+        """Return when too little came."""
+        pace = self._equipment.config.staging
+        while True:
+            before = self._arrived_bytes
+            await asyncio.sleep(pace.progress_s)
+            came = self._arrived_bytes - before
+            if came < pace.progress_bytes:
+                why = f"{came} new bytes came in {pace.progress_s:g} s, at least {pace.progress_bytes} are wanted"
+                return GateRefused(Gate.BYTE_BUDGET.value, f"{why}: {self._problem or 'they come too slowly'}")
 
     async def _work(self) -> Event:
         while True:
             try:
                 return await self._stage()
             except GateError as error:
-                return GateRefused(error.gate, str(error))
+                return GateRefused(error.gate, str(error), error.observed, error.required)
             except DiskFaultError as error:
                 return GateRefused(Gate.DISK.value, str(error))
             except PeerError as error:
-                self._equipment.log.alert(f"staging waits for the hub: {error}")
+                self._note_problem(error)
                 await asyncio.sleep(self._equipment.config.timing.retry_interval_s)
+
+    def _note_problem(self, error: PeerError) -> None:
+        if str(error) == self._problem:
+            return
+        self._problem = str(error)
+        self._equipment.log.alert(f"staging waits for the hub: {error}")
+        if isinstance(error, BadTransferError):
+            self._equipment.store.tell_refusal(f"blob/{self._target.release}", "", f"{error.reason}: {error}")
 
     async def _stage(self) -> Event:
         target, slots = self._target, self._equipment.slots
@@ -96,7 +118,7 @@ class Staging:
             extra = staged_facts(slots, target)
             finding = await self._equipment.probes.run(Gate.BOOT_PROBE.value, target.rules.boot_probe, extra)
             if not finding.passes:
-                return GateRefused(finding.gate, finding.evidence)
+                return GateRefused(*finding.words)
         return Staged()
 
     async def _verify_bundle(self) -> None:
@@ -140,7 +162,7 @@ class Staging:
         if lkg.held() == packed and await lkg.is_whole():
             return
         config_bytes = target.config.size_bytes if target.config is not None else 0
-        kept_free = target.rules.min_free_disk_bytes + config_bytes + equipment.sensors.reserved_disk_bytes
+        kept_free = target.rules.min_free_disk_bytes + config_bytes + equipment.config.board.reserved_disk_bytes
         await lkg.pack(equipment.slots.path(slot), packed, kept_free)
         equipment.log.note(f"packed {packed.label.version} from slot {slot.value} for a second rollback")
 
@@ -190,6 +212,8 @@ class Staging:
 
     async def _note(self, offset: int, image: Digest) -> None:
         """Tell progress, and announce each whole percent to the board."""
+        self._arrived_bytes += max(0, offset - self._image_offset)
+        self._image_offset = offset
         self._staged(offset)
         percent = offset * 100 // max(image.size_bytes, 1)
         if percent != self._percent:  # less, when it starts over
@@ -203,11 +227,21 @@ class Staging:
         label = configs.label(generation)
         if label is not None and label.sha256 == config.sha256:
             return
-        async with Worker() as worker, aclosing(self._equipment.artifacts.read(config)) as pieces:
-            await configs.store(generation, self._target.config_version, config, pieces, worker)
+        reading = self._equipment.artifacts.read(config)
+        async with Worker() as worker, aclosing(reading) as pieces, aclosing(self._note_config(pieces)) as noted:
+            await configs.store(generation, self._target.config_version, config, noted, worker)
             environment, packed = self._equipment.boot_control.read(), self._equipment.lkg.held()
             boots = (self._equipment.record.boot, self._target.boot, environment.active, environment.previous, packed)
             configs.forget({boot.config_generation for boot in boots if boot is not None})
+
+    async def _note_config(self, pieces: AsyncIterator[memoryview]) -> AsyncGenerator[memoryview, None]:
+        """A bundle starts over when its link breaks; what came before is no progress."""
+        offset = 0
+        async for piece in pieces:
+            offset += len(piece)
+            self._arrived_bytes += max(0, offset - self._config_offset)
+            self._config_offset = max(offset, self._config_offset)
+            yield piece
 
 
 def staged_facts(slots: Slots, target: Target) -> dict[str, str]:

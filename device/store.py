@@ -12,6 +12,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from device import refusals
 from device.progress import Outcome, Persist, Progress
 from device.state import MAX_INSTALLED, MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
 from device.steps import Said
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 MAX_REPORTS = 512
 MAX_EVENTS = 64
 MAX_EVIDENCE_BYTES = 4000
+MAX_COMPARED_BYTES = 500
+MAX_EARLIER = 8
 SNAPSHOT_OUTCOMES = 32
 PING_RESERVE = 100
 
@@ -157,9 +160,26 @@ class DeviceStore:
         event = self._event(self.document.progress.wave_id, kind, gate, subject, detail)
         self._commit(self._with_report(self.document, event))
 
+    def tell_refusal(self, subject: str, gate: str, detail: str) -> None:
+        """Log what was refused of the hub's words, by a gate or none, and report it when it is due (refusals.py)."""
+        self._log.alert(f"refused {subject}: {gate}: {detail}" if gate else f"refused {subject}: {detail}")
+        document, now = self.document, self._clock.now()
+        if refusals.is_due(document.refusals, subject, gate, now):
+            named = _bounded(subject, refusals.MAX_SUBJECT_BYTES)
+            event = self._event(document.progress.wave_id, refusals.EVENT_KIND, gate, named, detail)
+            told = refusals.Refusal(refusals.kind_of(subject), gate, now, event.body)
+            document = replace(document, refusals=refusals.with_refusal(document.refusals, told))
+            self._commit(self._with_report(document, event))
+
     def burned(self, wave_id: str) -> int:
         """Attempts burned in a wave."""
         return self.document.waves.get(wave_id, WaveRecord()).burned
+
+    def evidence(self, wave_id: str) -> tuple[DeviceOutcome, ...]:
+        """What this device said in a wave, the oldest first: refusals and rollbacks, and its latest word."""
+        record = self.document.waves.get(wave_id, WaveRecord())
+        words = (*record.earlier, record.envelope) if record.envelope else ()
+        return tuple(decode(DeviceOutcome, decode(Envelope, word).payload) for word in words)
 
     def is_finished(self, wave_id: str) -> bool:
         """Whether this device has said its last word in the wave."""
@@ -207,11 +227,15 @@ class DeviceStore:
         """Forget the outcome of a wave that control closed; never to be taken up again."""
         record = self.document.waves.get(wave_id, WaveRecord())
         if not record.closed:
-            self._commit(_with_wave(self.document, wave_id, replace(record, envelope=b"", closed=True)))
+            self._commit(_with_wave(self.document, wave_id, replace(record, envelope=b"", earlier=(), closed=True)))
 
     def note_intent(self, intent_id: str) -> None:
         """Remember an intent that was carried out."""
         self._commit(_with_intent(self.document, intent_id))
+
+    def note_probed(self, slot: str) -> None:
+        """Remember that a slot can be written."""
+        self._commit(replace(self.document, probed_slots=(*self.document.probed_slots, slot)))
 
     def note_logs_uploaded(self, through: int) -> None:
         """Remember which log lines the hub has."""
@@ -270,6 +294,9 @@ class DeviceStore:
             firmware_version=facts.firmware_version,
             log_sha256=self._log.tail_sha256(),
             at=self._clock.now(),
+            observed=_bounded(outcome.observed, MAX_COMPARED_BYTES),
+            required=_bounded(outcome.required, MAX_COMPARED_BYTES),
+            slots=facts.slots,
         )
         envelope = sign_as_node(statement, self._credentials)
         said = replace(
@@ -279,6 +306,7 @@ class DeviceStore:
             kind=outcome.kind.value,
             gate=outcome.gate,
             envelope=encode(envelope),
+            earlier=(*record.earlier, record.envelope)[-MAX_EARLIER:] if record.gate else record.earlier,
         )
         body = encode(OutcomeReport((envelope,)))
         return self._with_report(_with_wave(document, progress.wave_id, said), StoredReport("outcome", body))
@@ -300,7 +328,9 @@ class DeviceStore:
         return replace(document, reports=(*document.reports, report))
 
     def _restarted(self, document: Document) -> Document:
-        """A new incarnation: the log holds a snapshot of all outcomes, then the events nobody acknowledged."""
+        """A new incarnation: the log holds a snapshot of all outcomes, then the events nobody acknowledged, and the
+        refusals that a hostile hub may have acknowledged and kept to itself.
+        """
         incarnation = secrets.token_hex(16)
         envelopes = [decode(Envelope, record.envelope) for record in document.waves.values() if record.envelope]
         parts = [envelopes[i : i + SNAPSHOT_OUTCOMES] for i in range(0, len(envelopes), SNAPSHOT_OUTCOMES)] or [[]]
@@ -315,15 +345,20 @@ class DeviceStore:
             )
             for number, part in enumerate(parts)
         )
-        events = tuple(report for report in document.reports if report.kind == "event")[-MAX_EVENTS:]
+        told = (StoredReport("event", one.report) for one in document.refusals)
+        waiting = (report for report in document.reports if report.kind == "event")
+        events = tuple(dict.fromkeys((*told, *waiting)))[-MAX_EVENTS:]
         return replace(document, incarnation=incarnation, acknowledged=0, sent_through=0, reports=(*reports, *events))
 
 
 def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document:
     waves = {**document.waves, wave_id: record}
     if len(waves) > MAX_WAVES:
-        # Control closes waves; a device that never hears of it keeps the newest.
-        waves = dict(list(waves.items())[-MAX_WAVES:])
+        # Control closes waves; a device that never hears of it keeps the newest. Those that only say which order was
+        # seen go first: a hub that plays old orders again must not make a device forget what it burned.
+        by_worth = sorted(waves, key=lambda name: bool(waves[name].burned or waves[name].kind or waves[name].closed))
+        for name in by_worth[: len(waves) - MAX_WAVES]:
+            del waves[name]
     return replace(document, waves=waves)
 
 
@@ -343,5 +378,5 @@ def _installed(document: Document, target: Target) -> Document:
     return replace(document, installed_by=dict(images[-MAX_INSTALLED:]))
 
 
-def _bounded(text: str) -> str:
-    return text.encode()[:MAX_EVIDENCE_BYTES].decode(errors="ignore")
+def _bounded(text: str, most: int = MAX_EVIDENCE_BYTES) -> str:
+    return text.encode(errors="replace")[:most].decode(errors="ignore")

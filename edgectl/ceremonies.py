@@ -28,12 +28,12 @@ from wavemesh.identity.ca import (
     FleetCa,
     RegionCa,
     certificates_pem,
-    key_pem,
     write_node,
 )
 from wavemesh.identity.certificates import CERTIFICATE_ERRORS, authority_scope, is_root, node_id_of
-from wavemesh.identity.csr import SoftwareKeys, key_of_request, make_request
+from wavemesh.identity.csr import key_of_request, make_request
 from wavemesh.identity.files import CA_FILE, PRIVATE_MODE, PUBLIC_MODE, install_pair
+from wavemesh.identity.keys import SoftwareKeys, key_pem
 from wavemesh.identity.live import verify_issued
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.runtime.durable import Disk, write_file

@@ -86,6 +86,8 @@ _HINTS: Mapping[str, str] = {
     "ISSUER_CLOCK": "set the super hub's clock, then do it again",
     "ISSUE_REFUSED": "`edgectl explain REASON` explains the reason it names",
     "KEY_MISSING": "install where the request was made: the key never left that machine",
+    "NOT_ATTESTED": "join again on the node, with a new token and `--tcti`: its key is not in the TPM it is bound to",
+    "TPM": "look at the TPM that is named: `tpm2_getcap properties-fixed`; the guide on identity says more",
     "NO_ADDRESS": "name the parent's join port: --address HOST:PORT",
     "NO_AUTHORITY": "`edgectl ca request --region` on the super hub, then `edgectl ca sign` and `ca install`",
     "REPLAYED": "ask again with a new request",

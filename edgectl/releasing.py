@@ -171,6 +171,15 @@ def artifact_of(path: Path, name: str = "") -> Artifact:
         raise UsageError(f"{path}: {exc.strerror}") from exc
 
 
+def pcr_of(text: str) -> tuple[int, str]:
+    """A PCR and its value, written N=SHA256; raises UsageError. The manifest says which are allowed."""
+    number, _, sha256 = text.partition("=")
+    if not number.isdecimal() or not sha256:
+        msg = f"--pcr {text[:100]!r} is not N=SHA256, like 4={'0' * 64}"
+        raise UsageError(msg)
+    return int(number), sha256.lower()
+
+
 def create(
     directory: Path, manifest: ReleaseManifest, files: Mapping[str, Path], base: Base, role: str = RELEASE_ROLE
 ) -> None:

@@ -3,8 +3,9 @@
 *Pings.* The hub verifies the device's signature before anything else. Authority ``control``: relayed up, bounded in
 time; when the path is down the device gets the hub's signed word that it was, and its trial ends inconclusive instead
 of in the ratio. ``hub``: the hub acknowledges with its own key. ``either``: control's word when the path is up, else
-the hub's. Every answer carries the state of the device's lease, by which a trial learns of a halt. A ping whose counter
-is below one already answered is a replay.
+the hub's. Who has the word judges the quote of a device with a TPM (wavemesh/trust/attesting.py). Every answer carries
+the state of the device's lease, by which a trial learns of a halt. A ping whose counter is below one already answered
+is a replay.
 
 *Renewals.* Passed on to the authority of the region (``certificates.py``).
 
@@ -26,6 +27,7 @@ from wavemesh.errors import GateError, PeerError
 from wavemesh.policy.document import HealthAuthority
 from wavemesh.policy.gates import Gate
 from wavemesh.telemetry import batches
+from wavemesh.trust.attesting import Attestor
 from wavemesh.trust.envelope import sign_as_node, verify_node
 from wavemesh.trust.statements import (
     AuthorityDown,
@@ -72,6 +74,7 @@ class Asks:
         self._relay = relay
         self.certificates = CertificateRelay(hub, relay)
         self._counters: dict[str, int] = {}
+        self._attestor = Attestor()
 
     async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
         """Answer one ask; raises PeerError."""
@@ -107,24 +110,31 @@ class Asks:
             msg = f"health authority {ping.authority!r} is none of control, hub, either"
             raise PeerError(msg) from error
         digest = hashlib.sha256(envelope.payload).hexdigest()
-        ack = await self._relayed(body) if authority is not HealthAuthority.HUB else None
-        down: Envelope | None = None
-        if ack is None and authority is HealthAuthority.CONTROL:
+        lease_state = self.lease_state(child.path, ping.wave_id)
+        said = await self._relayed(body) if authority is not HealthAuthority.HUB else None
+        if said is not None:
+            return HealthPingAnswer(said.ack, lease_state, None, said.attestation)
+        if authority is HealthAuthority.CONTROL:
             down = sign_as_node(AuthorityDown(digest, "control", hub.clock.now()), hub.credentials)
-        elif ack is None:
+            return HealthPingAnswer(None, lease_state, down)
+        trusted = hub.belief.trusted
+        judged = self._attestor.judge(envelope, ping, trusted.releases().values() if trusted is not None else ())
+        ack = None
+        if judged.passes:
             ack = sign_as_node(HealthAck(digest, "hub", hub.clock.now()), hub.credentials)
-        return HealthPingAnswer(ack, self.lease_state(child.path, ping.wave_id), down)
+        return HealthPingAnswer(ack, lease_state, None, judged.answer)
 
-    async def _relayed(self, body: bytes) -> Envelope | None:
-        """Control's acknowledgement; None when it, or the path to it, is down. The device verifies what it gets."""
+    async def _relayed(self, body: bytes) -> HealthPingAnswer | None:
+        """What control says; None when it, or the path to it, is down. The device verifies what it gets."""
         if not self._relay.is_connected:
             return None
         try:
             answer = await self._relay.ask("health-ping", body, self._hub.config.ping_relay_timeout_s)
-            return decode(HealthPingAnswer, answer).ack
+            said = decode(HealthPingAnswer, answer)
         except (PeerError, TimeoutError):
             # The device's signature was good, so whatever went wrong above is no fault of the device.
             return None
+        return said if said.ack is not None or said.attestation is not None else None
 
     def lease_state(self, device: str, wave_id: str) -> str:
         """The hub's word on a device's lease: "halted", "paused", "live" or "none"."""

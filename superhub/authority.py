@@ -21,13 +21,15 @@ from superhub import issued as issued_rows
 from superhub.issued import UsedToken
 from wavemesh.codec.statements import encode
 from wavemesh.errors import PeerError
-from wavemesh.identity.binding import Binding, binding_of, issued_at
+from wavemesh.identity.attestation import AttestationError, attestation_of, attested_by, point_of
+from wavemesh.identity.binding import MAX_PCRS, Binding, binding_of, issued_at
 from wavemesh.identity.ca import CA_KEY_FILE, CaFilesError, RegionCa
 from wavemesh.identity.certificates import load_certificate, validity_problem
 from wavemesh.identity.csr import key_of_request, key_sha256
 from wavemesh.identity.issuing import (
     Issued,
     NoAuthorityError,
+    NotAttestedError,
     ReplayedRequestError,
     WrongNodeError,
     check_fleet,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from superhub.acceptance import Acceptance
     from superhub.store import RegionStore
     from wavemesh.identity.authorities import Authorities
+    from wavemesh.identity.binding import Attestation
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.session.sqlite import SqliteReportLog
@@ -71,6 +74,7 @@ class _Wish:
     replaces: x509.Certificate | None = None
     wave_id: str = ""
     secret_sha256: str = ""
+    attestation: Attestation | None = None
 
 
 class Authority:
@@ -146,7 +150,10 @@ class Authority:
             token = UsedToken(secret_sha256, node.path, name, enrolment.trust_root_sha256)
             await issued_rows.use_token(tx, token, self._clock.now())
             bound = enrolment.device_class, enrolment.hardware_revision
-            issued = await self._issue(tx, _Wish(node, key, *bound, secret_sha256=secret_sha256))
+            attestation = _joins_with(request, key)
+            issued = await self._issue(
+                tx, _Wish(node, key, *bound, secret_sha256=secret_sha256, attestation=attestation)
+            )
         return IssueAnswer(issued, trust_root=self._trust_root(token.trust_root_sha256))
 
     async def _again(self, tx: Transaction, path: str, name: str) -> IssuedCertificate:
@@ -171,7 +178,9 @@ class Authority:
             bound.hardware_revision,
             replaces=present,
             wave_id=request.wave_id,
+            attestation=bound.attestation,
         )
+        _check_same_tpm(request, wish)
         async with self._store.database.transaction() as tx:
             return IssueAnswer(await self._issue(tx, wish))
 
@@ -193,7 +202,7 @@ class Authority:
             not_before=times.not_before,
             not_after=times.not_after,
             ip_addresses=_addresses(wish.replaces),
-            binding=Binding(times.issued_at, wish.device_class, wish.hardware_revision),
+            binding=Binding(times.issued_at, wish.device_class, wish.hardware_revision, wish.attestation),
         )
         der = certificate.public_bytes(Encoding.DER)
         start = certificate.not_valid_before_utc
@@ -248,6 +257,37 @@ def load_authority(directory: Path, region: NodeId) -> RegionCa | None:
 
 def _refused(error: PeerError) -> IssueAnswer:
     return IssueAnswer(None, error.reason, str(error)[:1000])
+
+
+def _joins_with(request: JoinRequest, key: ec.EllipticCurvePublicKey) -> Attestation | None:
+    """What the certificate of who joins binds; None for a key in a file. Raises NotAttestedError."""
+    if request.evidence is None:
+        return None
+    try:
+        found = attestation_of(request.evidence, key, request.csr)
+    except AttestationError as error:
+        msg = f"{request.node} does not prove that its key is in a TPM: {error}"
+        raise NotAttestedError(msg) from error
+    if len(found.pcrs) > MAX_PCRS:
+        msg = f"{request.node} wants {len(found.pcrs)} PCRs bound; at most {MAX_PCRS} are"
+        raise NotAttestedError(msg)
+    return found
+
+
+def _check_same_tpm(request: RenewalRequest, wish: _Wish) -> None:
+    """A node whose certificate binds an attestation key gets the next one for a key in the same TPM alone."""
+    if wish.attestation is None:
+        return
+    try:
+        if request.evidence is None:
+            raise AttestationError("there is no evidence")
+        found = attested_by(request.evidence, wish.key, request.csr)
+    except AttestationError as error:
+        msg = f"the next key of {request.node} is not proven to be in its TPM: {error}"
+        raise NotAttestedError(msg) from error
+    if point_of(found) != wish.attestation.key:
+        msg = f"the next key of {request.node} is in another TPM than its certificate binds; enrol it anew"
+        raise NotAttestedError(msg)
 
 
 def _shown(certificate: x509.Certificate, ca: RegionCa, now: datetime) -> IssuedCertificate:

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import secrets
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from wavemesh.session.link import SessionDownstream
 from wavemesh.telemetry.batches import TelemetryBatch, TelemetryUpload, TelemetryUploadAnswer
 from wavemesh.telemetry.otlp import check, show
 from wavemesh.telemetry.spans import Trace
+from wavemesh.trust.attesting import Attestor
 from wavemesh.trust.envelope import sign_as_node, sign_statement, sign_with_keys
 from wavemesh.trust.releases import Artifact
 from wavemesh.trust.statements import (
@@ -71,6 +72,8 @@ from wavemesh.trust.statements import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+
+    import grpc
 
     from wavemesh.errors import PeerError
     from wavemesh.identity.credentials import NodeCredentials
@@ -139,6 +142,7 @@ class HubStandIn:
     def __init__(self, keys: TrustKeys, credentials: Callable[[str], NodeCredentials], **policy: str) -> None:
         self.keys = keys
         self.credentials = credentials
+        self.wave = WAVE
         self.me = credentials(HUB.path)
         self.blobs = Blobs()
         self.wanted: dict[ResourceKey, Resource] = {}
@@ -153,6 +157,7 @@ class HubStandIn:
         self.uploads: list[TelemetryUpload] = []
         self.telemetry: list[TelemetryBatch] = []
         self.telemetry_refusal: PeerError | None = None
+        self.attestor = Attestor()
         self.answer_pings_as = "control"
         self.answer_trials_as = ""
         self.lease_state = "live"
@@ -160,6 +165,7 @@ class HubStandIn:
         self.attempts_allowed = 3
         self.lease_s = 60.0
         self.permit_firmware = True
+        self.changes: dict[str, Any] = {}
         self._granted: dict[int, Lease] = {}
         self._counter = 0
         self._changed = asyncio.Event()
@@ -178,7 +184,7 @@ class HubStandIn:
 
     # --- what control says -------------------------------------------------------------------------------------------
 
-    def _publish(self) -> ReleaseManifest:
+    def _publish(self, **manifest_fields: Any) -> ReleaseManifest:
         image, config = image_of(NEW_VERSION), b"new config" * 100
         manifest = make_manifest(
             "firmware-v3.8.2",
@@ -187,9 +193,12 @@ class HubStandIn:
             config_version=CONFIG_VERSION,
             requires_config=">=12.4.0",
             bundle=Artifact("firmware-v3.8.2.raucb", digest_of(self.bundle)) if self.bundle else None,
+            **self.changes,
+            **manifest_fields,
         )
         now = datetime.now(UTC)
         metadata, bundles = self.keys.publish(manifest, now=now)
+        self.bundle_sha256 = digest_of(bundles[manifest.signature.name]).sha256
         for content in (image, config, self.bundle, *bundles.values()):
             self.blobs.content[digest_of(content).sha256] = content
         self.serve("tuf", "metadata", encode_statement(metadata))
@@ -203,6 +212,15 @@ class HubStandIn:
     def publish_without(self, artifact: str) -> None:
         """The policy leaves that line of ``artifacts`` out."""
         self._policy_text = self._policy_text.replace(artifact.encode(), b"")
+        self._publish()
+
+    def publish_with(self, **manifest_fields: Any) -> None:
+        """The release keys sign a release that says more."""
+        self.release = self._publish(**manifest_fields)
+
+    def publish_with_guardrail(self, line: str) -> None:
+        """The policy has one more guardrail."""
+        self._policy_text = self._policy_text.replace(b"guardrails:\n", f"guardrails:\n  {line}\n".encode())
         self._publish()
 
     def publish_with_bundle(self, bundle: bytes) -> None:
@@ -221,7 +239,7 @@ class HubStandIn:
     def order(self, state: WaveState = WaveState.RUNNING, generation: int = 1, **changes: Any) -> None:
         now = datetime.now(UTC)
         fields: dict[str, Any] = {
-            "wave_id": WAVE,
+            "wave_id": self.wave,
             "generation": generation,
             "state": state,
             "cohort": "retail-us-midwest",
@@ -235,7 +253,7 @@ class HubStandIn:
             "issued_at": now,
             "expires_at": now + timedelta(hours=1),
         }
-        self._serve_signed("order", f"{WAVE}/store-208", WaveOrder(**{**fields, **changes}))
+        self._serve_signed("order", f"{self.wave}/store-208", WaveOrder(**{**fields, **changes}))
 
     def pause(self, generation: int) -> None:
         self.order(WaveState.PAUSED, generation, pauses=(Pause("operator:alice", "test"),))
@@ -268,7 +286,7 @@ class HubStandIn:
         self._serve_signed("revocations", "fleet", RevocationList(1, (taken,), datetime.now(UTC)))
 
     def close_wave(self) -> None:
-        self._serve_signed("closed", WAVE, WaveClosed(WAVE, WaveState.CLOSED, datetime.now(UTC)))
+        self._serve_signed("closed", self.wave, WaveClosed(self.wave, WaveState.CLOSED, datetime.now(UTC)))
 
     def forget(self, kind: str, name: str) -> None:
         self.wanted.pop(ResourceKey(kind, name), None)
@@ -290,7 +308,7 @@ class HubStandIn:
 
     def _maybe_grant(self, status: DeviceStatus) -> None:
         """A device in VERIFIED with a wave is the request for a lease; any other state gives it back."""
-        key = ResourceKey("lease", WAVE)
+        key = ResourceKey("lease", self.wave)
         if status.state is UpdateState.VERIFIED and self.grants_leases:
             lease = self._granted.get(status.attempt)
             if lease is None:
@@ -302,12 +320,14 @@ class HubStandIn:
 
     def grant(self, attempt: int) -> None:
         now = datetime.now(UTC)
-        lease = Lease(WAVE, DEVICE.path, secrets.token_hex(16), attempt, now, now + timedelta(seconds=self.lease_s))
+        lease = Lease(
+            self.wave, DEVICE.path, secrets.token_hex(16), attempt, now, now + timedelta(seconds=self.lease_s)
+        )
         self._granted[attempt] = lease
         self.lease_ids.append(lease.lease_id)
         firmware = self.release.firmware if self.permit_firmware else None
         permit = Permit(
-            WAVE,
+            self.wave,
             DEVICE.path,
             self.attempts_allowed,
             1,
@@ -317,7 +337,7 @@ class HubStandIn:
             "1" * 32,
         )
         grant = LeaseGrant(sign_as_node(lease, self.me), sign_statement(permit, [self.keys.control]))
-        self.serve("lease", WAVE, encode_statement(grant))
+        self.serve("lease", self.wave, encode_statement(grant))
 
     # --- ChildRegistry -----------------------------------------------------------------------------------------------
 
@@ -364,7 +384,12 @@ class HubStandIn:
         self._changed.set()
         digest = hashlib.sha256(envelope.payload).hexdigest()
         on_trial = ping.slot == "B"
-        return encode_statement(self._answer_ping(digest, (on_trial and self.answer_trials_as) or self.answer_pings_as))
+        kind = (on_trial and self.answer_trials_as) or self.answer_pings_as
+        answer = self._answer_ping(digest, kind)
+        if answer.ack is not None:
+            judged = self.attestor.judge(envelope, ping, (self.release,))
+            answer = replace(answer, ack=answer.ack if judged.passes else None, attestation=judged.answer)
+        return encode_statement(answer)
 
     def _take_telemetry(self, upload: TelemetryUpload) -> TelemetryUploadAnswer:
         self.uploads.append(upload)
@@ -440,6 +465,9 @@ class HubStandIn:
     async def until_state(self, state: UpdateState) -> None:
         await self.until(lambda: bool(self.statuses) and self.statuses[-1].state is state)
 
+    def _serve_blobs(self, server: grpc.aio.Server, peers: Peers) -> None:
+        ArtifactServer(HUB, self.blobs, peers).add_to(server)
+
     @asynccontextmanager
     async def serving(self, port: int = 0) -> AsyncIterator[HubStandIn]:
         """Listen until the context ends."""
@@ -447,7 +475,7 @@ class HubStandIn:
         server, self.port = make_server(self.me, address=f"127.0.0.1:{port}", maximum_concurrent_rpcs=64, peers=peers)
         self._downstream = SessionDownstream(HUB, self, SystemClock(), peers)
         self._downstream.add_to(server)
-        ArtifactServer(HUB, self.blobs, peers).add_to(server)
+        self._serve_blobs(server, peers)
         await server.start()
         try:
             yield self

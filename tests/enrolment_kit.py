@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import secrets
 import socket
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from storehub.app import App
     from tests.conftest import TrustKeys
     from wavemesh.identity.credentials import NodeCredentials
+    from wavemesh.identity.keys import Keys
     from wavemesh.runtime.clock import Clock
 
 STORE = NodeId(FLEET, "region/midwest/store/store-208")
@@ -134,6 +135,21 @@ class Mesh:
         async with storehub_kit.running(directory) as app:
             yield app
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Running]:
+        """All of them, the store hub joined and connected."""
+        async with AsyncExitStack() as stack:
+            control = await stack.enter_async_context(AsyncExitStack())
+            served = await control.enter_async_context(self.control())
+            super_hub = await stack.enter_async_context(AsyncExitStack())
+            hub = await super_hub.enter_async_context(self.super_hub())
+            store = self.directory / "store"
+            await self.join(store, await self.token(served, hub, STORE, time_zone="America/Chicago"))
+            store_hub = await stack.enter_async_context(AsyncExitStack())
+            app = await store_hub.enter_async_context(self.store_hub(store))
+            await until(lambda: app.upstream.is_connected)
+            yield Running(self, served, hub, app, control, super_hub, store_hub)
+
     # -- joining ------------------------------------------------------------------------------------------------------
 
     async def token(self, served: Served, hub: SuperHub, node: NodeId, address: str = "", **fields: Any) -> Token:
@@ -156,8 +172,40 @@ class Mesh:
         found = hub.parts.authority.enrolment(path)
         return found.secret_sha256 if found is not None else ""
 
-    async def join(self, directory: Path, token: Token, clock: Clock | None = None) -> Joined:
-        return await Joining(directory, token, listen=f"{LOCALHOST}:0").run(clock or SystemClock())
+    async def join(self, directory: Path, token: Token, clock: Clock | None = None, tcti: str = "") -> Joined:
+        return await Joining(directory, token, listen=f"{LOCALHOST}:0", tcti=tcti).run(clock or SystemClock())
+
+
+@dataclass(slots=True)
+class Running:
+    """Control and super hub run, a store hub has joined and runs; the stacks have those that a test may take away."""
+
+    mesh: Mesh
+    served: Served
+    hub: SuperHub
+    store: App
+    control: AsyncExitStack
+    super_hub: AsyncExitStack
+    store_hub: AsyncExitStack
+
+    async def token(self, node: NodeId = DEVICE, **fields: Any) -> Token:
+        address = f"{LOCALHOST}:{self.store.join_port}" if node.path.startswith(f"{STORE.path}/") else ""
+        return await self.mesh.token(self.served, self.hub, node, address, **fields)
+
+    async def device(self, name: str = "device", tcti: str = "", **fields: Any) -> Path:
+        """A device that has joined, with its key in that TPM if there is one; its directory."""
+        directory = self.mesh.directory / name
+        await self.mesh.join(directory, await self.token(**fields), tcti=tcti)
+        return directory
+
+    async def start_store_hub(self) -> None:
+        """Again, after ``store_hub.aclose()``: on its old directory, at a new port."""
+        self.store = await self.store_hub.enter_async_context(self.mesh.store_hub(self.mesh.directory / "store"))
+        await until(lambda: self.store.upstream.is_connected)
+
+    @property
+    def address(self) -> str:
+        return f"{LOCALHOST}:{self.store.port}"
 
 
 class SetClock:
@@ -185,9 +233,15 @@ class Node:
 
 
 @asynccontextmanager
-async def dialling(directory: Path, address: str, parent: NodeId, clock: Clock | None = None) -> AsyncIterator[Node]:
+async def dialling(
+    directory: Path,
+    address: str | Callable[[], str],
+    parent: NodeId,
+    clock: Clock | None = None,
+    keys: Keys | None = None,
+) -> AsyncIterator[Node]:
     """The session of the node whose identity is there; cut at the end."""
-    live = LiveCredentials.load(directory / "identity")
+    live = LiveCredentials.load(directory / "identity", keys=keys)
     log, sink = MemoryLog(), MemorySink()
     upstream = SessionUpstream(
         credentials=live,

@@ -8,9 +8,11 @@ written, whatever the boot environment says. Nothing is truncated: an image's di
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 from device.bootenv import SlotName
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from wavemesh.trust.statements import Digest
 
 COPY_BYTES = 1024 * 1024
+_BLKROGET = 0x125E  # linux/fs.h: whether a block device is read-only
 
 
 class RawSlots(ImageSlots):
@@ -90,14 +93,20 @@ class RawSlots(ImageSlots):
     def _open_device(self, slot: SlotName) -> int:
         path = self.path(slot)
         with disk_errors(path):
-            exclusive = os.O_EXCL if path.is_block_device() else 0
+            if not path.is_block_device():
+                return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                return os.open(path, os.O_WRONLY | os.O_CLOEXEC | exclusive)
+                descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_EXCL)
             except OSError as error:
-                if not exclusive or error.errno != errno.EBUSY:
+                if error.errno != errno.EBUSY:
                     raise
                 msg = f"slot {slot.value} ({path}) is in use: mounted, or the running root: see lsblk and /proc/cmdline"
                 raise SlotError(msg, slot=slot.value) from error
+            if int.from_bytes(fcntl.ioctl(descriptor, _BLKROGET, bytes(4)), sys.byteorder):
+                os.close(descriptor)
+                msg = f"slot {slot.value} ({path}) is read-only: see blockdev --getro, --setrw"
+                raise SlotError(msg, slot=slot.value)
+            return descriptor
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:

@@ -2,7 +2,8 @@
 
 Format (U-Boot env/common.c, libubootenv): CRC-32 of the data, native byte order; one byte that counts writes; the data:
 ``name=value`` ended by NUL, an empty string ends all. Of two copies whose CRC is right the one with the higher count is
-in use, 0 being higher than 255. ``fw_env.config`` has a line ``DEVICE OFFSET SIZE`` for each copy.
+in use, 0 being higher than 255. ``fw_env.config`` has a line ``DEVICE OFFSET SIZE`` for each copy; a relative DEVICE is
+one beside the file, so that a directory can be moved with all it has (libubootenv's tools must be run there).
 
 Rules. Only the copy that is not in use is written, in place, then flushed: a cut leaves the other, which is the state
 before. A single copy is refused, and so are raw MTD devices, which want erasing: put the environment on a block device
@@ -65,10 +66,10 @@ class UbootBootControl(StoredEnvironment):
     def lay(self, environment: BootEnvironment) -> None:
         """The first one of a new device; where no ``fw_env.config`` is, two copies in a file beside it are made."""
         if not self._config.exists():
-            file = self._config.with_name("uboot-env").resolve()
+            file = self._config.with_name("uboot-env")
             self._disk.make_dir(file.parent)
             self._disk.write_atomic(file, bytes(2 * FILE_COPY_BYTES), 0o644)
-            lines = (f"{file} {offset:#x} {FILE_COPY_BYTES:#x}\n" for offset in (0, FILE_COPY_BYTES))
+            lines = (f"{file.name} {offset:#x} {FILE_COPY_BYTES:#x}\n" for offset in (0, FILE_COPY_BYTES))
             self._disk.write_atomic(self._config, "".join(lines).encode(), 0o644)
         self.write(environment)
 

@@ -48,12 +48,16 @@ def create(
     bundle: Annotated[Path | None, typer.Option(help="A RAUC bundle that holds exactly the firmware.")] = None,
     config_version: Annotated[str, typer.Option(help="Semantic version of the config.")] = "",
     requires_config: Annotated[str, typer.Option(help='Constraint on the config, ">=12.0.0 <13".')] = "",
+    requires_firmware: Annotated[str, typer.Option(help="The config's constraint on the firmware.")] = "",
     minimum_version: Annotated[str, typer.Option(help="Floor that devices never go below again.")] = "",
     region: Annotated[list[str] | None, typer.Option("--region", help="Only this region; repeatable.")] = None,
     boot_probe: Annotated[str, typer.Option(help="Boot probe a policy may select.")] = "",
     peripheral_check: Annotated[list[str] | None, typer.Option(help="Check a policy may select; repeatable.")] = None,
     vendor_probe: Annotated[list[str] | None, typer.Option(help="Probe a policy may select; repeatable.")] = None,
     touches_bootloader: Annotated[bool, typer.Option(help="The image changes the bootloader.")] = False,
+    pcr: Annotated[
+        list[str] | None, typer.Option(help="What a PCR holds once this release has booted, N=SHA256; repeatable.")
+    ] = None,
     role: RoleOption = "targets",
     published: BaseOption = None,
 ) -> None:
@@ -80,6 +84,8 @@ def create(
         boot_probe=boot_probe,
         peripheral_checks=tuple(peripheral_check or ()),
         vendor_probes=tuple(vendor_probe or ()),
+        attestation=tuple(sorted(map(releasing.pcr_of, pcr or ()))),
+        requires_firmware=requires_firmware,
     )
     files = {path.name: path for path in (firmware, config, bundle) if path}
     releasing.create(directory, manifest, files, _base(session, published), role)

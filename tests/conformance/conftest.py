@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conformance.subjects import EVERY, SUBJECTS, WITH_FOREIGN
+from tests.conformance.subjects import EVERY, SUBJECTS, WITH_FOREIGN, standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 @pytest.fixture(params=SUBJECTS)
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     """A device of each back-end."""
-    subject = EVERY[request.param](tmp_path / "device")
-    yield subject
-    subject.close()
+    with standing(EVERY[request.param], tmp_path / "device") as subject:
+        yield subject
 
 
 @pytest.fixture(params=WITH_FOREIGN)
 def shared_subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     """A device of each back-end whose environment others use too."""
-    subject = SUBJECTS[request.param](tmp_path / "device")
-    yield subject
-    subject.close()
+    with standing(SUBJECTS[request.param], tmp_path / "device") as subject:
+        yield subject

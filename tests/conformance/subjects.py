@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ from wavemesh.runtime.durable import SECTOR_BYTES, Disk
 from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 MIB = 1024 * 1024
 CAPACITY_BYTES = 4 * MIB
@@ -57,9 +58,9 @@ def digest_of(content: bytes) -> Digest:
 OLD, NEW = image_of(1), image_of(2)
 
 
-def run(*command: str | Path) -> str:
-    """What a real tool says; it must succeed."""
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+def run(*command: str | Path, at: Path | None = None) -> str:
+    """What a real tool says, in that directory; it must succeed."""
+    return subprocess.run(command, cwd=at, check=True, capture_output=True, text=True, timeout=20).stdout
 
 
 class Subject(ABC):
@@ -69,14 +70,17 @@ class Subject(ABC):
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+
+    def lay(self) -> None:
+        """What happens to a device before it leaves the factory."""
         self.slots_directory.mkdir(parents=True)
-        (directory / "run").mkdir()
+        (self.directory / "run").mkdir()
         self.prepare()
         board = f'[board]\nbackend = "{self.backend}"\nslot_capacity_bytes = {CAPACITY_BYTES}\n'
-        (directory / "config.toml").write_text(BASE + board + self.tables())
-        image = directory / "old"
+        (self.directory / "config.toml").write_text(BASE + board + self.tables())
+        image = self.directory / "old"
         image.write_bytes(OLD)
-        equip(directory, Equipment(image, "firmware-v1", "1.0.0", b"{}", "1.0.0"))
+        equip(self.directory, Equipment(image, "firmware-v1", "1.0.0", b"{}", "1.0.0"))
 
     @property
     def slots_directory(self) -> Path:
@@ -147,10 +151,13 @@ class UbootFiles(Subject):
 
     backend = "uboot"
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def lay(self) -> None:
+        super().lay()
         for number in ("1", "2"):  # once for each copy
-            run("fw_setenv", "-c", self.fw_env_config, "bootscript", "load mmc 0:1; " * 200 + number)
+            self._fw("fw_setenv", "bootscript", "load mmc 0:1; " * 200 + number)
+
+    def _fw(self, tool: str, *words: str) -> str:
+        return run(tool, "-c", self.fw_env_config, *words, at=self.slots_directory)
 
     @property
     def fw_env_config(self) -> Path:
@@ -158,29 +165,34 @@ class UbootFiles(Subject):
 
     def corrupt(self) -> None:
         line = next(line for line in self.fw_env_config.read_text().splitlines() if not line.startswith("#"))
-        with Path(line.split()[0]).open("r+b") as file:
+        with (self.slots_directory / line.split()[0]).open("r+b") as file:
             size_bytes = file.seek(0, os.SEEK_END)
             file.seek(0)
             file.write(os.urandom(size_bytes))
 
     def set_foreign(self, value: str) -> None:
-        run("fw_setenv", "-c", self.fw_env_config, "bootdelay", value)
+        self._fw("fw_setenv", "bootdelay", value)
 
     def foreign(self) -> str:
-        return run("fw_printenv", "-c", self.fw_env_config, "-n", "bootdelay").strip()
+        return self._fw("fw_printenv", "-n", "bootdelay").strip()
 
 
 class LoopSlots(Subject):
     """Slots on real block devices."""
 
-    def prepare(self) -> None:
-        self.devices = [self.attach("a", CAPACITY_BYTES), self.attach("b", CAPACITY_BYTES)]
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.devices: list[str] = []
 
-    def attach(self, name: str, size_bytes: int) -> str:
+    def prepare(self) -> None:
+        self.attach("a", CAPACITY_BYTES)
+        self.attach("b", CAPACITY_BYTES)
+
+    def attach(self, name: str, size_bytes: int) -> None:
         backing = self.directory / f"{name}.disk"
         backing.touch()
         os.truncate(backing, size_bytes)
-        return run("losetup", "--find", "--show", backing).strip()
+        self.devices.append(attach_loop(backing))
 
     def tables(self) -> str:
         first, second = self.devices[:2]
@@ -200,7 +212,7 @@ class UbootLoops(LoopSlots, UbootFiles):
 
     def prepare(self) -> None:
         super().prepare()
-        self.devices.append(self.attach("env", 64 * 1024))
+        self.attach("env", 64 * 1024)
         line = f"{self.devices[-1]} %s 0x4000\n"
         self.fw_env_config.write_text("# the two copies\n" + line % "0x0" + line % "-0x4000")
 
@@ -212,7 +224,11 @@ class ServedByRauc(Simulated):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self._board = RaucBoard(directory, load_device_config(directory))
+        self._board: RaucBoard | None = None
+
+    def lay(self) -> None:
+        super().lay()
+        self._board = RaucBoard(self.directory, load_device_config(self.directory))
         self._board.start(SlotName.A)
 
     def tables(self) -> str:
@@ -226,12 +242,31 @@ class ServedByRauc(Simulated):
         (self.slots_directory / f"{slot.value}.json").write_bytes((self.slots_directory / "A.json").read_bytes())
 
     def close(self) -> None:
-        self._board.stop()
+        if self._board is not None:
+            self._board.stop()
+
+
+def attach_loop(backing: Path) -> str:
+    """A loop device, writable even if its last user left it read-only."""
+    device = run("losetup", "--find", "--show", backing).strip()
+    run("blockdev", "--setrw", device)
+    return device
 
 
 def loops_work() -> bool:
     """Whether this machine gives us loop devices: root, outside most containers."""
     return os.geteuid() == 0 and Path("/dev/loop-control").exists() and bool(list(Path("/dev").glob("loop[0-9]*")))
+
+
+@contextmanager
+def standing(make: Callable[[Path], Subject], directory: Path) -> Iterator[Subject]:
+    """A device, for as long as it is looked at."""
+    subject = make(directory)
+    try:
+        subject.lay()
+        yield subject
+    finally:
+        subject.close()
 
 
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {

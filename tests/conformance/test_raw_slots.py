@@ -11,25 +11,26 @@ from device.bootenv import SlotName
 from device.platform import SlotLabel
 from device.slots.images import SlotError
 from device.slots.raw import RawSlots
-from tests.conformance.subjects import NEW, GrubLoops, digest_of, loops_work, run
+from tests.conformance.subjects import NEW, GrubLoops, digest_of, loops_work, run, standing
 from wavemesh.runtime.durable import Disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.conformance.subjects import Subject
+
 pytestmark = pytest.mark.skipif(not loops_work(), reason="only root has loop devices")
 A, B = SlotName.A, SlotName.B
 
 
 @pytest.fixture
-def loops(tmp_path: Path) -> Iterator[GrubLoops]:
-    subject = GrubLoops(tmp_path / "device")
-    yield subject
-    subject.close()
+def loops(tmp_path: Path) -> Iterator[Subject]:
+    with standing(GrubLoops, tmp_path / "device") as subject:
+        yield subject
 
 
-async def test_a_mounted_slot_is_refused_before_anything_changes(loops: GrubLoops, tmp_path: Path) -> None:
+async def test_a_mounted_slot_is_refused_before_anything_changes(loops: Subject, tmp_path: Path) -> None:
     system = loops.open()
     device, mounted = system.slots.path(B), tmp_path / "mounted"
     run("mke2fs", "-q", device)
@@ -49,7 +50,15 @@ async def test_a_mounted_slot_is_refused_before_anything_changes(loops: GrubLoop
     await writer.close()
 
 
-async def test_a_slot_that_is_being_written_cannot_be_mounted(loops: GrubLoops) -> None:
+async def test_a_slot_that_is_read_only_is_named(loops: Subject) -> None:
+    slots = loops.open().slots
+    run("blockdev", "--setro", slots.path(B))
+    with pytest.raises(SlotError, match=rf"slot B \({slots.path(B)}\) is read-only"):
+        await slots.begin(B, digest_of(NEW))
+    run("blockdev", "--setrw", slots.path(B))
+
+
+async def test_a_slot_that_is_being_written_cannot_be_mounted(loops: Subject) -> None:
     slots = loops.open().slots
     writer = await slots.begin(B, digest_of(NEW))
     with pytest.raises(OSError, match="busy"):
@@ -57,7 +66,7 @@ async def test_a_slot_that_is_being_written_cannot_be_mounted(loops: GrubLoops) 
     await writer.close()
 
 
-def test_one_device_is_not_two_slots(loops: GrubLoops, tmp_path: Path) -> None:
+def test_one_device_is_not_two_slots(loops: Subject, tmp_path: Path) -> None:
     """By another name, and by another node of the same device."""
     system = loops.open()
     device, twin, link = system.slots.path(A), tmp_path / "twin", tmp_path / "link"

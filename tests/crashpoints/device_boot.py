@@ -12,8 +12,11 @@ import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, NoReturn, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+from unittest.mock import patch
 
 from device.agent import Agent
 from device.backend import open_slots
@@ -23,7 +26,8 @@ from device.config import Device as DeviceSection
 from device.config import Hub as HubSection
 from device.configs import ConfigStore
 from device.equipment import Equipment
-from device.gates import Finding, Verdict
+from device.gates.findings import Finding, Verdict
+from device.gates.local import LocalGates
 from device.health import HealthClient
 from device.lkg import PackedLkg
 from device.logs import DeviceLog
@@ -102,6 +106,13 @@ class PlayedProbes:
         return Finding(gate, Verdict.GOOD)
 
 
+class ThreadAtOnce:
+    """In the place of a thread that asks what may block: nothing blocks here."""
+
+    def __init__(self, *, target: Callable[..., None], args: tuple[Any, ...], name: str, daemon: bool) -> None:
+        self.start = partial(target, *args)
+
+
 class Played:
     """Implements ``Power``: a reboot ends the boot where it is asked for."""
 
@@ -166,7 +177,11 @@ class DeviceBoot:
         """``REBOOTED``, ``RESTED``, or why the agent ended."""
         loop = VirtualLoop(self.around.clock, self._look)
         try:
-            return loop.run_until_complete(self._live())
+            with (
+                patch("device.gates.asking.threading", SimpleNamespace(Thread=ThreadAtOnce)),
+                patch("device.gates.local.os", SimpleNamespace(urandom=lambda size: (b"probe..." * size)[:size])),
+            ):
+                return loop.run_until_complete(self._live())
         finally:
             self.around.disk.is_on = self.around.hub.is_on = False
             loop.close()
@@ -229,6 +244,7 @@ class DeviceBoot:
         )
         upstream = self._upstream = SeamUpstream(around.hub, store, sink)
         system = open_slots(directory, around.config, disk)
+        probes = cast("ProbeRunner", PlayedProbes(lambda: equipment.facts().firmware_version, around.without_scanner))
         equipment = self.equipment = Equipment(
             directory=directory,
             node_id=credentials.node_id,
@@ -240,12 +256,20 @@ class DeviceBoot:
             slots=system.slots,
             boot_control=system.boot_control,
             power=Played(around.record, lambda: self._end(REBOOTED)),
-            sensors=Sensors(board.power_supply, board.thermal, board.inhibit),
+            gates=LocalGates(
+                sensors=Sensors(board.power_supply, board.thermal, board.hwmon, board.inhibit),
+                slots=system.slots,
+                boot_control=system.boot_control,
+                directory=directory,
+                probes=probes,
+                hooks=None,
+                store=store,
+                disk=disk,
+                log=log,
+            ),
             configs=ConfigStore(directory / "state" / "config", disk),
             lkg=PackedLkg(directory / "state" / "lkg.pack", disk),
-            probes=cast(
-                "ProbeRunner", PlayedProbes(lambda: equipment.facts().firmware_version, around.without_scanner)
-            ),
+            probes=probes,
             health=HealthClient(
                 upstream=upstream,
                 store=store,

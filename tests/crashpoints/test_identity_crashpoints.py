@@ -9,9 +9,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.conftest import FLEET
-from wavemesh.identity.ca import FleetCa, certificates_pem, key_pem, write_node
+from wavemesh.identity.ca import FleetCa, certificates_pem, write_node
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.identity.files import install_pair
+from wavemesh.identity.keys import key_pem
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.durable import Disk
 

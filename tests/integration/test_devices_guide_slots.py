@@ -12,7 +12,7 @@ import pytest
 from device.backend import open_slots
 from device.bootenv import Boot, BootEnvironment, SlotName, Trial
 from device.config import load_device_config
-from tests.conformance.subjects import loops_work, run
+from tests.conformance.subjects import attach_loop, loops_work, run
 from tests.conformance.test_bootloader_scripts import Booted, GrubBoard
 from tests.integration.test_first_fleet import Shell, Step, steps
 from wavemesh.runtime.durable import Disk
@@ -35,12 +35,14 @@ class Bench:
         self.directory = directory
         self.device = directory / "var"
         self.boot = directory / "boot"
+        self.loops: list[str] = []
         for made in (self.device, self.boot / "grub", directory / "etc"):
             made.mkdir(parents=True)
         (self.device / "config.toml").write_text(IDENTITY)
         (directory / "pos-3.8.1.img").write_bytes(b"kernel" * 1000)
         (directory / "u-boot-initial-env").write_text("bootdelay=2\nbaudrate=115200\n")
-        self.loops = [self._loop(name, SLOT_BYTES) for name in ("slot-A", "slot-B", "emmc")]
+        for name in ("slot-A", "slot-B", "emmc"):
+            self._attach(name)
         self.places = {
             "/dev/disk/by-partlabel/slot-A": self.loops[0],
             "/dev/disk/by-partlabel/slot-B": self.loops[1],
@@ -55,10 +57,10 @@ class Bench:
         path = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
         self.shell = Shell(directory, {"PATH": path, "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT)})
 
-    def _loop(self, name: str, size_bytes: int) -> str:
+    def _attach(self, name: str) -> None:
         backing = self.directory / name
-        backing.write_bytes(bytes(size_bytes))
-        return run("losetup", "--find", "--show", backing).strip()
+        backing.write_bytes(bytes(SLOT_BYTES))
+        self.loops.append(attach_loop(backing))
 
     def close(self) -> None:
         for loop in self.loops:

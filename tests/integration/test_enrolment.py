@@ -9,14 +9,13 @@ import asyncio
 import dataclasses
 import sys
 import time
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.enrolment_kit import DEVICE, LOCALHOST, STORE, Mesh, SetClock, dialling, until
+from tests.enrolment_kit import DEVICE, LOCALHOST, STORE, Mesh, Running, SetClock, dialling, until
 from tests.superhub_kit import python
 from tests.unit.control.control_kit import FLEET, MIDWEST
 from wavemesh.codec.statements import decode, encode
@@ -35,10 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from storehub.app import App
-    from superhub.app import SuperHub
     from tests.conftest import TrustKeys
-    from tests.unit.control.control_kit import Served
     from wavemesh.identity.join import Joined
     from wavemesh.identity.tokens import Token
 
@@ -52,44 +48,10 @@ def mesh(tmp_path: Path, trust_keys: TrustKeys) -> Mesh:
     return Mesh.create(tmp_path, trust_keys)
 
 
-@dataclasses.dataclass(slots=True)
-class Running:
-    """Control and super hub run, a store hub has joined and runs; the stacks have those that a test may take away."""
-
-    mesh: Mesh
-    served: Served
-    hub: SuperHub
-    store: App
-    control: AsyncExitStack
-    super_hub: AsyncExitStack
-
-    async def token(self, node: NodeId = DEVICE, **fields: Any) -> Token:
-        address = f"{LOCALHOST}:{self.store.join_port}" if node.path.startswith(f"{STORE.path}/") else ""
-        return await self.mesh.token(self.served, self.hub, node, address, **fields)
-
-    async def device(self, name: str = "device", **fields: Any) -> Path:
-        """A device that has joined; its directory."""
-        directory = self.mesh.directory / name
-        await self.mesh.join(directory, await self.token(**fields))
-        return directory
-
-    @property
-    def address(self) -> str:
-        return f"{LOCALHOST}:{self.store.port}"
-
-
 @pytest.fixture
 async def running(mesh: Mesh) -> AsyncIterator[Running]:
-    async with AsyncExitStack() as stack:
-        control = await stack.enter_async_context(AsyncExitStack())
-        served = await control.enter_async_context(mesh.control())
-        super_hub = await stack.enter_async_context(AsyncExitStack())
-        hub = await super_hub.enter_async_context(mesh.super_hub())
-        store = mesh.directory / "store"
-        await mesh.join(store, await mesh.token(served, hub, STORE, time_zone="America/Chicago"))
-        app = await stack.enter_async_context(mesh.store_hub(store))
-        await until(lambda: app.upstream.is_connected)
-        yield Running(mesh, served, hub, app, control, super_hub)
+    async with mesh.running() as running:
+        yield running
 
 
 async def refusal(mesh: Mesh, token: Token, directory: Path, clock: object = None) -> str:

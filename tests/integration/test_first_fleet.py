@@ -1,5 +1,7 @@
 """docs/guide/first-fleet.md as a person types it: real processes, real ports, and nothing of the lab.
 
+Then, on the same fleet, "Going back" of docs/guide/devices.md (D5, D6).
+
 A fence ``sh`` is run once by bash, ``sh again`` until it answers as shown, ``sh service`` goes on, ``sh down`` is last.
 The ``text`` fence after one is its whole answer, numbers and digests aside; ``…`` stands for what is left out.
 """
@@ -24,7 +26,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "first-fleet.md"
+GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guide"
 # Everything that listens in the guide; here each gets a free port instead.
 ADDRESSES = {
     "control": "127.0.0.1:7400",
@@ -40,7 +42,7 @@ PATIENCE_S = 45.0
 STOP_S = 20.0
 PAUSE_S = 0.1
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(420)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +168,15 @@ def free_addresses() -> Iterator[str]:
         yield from [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
 
 
-def page() -> str:
-    """The guide, with ports that are free."""
-    text = GUIDE.read_text()
+def pages() -> tuple[str, str]:
+    """The guide and what follows on its fleet, with ports that are free."""
+    first = (GUIDES / "first-fleet.md").read_text()
+    going_back = re.split(r"^## ", (GUIDES / "devices.md").read_text(), flags=re.MULTILINE)
+    then = next(section for section in going_back if section.startswith("Going back\n"))
     for ours, address in zip(ADDRESSES.values(), free_addresses(), strict=True):
-        assert ours in text
-        text = text.replace(ours, address)
-    return text
+        assert ours in first
+        first, then = first.replace(ours, address), then.replace(ours, address)
+    return first, then
 
 
 def forbid_lab(directory: Path) -> Path:
@@ -204,7 +208,8 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 def test_the_guide_sets_up_a_fleet_without_the_lab(shell: Shell, tmp_path: Path) -> None:
     """Every command of the page, in its order, from an empty directory to a closed wave, and away again."""
     used = forbid_lab(tmp_path / "guard")
-    todo = steps(page())
+    first, going_back = pages()
+    todo = steps(first)
     down = [step for step in todo if step.kind == "sh down"]
     assert todo[-len(down) :] == down
     assert len([step for step in todo if step.kind == "sh service"]) == 4
@@ -220,6 +225,8 @@ def test_the_guide_sets_up_a_fleet_without_the_lab(shell: Shell, tmp_path: Path)
     slots = shell.directory / "pos-17" / "slots"
     assert (slots / "B.img").read_bytes() == new != (slots / "A.img").read_bytes()
     assert json.loads((slots / "bootenv.json").read_text())["active"]["slot"] == "B"
+    for step in steps(going_back):
+        shell.follow(step)
     assert shell.interrupt() == [0, 0, 0, 0]
     for step in down:
         shell.follow(step)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from grpc import experimental
 
 from lab.wan import Link, LinkConfig, Mode
 from tests.session_kit import (
@@ -327,3 +329,39 @@ async def test_credentials_are_read_anew_for_each_connection(small_fleet: Fleet,
         )
         parent.downstream.disconnect(DEVICE.path, "rotate")
         await until(lambda: "+pos-02" in registry.events, registry)
+
+
+async def test_a_key_that_signs_elsewhere_costs_a_thread(small_fleet: Fleet) -> None:
+    """A thread that is no daemon for each channel with such a key, until core lets go: the agent ends by ``os._exit``.
+
+    What the signer raises comes through to a call, as the reason why there is no connection.
+    """
+    mine = small_fleet.credentials(DEVICE)
+    is_there: list[bool] = []
+
+    def sign(data: bytes, algorithm: object, _: object) -> bytes:
+        assert algorithm == experimental.PrivateKeySignatureAlgorithm.ECDSA_SECP256R1_SHA256
+        if not is_there[-1]:
+            raise OSError("the TPM is gone")
+        return mine.sign(data)
+
+    with pytest.warns(experimental.ExperimentalApiWarning):
+        credentials = experimental.ssl_channel_credentials_with_custom_signer(
+            private_key_sign_fn=sign, root_certificates=mine._ca_pem, certificate_chain=mine._chain_pem
+        )
+    before, said = set(threading.enumerate()), []
+    options = [("grpc.ssl_target_name_override", STORE.dns_name)]
+    async with serving(small_fleet, MemoryRegistry()) as parent:
+        for there in (False, True):
+            is_there.append(there)
+            async with grpc.aio.secure_channel(parent.address, credentials, options=options) as channel:
+                waiting = [one for one in set(threading.enumerate()) - before if "lambda" in one.name]
+                assert waiting
+                assert not any(one.daemon for one in waiting)
+                nothing: Any = channel.unary_unary("/t.Traps/Nothing")
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await nothing(b"")
+                said.append((error.value.code(), error.value.details() or ""))
+    assert said[0][0] is grpc.StatusCode.UNAVAILABLE
+    assert "Exception in user function: the TPM is gone" in said[0][1]
+    assert said[1][0] is grpc.StatusCode.UNIMPLEMENTED

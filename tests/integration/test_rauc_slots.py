@@ -242,6 +242,7 @@ async def test_a_service_that_is_absent_is_named(device: DeviceDirectory, bundle
         await bench.stage(bundle)
     assert refused.value.gate == "disk"
     assert device.environment().previous == B2
+    bench.system.bootloader.lay(BootEnvironment(A1))
     await bench.system.slots.seal(SlotName.B, LABEL)
     with pytest.raises(BootEnvironmentError, match="was not marked active"):
         await asyncio.to_thread(bench.system.boot_control.arm, B2)

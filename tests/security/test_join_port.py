@@ -14,7 +14,8 @@ from tests.security.matrix import methods
 from tests.security.test_authorisation_matrix import first
 from wavemesh.codec.statements import to_proto
 from wavemesh.identity.ca import certificates_pem
-from wavemesh.identity.csr import SoftwareKeys, make_request
+from wavemesh.identity.csr import make_request
+from wavemesh.identity.keys import SoftwareKeys
 from wavemesh.runtime.grpc import SESSION_OPTIONS
 from wavemesh.runtime.joining import BURST, MAX_REQUEST_BYTES, Bucket
 from wavemesh.runtime.status import error_from_rpc

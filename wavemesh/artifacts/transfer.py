@@ -226,9 +226,12 @@ class ArtifactClient:
                 response_deserializer=artifact_pb2.FindMissingResponse.FromString,
             )
             try:
-                response = await call(request, timeout=self._stall_s)
+                response: artifact_pb2.FindMissingResponse | None = await call(request, timeout=self._stall_s)
             except grpc.aio.AioRpcError as error:
                 raise error_from_rpc(error) from error
+        if response is None:  # how gRPC hands over bytes that are no message
+            msg = "the answer to FindMissing is no protobuf message"
+            raise BadTransferError(msg)
         return [_digest(digest) for digest in response.missing]
 
     async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[memoryview, None]:

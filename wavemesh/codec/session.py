@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_AUDIENCE = 16_384
 _SHA256_CHARACTERS = 64
+_NO_MESSAGE = "the frame is no protobuf message of the session"
 
 
 class MalformedFrameError(PeerError):
@@ -100,16 +101,20 @@ def encode_parent(frame: f.ParentFrame) -> pb.ConnectResponse:
     return message
 
 
-def decode_child(message: pb.ConnectRequest) -> f.ChildFrame:
-    """A frame from child to parent; raises MalformedFrameError."""
+def decode_child(message: pb.ConnectRequest | None) -> f.ChildFrame:
+    """A frame from child to parent; None is gRPC's word for bytes that are no message. Raises MalformedFrameError."""
+    if message is None:
+        raise MalformedFrameError(_NO_MESSAGE)
     decode = _FROM_CHILD.get(message.WhichOneof("frame") or "")
     if decode is None:
         raise MalformedFrameError("the frame is empty or of a kind this version does not know")
     return decode(message)
 
 
-def decode_parent(message: pb.ConnectResponse) -> f.ParentFrame:
-    """A frame from parent to child; raises MalformedFrameError."""
+def decode_parent(message: pb.ConnectResponse | None) -> f.ParentFrame:
+    """A frame from parent to child, as ``decode_child``; raises MalformedFrameError."""
+    if message is None:
+        raise MalformedFrameError(_NO_MESSAGE)
     decode = _FROM_PARENT.get(message.WhichOneof("frame") or "")
     if decode is None:
         raise MalformedFrameError("the frame is empty or of a kind this version does not know")

@@ -8,7 +8,7 @@ converted and what is mandatory, so there is one rule a type and not one functio
     enum                           its value, which must be a known one and never 0
     dataclass                      its message, mandatory
     X | None                       absent is None
-    tuple[X, ...], dict[str, X]    repeated, map
+    tuple[X, ...], dict[K, X]      repeated, map with keys of text or unsigned integers
 
 Every text, byte string and list has a bound, by field name; SHA-256 digests are 64 lower-case hex digits. Unknown
 fields are ignored, so that a newer peer may say more. Whatever breaks a rule, in either direction, raises
@@ -64,9 +64,12 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.IntentCancellation: rollout_pb2.IntentCancellation,
     s.TrustMetadata: rollout_pb2.TrustMetadata,
     s.HealthPing: rollout_pb2.HealthPing,
+    s.Quote: rollout_pb2.Quote,
+    s.AttestationAnswer: rollout_pb2.AttestationAnswer,
     s.HealthAck: rollout_pb2.HealthAck,
     s.AuthorityDown: rollout_pb2.AuthorityDown,
     s.HealthPingAnswer: rollout_pb2.HealthPingAnswer,
+    s.SlotContent: report_pb2.SlotContent,
     s.DeviceOutcome: report_pb2.DeviceOutcome,
     s.OutcomeReport: report_pb2.OutcomeReport,
     s.SnapshotReport: report_pb2.SnapshotReport,
@@ -83,6 +86,7 @@ _MESSAGES: Mapping[type, type[Message]] = {
     t.TelemetryUploadAnswer: telemetry_pb2.TelemetryUploadAnswer,
     e.Enrolment: enrolment_pb2.Enrolment,
     e.JoinRequest: enrolment_pb2.JoinRequest,
+    e.TpmEvidence: enrolment_pb2.TpmEvidence,
     e.IssuedCertificate: enrolment_pb2.IssuedCertificate,
     e.JoinResponse: enrolment_pb2.JoinResponse,
     e.RenewalRequest: enrolment_pb2.RenewalRequest,
@@ -112,6 +116,7 @@ _MAY_BE_EMPTY: Mapping[type, frozenset[str]] = {
 _MAX_TEXT_BYTES = 512
 _MAX_LENGTH_BYTES: Mapping[str, int] = {
     "reason": 1000,
+    "refused": 1000,
     "evidence": 4096,
     "detail": 4096,
     "text": 8192,
@@ -133,6 +138,7 @@ _MAX_COUNT = 1024
 _MAX_COUNTS: Mapping[str, int] = {
     "signatures": 16,
     "intermediates": 2,
+    "slots": 4,
     "devices": 10_000,
     "stores": 10_000,
     "holds": 10_000,
@@ -141,6 +147,7 @@ _MAX_COUNTS: Mapping[str, int] = {
     "local_pauses": 1024,
     "roots": 64,
     "delegated": 64,
+    "pcrs": 24,
     "lines": 500,
     "batches": t.MAX_BATCHES,
 }

@@ -26,6 +26,7 @@ from wavemesh.errors import LocalError
 from wavemesh.identity.certificates import MAX_CHAIN_CERTIFICATES, authority_scope, fleet_uri
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, PRIVATE_MODE, PUBLIC_MODE
+from wavemesh.identity.keys import key_pem
 from wavemesh.identity.nodes import NodeId, Role, is_within
 from wavemesh.runtime.durable import write_file
 
@@ -276,12 +277,6 @@ def write_node(
     write_file(directory / CERTIFICATE_FILE, certificates_pem([certificate, *issuer.chain]))
     write_file(directory / CA_FILE, certificates_pem([issuer.root]))
     return NodeCredentials.load(directory)
-
-
-def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
-    """A private key as it is kept in a file: PKCS#8, encrypted where there is a passphrase."""
-    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 def certificates_pem(certificates: Sequence[x509.Certificate]) -> bytes:

@@ -7,6 +7,8 @@ or certificate is wrong must still start, run and roll back; tiers that want to 
 
 from __future__ import annotations
 
+import logging
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,25 +16,23 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from grpc import experimental
 
 from wavemesh.errors import LocalError, PeerError
 from wavemesh.identity.authorities import Authorities
 from wavemesh.identity.certificates import CERTIFICATE_ERRORS, MAX_CA_CERTIFICATES, is_root, validity_problem
 from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, pair_directory
+from wavemesh.identity.keys import CredentialsError, SoftwareKeys, refers_to_tpm
 
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from wavemesh.identity.keys import Keys
     from wavemesh.identity.nodes import NodeId
 
+_LOG = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 256 * 1024
-
-
-class CredentialsError(LocalError):
-    """A file of this node's identity is missing, malformed, expired or does not fit the others."""
-
-    reason = "CREDENTIALS"
 
 
 class Credentials(Protocol):
@@ -80,20 +80,28 @@ class NodeCredentials:
     _ca_pem: bytes
 
     @classmethod
-    def load(cls, directory: Path) -> NodeCredentials:
+    def load(cls, directory: Path, keys: Keys | None = None) -> NodeCredentials:
         """Read the pair in use (node.key; node.crt, leaf first, then intermediates) and ca.crt.
 
-        Raises CredentialsError, IdentitySwitchError.
+        ``keys`` says where the key lives, by default in its file. Raises CredentialsError, IdentitySwitchError.
         """
         pair = pair_directory(directory)
         files = pair / KEY_FILE, pair / CERTIFICATE_FILE, directory / CA_FILE
-        return cls.parse(files, *map(_read, files))
+        key_data, chain_pem, ca_pem = map(_read, files)
+        return cls.parse(files, key_data, chain_pem, ca_pem, keys)
 
     @classmethod
-    def parse(cls, files: tuple[Path, Path, Path], key_pem: bytes, chain_pem: bytes, ca_pem: bytes) -> NodeCredentials:
+    def parse(
+        cls,
+        files: tuple[Path, Path, Path],
+        key_data: bytes,
+        chain_pem: bytes,
+        ca_pem: bytes,
+        keys: Keys | None = None,
+    ) -> NodeCredentials:
         """The same of bytes that are, or will be, in those files; raises CredentialsError."""
         key_file, certificate_file, ca_file = files
-        key = _parse_key(key_file, key_pem)
+        key = (keys or SoftwareKeys()).load(key_file, key_data)
         leaf, *chain = _parse_certificates(certificate_file, chain_pem)
         # Whom to trust is for ca.crt alone to say: what came with the leaf may link to an anchor, never be one.
         intermediates = [certificate for certificate in chain if not is_root(certificate)]
@@ -107,7 +115,7 @@ class NodeCredentials:
         except PeerError as error:
             msg = f"{certificate_file} does not fit {ca_file}: {error}; enrol the node again"
             raise CredentialsError(msg) from error
-        return cls(node_id, leaf, tuple(intermediates), known, key, key_pem, chain_pem, ca_pem)
+        return cls(node_id, leaf, tuple(intermediates), known, key, key_data, chain_pem, ca_pem)
 
     def __repr__(self) -> str:
         """Never show the key."""
@@ -152,7 +160,7 @@ class NodeCredentials:
             raise CredentialsError(msg)
 
     def sign(self, data: bytes) -> bytes:
-        """ECDSA P-256 with SHA-256, ASN.1 DER."""
+        """ECDSA P-256 with SHA-256, ASN.1 DER. Raises LocalError where the key lives in hardware."""
         return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
 
     def server_credentials(self) -> grpc.ServerCredentials:
@@ -167,9 +175,30 @@ class NodeCredentials:
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a channel to a server of this fleet. Which node it is, the caller pins by ``NodeId.dns_name``."""
-        return grpc.ssl_channel_credentials(
-            root_certificates=self._ca_pem, private_key=self._key_pem, certificate_chain=self._chain_pem
-        )
+        if not refers_to_tpm(self._key_pem):
+            return grpc.ssl_channel_credentials(
+                root_certificates=self._ca_pem, private_key=self._key_pem, certificate_chain=self._chain_pem
+            )
+        with warnings.catch_warnings():
+            # An experimental part of grpcio; tests/integration/test_grpc_traps.py holds what is relied on.
+            warnings.simplefilter("ignore", experimental.ExperimentalApiWarning)
+            signing: grpc.ChannelCredentials = experimental.ssl_channel_credentials_with_custom_signer(
+                private_key_sign_fn=self._sign_handshake,
+                root_certificates=self._ca_pem,
+                certificate_chain=self._chain_pem,
+            )
+        return signing
+
+    def _sign_handshake(self, data: bytes, algorithm: object, _: object) -> bytes:
+        """Called on a thread of gRPC; what it raises ends the handshake. Not all who dial hear why: the log has it."""
+        if algorithm != experimental.PrivateKeySignatureAlgorithm.ECDSA_SECP256R1_SHA256:
+            msg = f"TLS wants a signature by {algorithm}, the key is P-256"
+            raise RuntimeError(msg)
+        try:
+            return self.sign(data)
+        except LocalError as error:
+            _LOG.error("no connection: %s", error)
+            raise
 
 
 def _read(path: Path) -> bytes:
@@ -183,18 +212,6 @@ def _read(path: Path) -> bytes:
         msg = f"{path} is larger than {_MAX_FILE_BYTES} bytes: not a file of a node's identity"
         raise CredentialsError(msg)
     return data
-
-
-def _parse_key(path: Path, pem: bytes) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
-        msg = f"{path} is not an unencrypted private key in PEM (PKCS#8): {error}"
-        raise CredentialsError(msg) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        msg = f"{path} is not an EC P-256 key: create it anew"
-        raise CredentialsError(msg)
-    return key
 
 
 def _parse_certificates(path: Path, pem: bytes) -> list[x509.Certificate]:

@@ -1,4 +1,4 @@
-"""Keys and certificate requests: how a node asks for a certificate, and what an issuer takes from the asking.
+"""Certificate requests: how a node asks for a certificate, and what an issuer takes from the asking.
 
 A request (PKCS#10) proves that who asks has the key; its names count for nothing, as a node's name and binding come
 from its enrolment or from the certificate it renews.
@@ -7,7 +7,6 @@ from its enrolment or from the certificate it renews.
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -24,22 +23,6 @@ class BadCsrError(PeerError):
     """A certificate request is malformed, too large, not of a P-256 key, or its signature does not fit."""
 
     reason = "BAD_CSR"
-
-
-class Keys(Protocol):
-    """Where a node's keys are made. Software here; a TPM or a token may take its place."""
-
-    def create(self) -> ec.EllipticCurvePrivateKey:
-        """A new P-256 key."""
-        ...
-
-
-class SoftwareKeys:
-    """Keys in memory, kept in files."""
-
-    def create(self) -> ec.EllipticCurvePrivateKey:
-        """A new P-256 key."""
-        return ec.generate_private_key(ec.SECP256R1())
 
 
 def make_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:

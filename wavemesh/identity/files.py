@@ -8,6 +8,9 @@
 Installing: directory, key, certificate, each flushed; then ``current`` in one rename; then the old pair is removed. Cut
 before the rename the old pair is whole and in use, after it the new one. What a cut leaves lying about is removed by
 the next installation.
+
+A key's file holds the key, or refers to one in a TPM (``keys.py``). As nothing of such a key stays in the TPM, removing
+the file is its end, and what is said of cuts is true of it too.
 """
 
 from __future__ import annotations
@@ -52,14 +55,14 @@ def pair_directory(directory: Path) -> Path:
     return directory / name
 
 
-def install_pair(directory: Path, name: str, key_pem: bytes, chain_pem: bytes, disk: Disk) -> None:
+def install_pair(directory: Path, name: str, key_data: bytes, chain_pem: bytes, disk: Disk) -> None:
     """Make that key and certificate chain the pair in use; ``name`` is the serial in hex. Raises DiskFaultError."""
     before = pair_directory(directory)
     pair = directory / f"pair-{name}"
     if pair == before:
         return
     disk.make_dir(pair)
-    disk.write_atomic(pair / KEY_FILE, key_pem, PRIVATE_MODE)
+    disk.write_atomic(pair / KEY_FILE, key_data, PRIVATE_MODE)
     disk.write_atomic(pair / CERTIFICATE_FILE, chain_pem, PUBLIC_MODE)
     disk.write_atomic(directory / CURRENT_FILE, f"{pair.name}\n".encode(), PUBLIC_MODE)
     _remove_others(directory, pair, disk)

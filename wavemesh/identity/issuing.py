@@ -85,6 +85,12 @@ class NoAuthorityError(NotFoundError):
     reason = "NO_AUTHORITY"
 
 
+class NotAttestedError(ForbiddenError):
+    """The key of the request is not proven to live in the TPM it has to: none was shown, or another one."""
+
+    reason = "NOT_ATTESTED"
+
+
 class IssueRefusedError(PeerError):
     """Who issues certificates refused; ``details["reason"]`` says why."""
 
@@ -103,6 +109,7 @@ _REFUSALS: dict[str, type[PeerError]] = {
         IssuerClockError,
         NoAuthorityError,
         BadCsrError,
+        NotAttestedError,
     )
 }
 

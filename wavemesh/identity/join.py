@@ -1,8 +1,9 @@
 """A node without a certificate joins: ``python -m wavemesh.identity.join --dir DIR --token-file FILE``.
 
-Needs the base dependencies alone. The key is made and kept here before anybody is asked, so that after a lost answer
-or a cut the same command gets the same certificate. The token's root is the only authority believed; the secret leaves
-over a connection that the node's own parent has proved itself on. What is laid into DIR, the pair in use last:
+Needs the base dependencies alone. With ``--tcti`` the key is made in a TPM and stays there (``tpmkeys.py``). The key is
+made and kept here before anybody is asked, so that after a lost answer or a cut the same command gets the same
+certificate. The token's root is the only authority believed; the secret leaves over a connection that the node's own
+parent has proved itself on. What is laid into DIR, the pair in use last:
 
     trust/root.json       the TUF root that the token names by its digest
     config.toml           a starting configuration, where there is none
@@ -22,18 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from wavemesh.codec.statements import from_proto, to_proto
 from wavemesh.errors import ConflictError, LinkDownError, LocalError, WavemeshError
+from wavemesh.identity.attestation import ATTESTATION_KEY_ATTRIBUTES, PCRS, point_of, public_key
 from wavemesh.identity.authorities import Authorities
-from wavemesh.identity.binding import binding_of
-from wavemesh.identity.ca import certificates_pem, key_pem
+from wavemesh.identity.binding import MAX_PCRS, binding_of
+from wavemesh.identity.ca import certificates_pem
 from wavemesh.identity.certificates import load_certificate, validity_problem
-from wavemesh.identity.csr import SoftwareKeys, make_request
+from wavemesh.identity.csr import make_request
 from wavemesh.identity.files import CA_FILE, PRIVATE_MODE, PUBLIC_MODE, install_pair
-from wavemesh.identity.live import BadIssueError, CertificateClockError, verify_issued
+from wavemesh.identity.keys import CredentialsError, SoftwareKeys
+from wavemesh.identity.live import BadIssueError, CertificateClockError, check_attested, verify_issued
 from wavemesh.identity.nodes import Role
 from wavemesh.identity.tokens import MAX_TOKEN_CHARACTERS, BadTokenError, parse_token
 from wavemesh.runtime.clock import SystemClock
@@ -47,8 +48,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
 
-    from wavemesh.identity.csr import Keys
+    from wavemesh.identity.keys import Keys
     from wavemesh.identity.nodes import NodeId
     from wavemesh.identity.tokens import Token
     from wavemesh.runtime.clock import Clock
@@ -83,6 +85,10 @@ class Joining:
     token: Token
     addresses: Sequence[str] = ()
     listen: str = DEFAULT_LISTEN
+    tcti: str = ""
+    """Where the TPM is that is to hold the key; empty for a key in a file."""
+    pcrs: Sequence[int] = ()
+    """PCRs that no release changes, for the certificate to bind; by default the firmware's and secure boot's."""
 
     async def run(self, clock: Clock, keys: Keys | None = None, disk: Disk | None = None) -> Joined:
         """Join. Raises PeerError, LocalError; run again, it goes on where it stopped."""
@@ -94,18 +100,32 @@ class Joining:
             return self._joined(again=True)
         root = load_certificate(self.token.root)
         self._check_clock(root, clock)
-        key = self._key(identity / _PENDING_KEY, keys or SoftwareKeys(), disk)
-        response, address = await self._ask(root, key)
+        keys = keys or self._keys(identity, disk)
+        key = self._key(identity / _PENDING_KEY, keys, disk)
+        request = self._request(key, keys)
+        response, address = await self._ask(root, request)
         chain = verify_issued(Authorities([root]), self.token.node, key, response.issued, clock.now())
         if hashlib.sha256(response.trust_root).hexdigest() != self.token.trust_root_sha256:
             msg = f"{address} gave another TUF root than the one the token names; make the token anew"
             raise BadIssueError(msg)
+        check_attested(chain[0], _attestation_key(request))
         self._lay(response, chain[0], address, disk)
         disk.write_atomic(identity / CA_FILE, certificates_pem([root]), PUBLIC_MODE)
-        install_pair(identity, f"{chain[0].serial_number:x}", key_pem(key), certificates_pem(chain), disk)
+        install_pair(identity, f"{chain[0].serial_number:x}", keys.keep(key), certificates_pem(chain), disk)
         disk.write_atomic(identity / _JOINED, mark.encode(), PRIVATE_MODE)
         disk.remove(identity / _PENDING_KEY)
         return self._joined(again=False, until=chain[0].not_valid_after_utc.isoformat())
+
+    def _keys(self, identity: Path, disk: Disk) -> Keys:
+        if not self.tcti:
+            return SoftwareKeys()
+        if self.token.node.role is not Role.DEVICE:
+            msg = f"{self.token.node.path} serves, and servers sign with keys in files alone; join without --tcti"
+            raise CredentialsError(msg)
+        from wavemesh.identity.tpm import Tpm
+        from wavemesh.identity.tpmkeys import DEFAULT_PCRS, TpmKeys
+
+        return TpmKeys(Tpm(self.tcti), identity, disk, self.pcrs or DEFAULT_PCRS)
 
     def _joined(self, *, again: bool, until: str = "") -> Joined:
         return Joined(self.token.node, until, again, self.directory / "config.toml")
@@ -119,18 +139,19 @@ class Joining:
 
     def _key(self, path: Path, keys: Keys, disk: Disk) -> ec.EllipticCurvePrivateKey:
         """The key that is to have the certificate: durable before anybody is asked."""
-        pem = _read(path)
-        if pem is None:
-            key = keys.create()
-            disk.write_atomic(path, key_pem(key), PRIVATE_MODE)
-            return key
-        kept = load_pem_private_key(pem, password=None)
-        if not isinstance(kept, ec.EllipticCurvePrivateKey):
-            msg = f"{path} is not the key that an earlier attempt left; remove it and ask for a new token"
-            raise BadIssueError(msg)
-        return kept
+        kept = _read(path)
+        if kept is not None:
+            return keys.load(path, kept)
+        key = keys.create()
+        disk.write_atomic(path, keys.keep(key), PRIVATE_MODE)
+        return key
 
-    async def _ask(self, root: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> tuple[JoinResponse, str]:
+    def _request(self, key: ec.EllipticCurvePrivateKey, keys: Keys) -> JoinRequest:
+        node = self.token.node
+        csr = make_request(key, node.name)
+        return JoinRequest(node.fleet, node.path, self.token.secret, csr, keys.evidence(key, csr))
+
+    async def _ask(self, root: x509.Certificate, request: JoinRequest) -> tuple[JoinResponse, str]:
         """Ask at each address until one can be reached."""
         addresses = tuple(self.addresses) or self.token.addresses
         if not addresses:
@@ -138,8 +159,6 @@ class Joining:
                 f"the token of {self.token.node.path} has no address; say where its parent listens: --address HOST:PORT"
             )
             raise NoAddressError(msg)
-        node = self.token.node
-        request = JoinRequest(node.fleet, node.path, self.token.secret, make_request(key, node.name))
         for address in addresses[:-1]:
             try:
                 return await self._ask_at(address, root, request), address
@@ -182,9 +201,10 @@ class Joining:
             return f"listen = {json.dumps(self.listen)}\nparent = {json.dumps(parent)}\n"
         bound = binding_of(leaf)
         words = ("", "") if bound is None else (bound.device_class, bound.hardware_revision)
+        identity = f'\n[identity]\nkey = "tpm"\ntcti = {json.dumps(self.tcti)}\n' if self.tcti else ""
         return (
             f"[device]\ndevice_class = {json.dumps(words[0])}\nhardware_revision = {json.dumps(words[1])}\n\n"
-            f"[hub]\naddress = {json.dumps(parent)}\n"
+            f"[hub]\naddress = {json.dumps(parent)}\n{identity}"
         )
 
 
@@ -199,6 +219,12 @@ def read_token(path: Path) -> Token:
     return parse_token(text)
 
 
+def _attestation_key(request: JoinRequest) -> bytes:
+    """The attestation key that was shown, as a certificate binds it; empty for none."""
+    evidence = request.evidence
+    return b"" if evidence is None else point_of(public_key(evidence.attestation_public, ATTESTATION_KEY_ATTRIBUTES))
+
+
 def _read(path: Path) -> bytes | None:
     with disk_errors(path):
         return path.read_bytes() if path.exists() else None
@@ -211,9 +237,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--token-file", type=Path, required=True, help="the token, as `edgectl node token` printed it")
     parser.add_argument("--address", action="append", default=[], help="where the parent listens for joins; repeatable")
     parser.add_argument("--listen", default=DEFAULT_LISTEN, help="where a store hub is to listen")
+    parser.add_argument("--tcti", default="", help="make the key in the TPM 2.0 there, as device:/dev/tpmrm0")
+    parser.add_argument(
+        "--pcr",
+        action="append",
+        type=int,
+        choices=PCRS,
+        default=[],
+        metavar="N",
+        help=f"a PCR that no release changes, for the certificate to bind; repeatable, at most {MAX_PCRS}; 0 and 7",
+    )
     options = parser.parse_args(arguments)
+    if len(options.pcr) > MAX_PCRS:
+        parser.error(f"at most {MAX_PCRS} --pcr")
     try:
-        joining = Joining(options.dir, read_token(options.token_file), options.address, options.listen)
+        token = read_token(options.token_file)
+        joining = Joining(options.dir, token, options.address, options.listen, options.tcti, options.pcr)
         joined = asyncio.run(joining.run(SystemClock()))
     except WavemeshError as error:
         sys.stderr.write(f"join: {error.details.get('reason', error.reason)}: {error}\n")

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import grpc
 
 from wavemesh.errors import PeerError
-from wavemesh.identity.ca import certificates_pem, key_pem
+from wavemesh.identity.binding import binding_of
+from wavemesh.identity.ca import certificates_pem
 from wavemesh.identity.certificates import load_certificate, validity_problem
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, install_pair
+from wavemesh.identity.keys import SoftwareKeys
 from wavemesh.runtime.durable import Disk
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from wavemesh.identity.authorities import Authorities
+    from wavemesh.identity.keys import Keys
     from wavemesh.identity.nodes import NodeId
     from wavemesh.trust.enrolments import IssuedCertificate
 
@@ -70,20 +73,35 @@ def verify_issued(
     return chain
 
 
+def check_attested(certificate: x509.Certificate, attestation_key: bytes) -> None:
+    """Raise BadIssueError unless the certificate binds that attestation key (a point; empty for none)."""
+    if _attestation_key(certificate) != attestation_key:
+        msg = "the new certificate does not bind this node's attestation key; update the hubs above it first"
+        raise BadIssueError(msg)
+
+
+def _attestation_key(certificate: x509.Certificate) -> bytes:
+    binding = binding_of(certificate)
+    return b"" if binding is None or binding.attestation is None else binding.attestation.key
+
+
 class LiveCredentials:
     """Implements ``Credentials``; the pair in use is kept in ``directory``."""
 
-    def __init__(self, directory: Path, first: NodeCredentials, disk: Disk) -> None:
+    def __init__(self, directory: Path, first: NodeCredentials, disk: Disk, keys: Keys) -> None:
         """Use ``load``."""
         self._directory = directory
         self._disk = disk
+        self.keys = keys
+        """Where this node's keys live."""
         self._current = first
         self._authorities = first.authorities
 
     @classmethod
-    def load(cls, directory: Path, disk: Disk | None = None) -> LiveCredentials:
-        """Read the pair in use; raises CredentialsError, IdentitySwitchError."""
-        return cls(directory, NodeCredentials.load(directory), disk or Disk())
+    def load(cls, directory: Path, disk: Disk | None = None, keys: Keys | None = None) -> LiveCredentials:
+        """Read the pair in use; ``keys`` as for NodeCredentials. Raises CredentialsError, IdentitySwitchError."""
+        keys = keys or SoftwareKeys()
+        return cls(directory, NodeCredentials.load(directory, keys), disk or Disk(), keys)
 
     @property
     def current(self) -> NodeCredentials:
@@ -107,10 +125,11 @@ class LiveCredentials:
         """
         chain = verify_issued(self._authorities, self.node_id, key, issued, now)
         leaf = chain[0]
+        check_attested(leaf, _attestation_key(self._current.certificate))
         files = self._directory / KEY_FILE, self._directory / CERTIFICATE_FILE, self._directory / CA_FILE
-        pems = key_pem(key), certificates_pem(chain)
-        parsed = NodeCredentials.parse(files, *pems, self._current.ca_pem)
-        install_pair(self._directory, f"{leaf.serial_number:x}", *pems, self._disk)
+        pair = self.keys.keep(key), certificates_pem(chain)
+        parsed = NodeCredentials.parse(files, *pair, self._current.ca_pem, self.keys)
+        install_pair(self._directory, f"{leaf.serial_number:x}", *pair, self._disk)
         self._current = parsed
 
     def server_credentials(self) -> grpc.ServerCredentials:

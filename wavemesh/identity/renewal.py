@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import LinkDownError, LocalError, PeerError
 from wavemesh.identity.binding import issued_at, renew_at
-from wavemesh.identity.csr import SoftwareKeys, make_request
+from wavemesh.identity.csr import make_request
 from wavemesh.identity.issuing import refusal
 from wavemesh.session.pump import full_jitter
 from wavemesh.trust.enrolments import IssueAnswer, IssuedCertificate, RenewalRequest
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from random import Random
 
-    from wavemesh.identity.csr import Keys
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     from wavemesh.identity.live import LiveCredentials
     from wavemesh.runtime.clock import Clock
 
@@ -70,16 +71,16 @@ class Renewal:
         upstream: SessionUp,
         clock: Clock,
         rng: Random,
-        keys: Keys | None = None,
         obtain: Callable[[bytes, str], Awaitable[IssuedCertificate]] | None = None,
         allowed: Callable[[], bool] = lambda: True,
         renewed: Callable[[], None] = lambda: None,
+        failed: Callable[[Exception], None] = lambda _: None,
         floor: Callable[[], datetime | None] = lambda: None,
         options: RenewalOptions = RenewalOptions(),
     ) -> None:
         """``obtain`` gets a certificate for a request and a wave, by default over the session; ``allowed`` says whether
-        this is a moment for it; ``renewed`` is called once another certificate is in use. ``floor`` is a
-        time that has passed for certain: it stands in for a clock that is behind it.
+        this is a moment for it; ``renewed`` is called once another certificate is in use, ``failed`` with why an
+        attempt brought none. ``floor`` is a time that has passed for certain: it stands in for a clock behind it.
         """
         self._live = live
         self._upstream = upstream
@@ -88,10 +89,10 @@ class Renewal:
         self._share = rng.random()
         self.issued_at: datetime = issued_at(live.current.certificate)
         """When the certificate in use was issued."""
-        self._keys = keys or SoftwareKeys()
-        self._obtain = obtain or self._ask
+        self._obtain = obtain
         self._allowed = allowed
         self._renewed = renewed
+        self._failed = failed
         self._floor = floor
         self._options = options
         self._wanted = ""
@@ -121,12 +122,15 @@ class Renewal:
                 delay_s = full_jitter(self._options.retry_max_s, self._options.retry_min_s, attempt, self._rng.uniform)
                 attempt += 1
                 _LOG.warning("certificate not renewed: %s; again in %.1f s", error or "no answer", delay_s)
+                self._failed(error)
                 await self._pause(delay_s)
 
     async def renew(self, wave_id: str = "") -> None:
         """Renew now. Raises PeerError, LocalError, TimeoutError; the certificate in use stays when it does."""
-        key = self._keys.create()
-        issued = await self._obtain(make_request(key, self._live.node_id.name), wave_id)
+        # A key in hardware may take its time: the loop does not wait for it.
+        key = await asyncio.to_thread(self._live.keys.create)
+        csr = await asyncio.to_thread(make_request, key, self._live.node_id.name)
+        issued = await (self._obtain(csr, wave_id) if self._obtain is not None else self._ask(key, csr, wave_id))
         self._live.install(key, issued, self._now())
         self.issued_at = issued_at(self._live.current.certificate)
         if wave_id:
@@ -158,10 +162,14 @@ class Renewal:
         except TimeoutError:
             return
 
-    async def _ask(self, csr: bytes, wave_id: str) -> IssuedCertificate:
+    async def _ask(self, key: ec.EllipticCurvePrivateKey, csr: bytes, wave_id: str) -> IssuedCertificate:
         """Ask the authority of the region, through the parent."""
-        request = RenewalRequest(self._live.node_id.path, csr, self._clock.now(), wave_id)
-        body = encode(sign_as_node(request, self._live))
+        evidence = await asyncio.to_thread(self._live.keys.evidence, key, csr)
+        if evidence is not None:
+            # What was booted is the device's health to say, and changes no certificate.
+            evidence = replace(evidence, quote=None)
+        request = RenewalRequest(self._live.node_id.path, csr, self._clock.now(), wave_id, evidence)
+        body = encode(await asyncio.to_thread(sign_as_node, request, self._live))
         answer = decode(IssueAnswer, await self._upstream.ask("renew", body, ASK_TIMEOUT_S))
         if answer.issued is None:
             raise refusal(answer.refused, answer.detail)

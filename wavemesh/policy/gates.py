@@ -189,10 +189,10 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.PREFLIGHT, Stage.STAGING),
     ),
     Gate.DUAL_PARTITION: GateNotes(
-        "The device has no second slot that an update could be written to.",
+        "The device has no second slot that an update could be written to, or it does not keep what is written.",
         "Re-image the device with two slots, or take it out of the cohort.",
         _F,
-        (Stage.PREFLIGHT,),
+        (Stage.PREFLIGHT, Stage.ARM),
     ),
     Gate.PERIPHERAL: GateNotes(
         "A peripheral check of the policy failed.",
@@ -201,10 +201,10 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.PREFLIGHT, Stage.TRIAL),
     ),
     Gate.VENDOR: GateNotes(
-        "A vendor probe of the release failed in the trial.",
-        "Read the probe's output in the evidence; ask the vendor; hold the release.",
-        _F,
-        (Stage.TRIAL,),
+        "A vendor hook of the device failed before the reboot, or a vendor probe of the release in the trial.",
+        "Read the output in the evidence and ask the vendor; after a trial, hold the release.",
+        _T,
+        (Stage.PREFLIGHT, Stage.ARM, Stage.TRIAL),
     ),
     Gate.BOOT_PROBE: GateNotes(
         "The boot probe failed on the staged slot or after booting it.",
@@ -232,10 +232,10 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.ARM, Stage.TRIAL),
     ),
     Gate.ATTESTATION: GateNotes(
-        "The TPM's quote does not match what was enrolled or released.",
-        "Treat the device as tampered with until it is enrolled again.",
+        "The TPM's quote does not match what was enrolled or released, or the TPM does not answer.",
+        "The evidence names the PCR or the TPM. Treat the device as tampered with until it is enrolled again.",
         _F,
-        (Stage.PREFLIGHT, Stage.TRIAL),
+        (Stage.PREFLIGHT, Stage.ARM, Stage.TRIAL),
     ),
     Gate.CHECKSUM: GateNotes(
         "Bytes received or written do not have the signed SHA-256.",
@@ -283,8 +283,8 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.SEED, Stage.ORDER, Stage.PREFLIGHT),
     ),
     Gate.CONFIG_VERSION: GateNotes(
-        "The device's config is older than the firmware requires.",
-        "Roll out the config first.",
+        "Firmware and config that would run together do not fit: one is older than the other requires.",
+        "Roll out the other first, or both together.",
         _F,
         (Stage.PREFLIGHT, Stage.ARM),
     ),
@@ -301,8 +301,8 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.TRIAL,),
     ),
     Gate.BYTE_BUDGET: GateNotes(
-        "Moving the artifact would exceed the store's byte budget for this period.",
-        "Wait for the next period, raise the budget, or offer a delta.",
+        "Moving the artifact would exceed the store's byte budget for this period; or a device got too few bytes.",
+        "Wait for the next period, raise the budget, or offer a delta. On a device: look at its hub and its link.",
         _T,
         (Stage.SEED, Stage.STAGING),
     ),

@@ -2,6 +2,8 @@
 
 Upwards in the class tree decides the code: the first row of ``_CODES`` whose class matches. The class's ``reason`` and
 the error's ``details`` travel as ErrorInfo; a reader that does not know the reason still gets the right base class.
+What a peer sends as status is as hostile as all else it sends: parts that cannot be read are passed over, and a word
+that is no gate refuses nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, cast
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import (  # type: ignore[import-untyped]  # googleapis-common-protos ships no types
     error_details_pb2,
     status_pb2,
@@ -28,6 +30,7 @@ from wavemesh.errors import (
     PeerError,
     WavemeshError,
 )
+from wavemesh.policy.gates import BadGateError, parse_gate
 from wavemesh.session.faults import SupersededError
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ DOMAIN = "wavemesh"
 STATUS_KEY = "grpc-status-details-bin"
 DEFAULT_RETRY_S = 1.0
 _MAX_DETAIL_CHARACTERS = 1000
+# Details become keyword arguments of an error; these are its own.
+_NO_DETAILS = frozenset({"self", "message", "gate", "retry_after_s"})
 
 _CODES: tuple[tuple[type[WavemeshError], grpc.StatusCode], ...] = (
     (LinkDownError, grpc.StatusCode.UNAVAILABLE),
@@ -114,17 +119,15 @@ def error_from_rpc(error: AioRpcError) -> WavemeshError:
 def error_from_status(code: grpc.StatusCode, text: str, status: status_pb2.Status | None) -> WavemeshError:
     """The error behind a code, its text and, where the peer sent them, its details."""
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    for detail in status.details if status is not None else ():
-        for message in (info, retry):
-            if detail.Is(message.DESCRIPTOR):
-                detail.Unpack(message)
-    details = dict(info.metadata)
+    for message in (info, retry):
+        _unpack(status, message)
+    details = {name: value for name, value in info.metadata.items() if name not in _NO_DETAILS}
     text = text or code.name
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9 or DEFAULT_RETRY_S
         return BusyError(text, retry_after_s, **details)
-    gate = details.pop("gate", "")
-    if info.reason == GateError.reason and gate:
+    gate = info.metadata.get("gate", "")
+    if info.reason == GateError.reason and _is_gate(gate):
         return GateError(gate, text, **details)
     kind = _CLASSES.get(code)
     if kind is None:
@@ -136,12 +139,30 @@ def error_from_status(code: grpc.StatusCode, text: str, status: status_pb2.Statu
 
 def retry_after_of(error: AioRpcError) -> float | None:
     """Seconds after which the peer asked to be called again (RetryInfo), with whatever code; None if it did not."""
-    status, retry = status_in(error.trailing_metadata()), error_details_pb2.RetryInfo()
-    for detail in status.details if status is not None else ():
-        if detail.Is(retry.DESCRIPTOR):
-            detail.Unpack(retry)
-            return float(retry.retry_delay.ToNanoseconds() / 1e9)
+    retry = error_details_pb2.RetryInfo()
+    if _unpack(status_in(error.trailing_metadata()), retry):
+        return float(retry.retry_delay.ToNanoseconds() / 1e9)
     return None
+
+
+def _unpack(status: status_pb2.Status | None, message: Message) -> bool:
+    """Read the detail of that kind, if there is one that can be read."""
+    for detail in status.details if status is not None else ():
+        if detail.Is(message.DESCRIPTOR):
+            try:
+                detail.Unpack(message)
+            except DecodeError:
+                return False
+            return True
+    return False
+
+
+def _is_gate(word: str) -> bool:
+    try:
+        parse_gate(word)
+    except BadGateError:
+        return False
+    return True
 
 
 def status_in(trailing: Iterable[tuple[str, str | bytes]] | None) -> status_pb2.Status | None:

@@ -35,6 +35,7 @@ from wavemesh.session.frames import (
     MAX_ASK_BYTES,
     MAX_ASKS_IN_FLIGHT,
     MAX_BATCH_BYTES,
+    MAX_HEARTBEAT_INTERVAL_MS,
     MAX_REPORTS_PER_BATCH,
     MAX_STATUS_ENTRIES,
     MAX_UPDATES_IN_FLIGHT,
@@ -100,11 +101,15 @@ class SessionOpened:
 
 @dataclass(frozen=True, slots=True)
 class ApplyResources:
-    """Effect: verify and store, then call ``resources_applied`` with the nonce and what was refused."""
+    """Effect: verify and store, then call ``resources_applied`` with the nonce and what was refused.
+
+    ``refused`` was refused here already, for its digest.
+    """
 
     nonce: int
     changed: tuple[Resource, ...]
     removed: tuple[ResourceKey, ...]
+    refused: tuple[Rejection, ...] = ()
 
     @property
     def has_content(self) -> bool:
@@ -234,6 +239,11 @@ class ChildMachine:
             raise SessionViolationError(f"parent welcomes with report {through}, which was never sent")
         if welcome.heartbeat_interval_ms <= 0 or welcome.report_window <= 0:
             raise SessionViolationError("parent welcomes with a heartbeat interval or report window of 0")
+        if welcome.heartbeat_interval_ms > MAX_HEARTBEAT_INTERVAL_MS:
+            raise SessionViolationError(
+                f"parent welcomes with a heartbeat every {welcome.heartbeat_interval_ms} ms, at most"
+                f" {MAX_HEARTBEAT_INTERVAL_MS} are accepted: a silent one could hold this child for ever"
+            )
         if through + 1 < self._first_number:
             self._restart(
                 Ending.REPORTS_LOST, f"parent is at report {through}, had acknowledged {self._first_number - 1}"
@@ -267,7 +277,7 @@ class ChildMachine:
                 reason = "content does not match its digest"
                 refused.append(Rejection(resource.key, resource.digest, CHECKSUM_GATE, reason))
         self._refused[update.nonce] = tuple(refused)
-        self._effects.append(ApplyResources(update.nonce, tuple(genuine), update.removed))
+        self._effects.append(ApplyResources(update.nonce, tuple(genuine), update.removed, tuple(refused)))
 
     def _report_ack(self, through: int) -> None:
         if not self._acknowledged_through <= through <= self._sent_through:

@@ -3,11 +3,11 @@
 Rules.
 1. One channel per attempt, closed with it: credentials and address are read anew, and nothing of a dead connection
    piles up. A stream is opened only once the channel is ready.
-2. Coming back: at once after a restart of the log; not before the time the parent named, plus jitter; else with full
-   jitter. The attempt counter starts again once a session has lasted ``stable_s``. Where there is no common protocol
-   version somebody must be updated first: the child comes back after ``incompatible_s``, and says why it stays away.
-   Whom the parent refuses because its certificate was taken back stays away for ``revoked_retry_s`` and more: only a
-   new certificate can help.
+2. Coming back: at once after a restart of the log; not before the time the parent named, plus jitter, of which no
+   parent can make more than ``MAX_RETRY_AFTER_S`` and the jitter on it; else with full jitter. The attempt counter
+   starts again once a session has lasted ``stable_s``. Where there is no common protocol version somebody must be
+   updated first: the child comes back after ``incompatible_s``, and says why it stays away. Whom the parent refuses
+   because its certificate was taken back stays away for ``revoked_retry_s`` and more: only a new one can help.
 3. Whatever the end, unanswered asks fail with LinkDownError; reports, resources and status lose nothing.
 4. A session moves to renewed credentials without a gap worth the name: the new channel is ready before the old session
    says goodbye, asks under way are answered first, and those of the moment between wait for the new session.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from wavemesh.codec.session import decode_parent, encode_child
+from wavemesh.codec.session import MalformedFrameError, decode_parent, encode_child
 from wavemesh.errors import BusyError, LinkDownError, WavemeshError
 from wavemesh.identity.revocations import RevokedError
 from wavemesh.runtime.grpc import make_channel
@@ -37,8 +37,16 @@ from wavemesh.session.child import (
     SessionOpened,
     Settled,
 )
-from wavemesh.session.faults import AskFailedError, ProtocolVersionError
-from wavemesh.session.frames import MAX_STATUS_BYTES, Answer, ChildFrame, Goodbye, Hello, ParentFrame
+from wavemesh.session.faults import AskFailedError, ProtocolVersionError, SessionViolationError
+from wavemesh.session.frames import (
+    MAX_RETRY_AFTER_S,
+    MAX_STATUS_BYTES,
+    Answer,
+    ChildFrame,
+    Goodbye,
+    Hello,
+    ParentFrame,
+)
 from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.session.negotiation import Dialect
 from wavemesh.session.pump import Pump, StreamOverError, full_jitter
@@ -124,6 +132,10 @@ class _Stream:
         await self._upstream.perform(self, effect)
 
 
+def _log_breach(subject: str, gate: str, why: str) -> None:
+    _LOG.warning("refused %s: %s: %s", subject, gate, why)
+
+
 class SessionUpstream:
     """Keeps a session with the parent; see seams.Upstream for what each method promises."""
 
@@ -139,8 +151,13 @@ class SessionUpstream:
         rng: Random,
         software_version: str,
         options: UpstreamOptions = UpstreamOptions(),
+        breached: Callable[[str, str, str], None] = _log_breach,
     ) -> None:
-        """Dial ``address`` ("host:port"; a callable is asked before each attempt) and accept ``parent`` there alone."""
+        """Dial ``address`` ("host:port"; a callable is asked before each attempt) and accept ``parent`` there alone.
+
+        ``breached`` is told what the parent did against the protocol: subject, gate ("" if it has none), sentence.
+        """
+        self._breached = breached
         self._credentials = credentials
         self._parent = parent
         self._address = address
@@ -357,6 +374,9 @@ class SessionUpstream:
             end = machine.end or await _end_of(call)
         except grpc.aio.AioRpcError as error:
             end = _end_by(error_from_rpc(error))
+        except (SessionViolationError, MalformedFrameError) as error:
+            end = _end_by(error)
+            self._breached("session", "", end.reason)
         except WavemeshError as error:
             end = _end_by(error)
         finally:
@@ -405,6 +425,8 @@ class SessionUpstream:
                 _LOG.info("session %s with %s", effect.welcome.session_id, self._parent.path)
                 await self._sink.connected()
             case ApplyResources():
+                for one in effect.refused:
+                    self._breached(f"{one.key.type}/{one.key.name}", one.gate, one.reason)
                 rejected = await self._sink.apply(effect.changed, effect.removed) if effect.has_content else ()
                 stream.machine.resources_applied(effect.nonce, rejected)
             case Settled():
@@ -425,7 +447,7 @@ class SessionUpstream:
         options = self._options
         if end.ending is Ending.INCOMPATIBLE:
             return self._rng.uniform(options.incompatible_s / 2, options.incompatible_s)
-        wish_s = options.revoked_retry_s if end.ending is Ending.REVOKED else end.retry_after_s
+        wish_s = options.revoked_retry_s if end.ending is Ending.REVOKED else min(end.retry_after_s, MAX_RETRY_AFTER_S)
         if wish_s > 0:
             return wish_s + self._rng.uniform(0, max(options.backoff_base_s, wish_s))
         if end.ending in _AT_ONCE and attempt == 0:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from wavemesh.trust.statements import Quote  # noqa: TC001  # the codec reads the fields' types
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -29,6 +31,17 @@ class Enrolment:
 
 
 @dataclass(frozen=True, slots=True)
+class TpmEvidence:
+    """That the key of a certificate request lives in a TPM: public areas, TPM2_Certify, and a quote to join with."""
+
+    key_public: bytes
+    attestation_public: bytes
+    certified: bytes
+    certified_signature: bytes
+    quote: Quote | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JoinRequest:
     """A node without a certificate wants one. Not itself signed, but its ``csr`` is."""
 
@@ -36,6 +49,7 @@ class JoinRequest:
     node: str
     secret: bytes
     csr: bytes
+    evidence: TpmEvidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +79,7 @@ class RenewalRequest:
     csr: bytes
     issued_at: datetime
     wave_id: str = ""
+    evidence: TpmEvidence | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,6 +293,24 @@ class HealthPing:
     firmware_sha256: str
     counter: int
     authority: str
+    quote: Quote | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A TPM's signed word on its PCRs: TPMS_ATTEST, its signature, and the values, number to lower-case hex."""
+
+    quoted: bytes
+    signature: bytes
+    pcrs: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationAnswer:
+    """An authority's word on a quote: why it refuses, or empty; and what the next quote has to cover."""
+
+    refused: str = ""
+    challenge: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,11 +340,24 @@ class HealthPingAnswer:
     ack: Envelope | None
     lease_state: str
     authority_down: Envelope | None
+    attestation: AttestationAnswer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlotContent:
+    """What is on a slot of a device; without digest and version nothing on it was verified. Not itself signed."""
+
+    slot: str
+    sha256: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceOutcome:
-    """The latest outcome of one device in one wave; the highest (attempt, sequence) wins."""
+    """The latest outcome of one device in one wave; the highest (attempt, sequence) wins.
+
+    ``observed`` and ``required`` are what the gate found and what it wanted, ``slots`` what the device has on both.
+    """
 
     payload_type: ClassVar[str] = _PREFIX + "outcome.v1"
     wave_id: str
@@ -342,6 +373,9 @@ class DeviceOutcome:
     firmware_version: str
     log_sha256: str
     at: datetime
+    observed: str = ""
+    required: str = ""
+    slots: tuple[SlotContent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +451,7 @@ class DeviceStatus:
     device_class: str = ""
     hardware_revision: str = ""
     certificate_issued_at: datetime | None = None
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

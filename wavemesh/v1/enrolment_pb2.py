@@ -23,29 +23,32 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from wavemesh.v1 import rollout_pb2 as wavemesh_dot_v1_dot_rollout__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bwavemesh/v1/enrolment.proto\x12\x0bwavemesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x01\n\tEnrolment\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x19\n\x11hardware_revision\x18\x03 \x01(\t\x12\x15\n\rsecret_sha256\x18\x04 \x01(\t\x12\x19\n\x11trust_root_sha256\x18\x05 \x01(\t\x12-\n\tissued_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x0bJoinRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x04 \x01(\x0c\"h\n\x0cJoinResponse\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.wavemesh.v1.IssuedCertificate\x12\x12\n\ntrust_root\x18\x02 \x01(\x0c\x12\x14\n\x0csession_port\x18\x03 \x01(\r\"g\n\x11IssuedCertificate\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x15\n\rintermediates\x18\x02 \x03(\x0c\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"k\n\x0eRenewalRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07wave_id\x18\x04 \x01(\t\"r\n\x0bIssueAnswer\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.wavemesh.v1.IssuedCertificate\x12\x0f\n\x07refused\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x12\n\ntrust_root\x18\x04 \x01(\x0c\"\xe9\x01\n\x11\x43\x65rtificateReport\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\t\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x64\x65vice_class\x18\x05 \x01(\t\x12\x19\n\x11hardware_revision\x18\x06 \x01(\t\x12\x0f\n\x07wave_id\x18\x07 \x01(\t\x12\x15\n\rsecret_sha256\x18\x08 \x01(\t2O\n\x10\x45nrolmentService\x12;\n\x04Join\x12\x18.wavemesh.v1.JoinRequest\x1a\x19.wavemesh.v1.JoinResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bwavemesh/v1/enrolment.proto\x12\x0bwavemesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19wavemesh/v1/rollout.proto\"\xdb\x01\n\tEnrolment\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x19\n\x11hardware_revision\x18\x03 \x01(\t\x12\x15\n\rsecret_sha256\x18\x04 \x01(\t\x12\x19\n\x11trust_root_sha256\x18\x05 \x01(\t\x12-\n\tissued_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"s\n\x0bJoinRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x04 \x01(\x0c\x12*\n\x08\x65vidence\x18\x05 \x01(\x0b\x32\x18.wavemesh.v1.TpmEvidence\"\x90\x01\n\x0bTpmEvidence\x12\x12\n\nkey_public\x18\x01 \x01(\x0c\x12\x1a\n\x12\x61ttestation_public\x18\x02 \x01(\x0c\x12\x11\n\tcertified\x18\x03 \x01(\x0c\x12\x1b\n\x13\x63\x65rtified_signature\x18\x04 \x01(\x0c\x12!\n\x05quote\x18\x05 \x01(\x0b\x32\x12.wavemesh.v1.Quote\"h\n\x0cJoinResponse\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.wavemesh.v1.IssuedCertificate\x12\x12\n\ntrust_root\x18\x02 \x01(\x0c\x12\x14\n\x0csession_port\x18\x03 \x01(\r\"g\n\x11IssuedCertificate\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x15\n\rintermediates\x18\x02 \x03(\x0c\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x97\x01\n\x0eRenewalRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07wave_id\x18\x04 \x01(\t\x12*\n\x08\x65vidence\x18\x05 \x01(\x0b\x32\x18.wavemesh.v1.TpmEvidence\"r\n\x0bIssueAnswer\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.wavemesh.v1.IssuedCertificate\x12\x0f\n\x07refused\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x12\n\ntrust_root\x18\x04 \x01(\x0c\"\xe9\x01\n\x11\x43\x65rtificateReport\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\t\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x64\x65vice_class\x18\x05 \x01(\t\x12\x19\n\x11hardware_revision\x18\x06 \x01(\t\x12\x0f\n\x07wave_id\x18\x07 \x01(\t\x12\x15\n\rsecret_sha256\x18\x08 \x01(\t2O\n\x10\x45nrolmentService\x12;\n\x04Join\x12\x18.wavemesh.v1.JoinRequest\x1a\x19.wavemesh.v1.JoinResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wavemesh.v1.enrolment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENROLMENT']._serialized_start=78
-  _globals['_ENROLMENT']._serialized_end=297
-  _globals['_JOINREQUEST']._serialized_start=299
-  _globals['_JOINREQUEST']._serialized_end=370
-  _globals['_JOINRESPONSE']._serialized_start=372
-  _globals['_JOINRESPONSE']._serialized_end=476
-  _globals['_ISSUEDCERTIFICATE']._serialized_start=478
-  _globals['_ISSUEDCERTIFICATE']._serialized_end=581
-  _globals['_RENEWALREQUEST']._serialized_start=583
-  _globals['_RENEWALREQUEST']._serialized_end=690
-  _globals['_ISSUEANSWER']._serialized_start=692
-  _globals['_ISSUEANSWER']._serialized_end=806
-  _globals['_CERTIFICATEREPORT']._serialized_start=809
-  _globals['_CERTIFICATEREPORT']._serialized_end=1042
-  _globals['_ENROLMENTSERVICE']._serialized_start=1044
-  _globals['_ENROLMENTSERVICE']._serialized_end=1123
+  _globals['_ENROLMENT']._serialized_start=105
+  _globals['_ENROLMENT']._serialized_end=324
+  _globals['_JOINREQUEST']._serialized_start=326
+  _globals['_JOINREQUEST']._serialized_end=441
+  _globals['_TPMEVIDENCE']._serialized_start=444
+  _globals['_TPMEVIDENCE']._serialized_end=588
+  _globals['_JOINRESPONSE']._serialized_start=590
+  _globals['_JOINRESPONSE']._serialized_end=694
+  _globals['_ISSUEDCERTIFICATE']._serialized_start=696
+  _globals['_ISSUEDCERTIFICATE']._serialized_end=799
+  _globals['_RENEWALREQUEST']._serialized_start=802
+  _globals['_RENEWALREQUEST']._serialized_end=953
+  _globals['_ISSUEANSWER']._serialized_start=955
+  _globals['_ISSUEANSWER']._serialized_end=1069
+  _globals['_CERTIFICATEREPORT']._serialized_start=1072
+  _globals['_CERTIFICATEREPORT']._serialized_end=1305
+  _globals['_ENROLMENTSERVICE']._serialized_start=1307
+  _globals['_ENROLMENTSERVICE']._serialized_end=1386
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from wavemesh.v1 import rollout_pb2 as _rollout_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -83,6 +84,7 @@ class JoinRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     CSR_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     fleet: _builtins.str
     """The fleet, as the token names it."""
     node: _builtins.str
@@ -91,6 +93,12 @@ class JoinRequest(_message.Message):
     """The token's secret, 32 bytes."""
     csr: _builtins.bytes
     """PKCS#10 certificate request, DER; its signature proves the key. Names in it are ignored. At most 4 KiB."""
+    @_builtins.property
+    def evidence(self) -> Global___TpmEvidence:
+        """That the key lives in a TPM; absent for a key in a file. The certificate then binds the attestation key and the
+        PCRs of its quote.
+        """
+
     def __init__(
         self,
         *,
@@ -98,14 +106,55 @@ class JoinRequest(_message.Message):
         node: _builtins.str = ...,
         secret: _builtins.bytes = ...,
         csr: _builtins.bytes = ...,
+        evidence: Global___TpmEvidence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "fleet", b"fleet", "node", b"node", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "evidence", b"evidence", "fleet", b"fleet", "node", b"node", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class TpmEvidence(_message.Message):
+    """That a key lives in a TPM 2.0 beside an attestation key. What is signed covers SHA-256 of the certificate request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_PUBLIC_FIELD_NUMBER: _builtins.int
+    ATTESTATION_PUBLIC_FIELD_NUMBER: _builtins.int
+    CERTIFIED_FIELD_NUMBER: _builtins.int
+    CERTIFIED_SIGNATURE_FIELD_NUMBER: _builtins.int
+    QUOTE_FIELD_NUMBER: _builtins.int
+    key_public: _builtins.bytes
+    """TPMT_PUBLIC of the node's key, the one of the request."""
+    attestation_public: _builtins.bytes
+    """TPMT_PUBLIC of the attestation key: restricted, so that it signs nothing but what its TPM says."""
+    certified: _builtins.bytes
+    """TPMS_ATTEST of TPM2_Certify: the TPM holds the node's key."""
+    certified_signature: _builtins.bytes
+    """By the attestation key: ECDSA P-256 with SHA-256, ASN.1 DER."""
+    @_builtins.property
+    def quote(self) -> _rollout_pb2.Quote:
+        """What was booted. Needed to join; absent in a renewal, which changes neither attestation key nor PCRs."""
+
+    def __init__(
+        self,
+        *,
+        key_public: _builtins.bytes = ...,
+        attestation_public: _builtins.bytes = ...,
+        certified: _builtins.bytes = ...,
+        certified_signature: _builtins.bytes = ...,
+        quote: _rollout_pb2.Quote | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quote", b"quote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_public", b"attestation_public", "certified", b"certified", "certified_signature", b"certified_signature", "key_public", b"key_public", "quote", b"quote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmEvidence: _TypeAlias = TpmEvidence  # noqa: Y015
 
 @_typing.final
 class JoinResponse(_message.Message):
@@ -185,6 +234,7 @@ class RenewalRequest(_message.Message):
     CSR_FIELD_NUMBER: _builtins.int
     ISSUED_AT_FIELD_NUMBER: _builtins.int
     WAVE_ID_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Path of the node; MUST be the signer's."""
     csr: _builtins.bytes
@@ -197,6 +247,10 @@ class RenewalRequest(_message.Message):
     def issued_at(self) -> _timestamp_pb2.Timestamp:
         """When the node signed this, by its own clock; for people, it decides nothing."""
 
+    @_builtins.property
+    def evidence(self) -> Global___TpmEvidence:
+        """That the new key lives in the TPM whose attestation key the present certificate binds; needed where it binds one."""
+
     def __init__(
         self,
         *,
@@ -204,10 +258,11 @@ class RenewalRequest(_message.Message):
         csr: _builtins.bytes = ...,
         issued_at: _timestamp_pb2.Timestamp | None = ...,
         wave_id: _builtins.str = ...,
+        evidence: Global___TpmEvidence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["issued_at", b"issued_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "issued_at", b"issued_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "issued_at", b"issued_at", "node", b"node", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "evidence", b"evidence", "issued_at", b"issued_at", "node", b"node", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -737,6 +737,7 @@ class HealthPing(_message.Message):
     FIRMWARE_SHA256_FIELD_NUMBER: _builtins.int
     COUNTER_FIELD_NUMBER: _builtins.int
     AUTHORITY_FIELD_NUMBER: _builtins.int
+    QUOTE_FIELD_NUMBER: _builtins.int
     wave_id: _builtins.str
     """The wave."""
     device: _builtins.str
@@ -751,6 +752,10 @@ class HealthPing(_message.Message):
     """Grows with every ping of the device, across boots."""
     authority: _builtins.str
     """Whose acknowledgement is wanted: "control", "hub" or "either"."""
+    @_builtins.property
+    def quote(self) -> Global___Quote:
+        """What the device's TPM says it booted. MUST be there if the device's certificate binds an attestation key."""
+
     def __init__(
         self,
         *,
@@ -761,14 +766,67 @@ class HealthPing(_message.Message):
         firmware_sha256: _builtins.str = ...,
         counter: _builtins.int = ...,
         authority: _builtins.str = ...,
+        quote: Global___Quote | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quote", b"quote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "boot_id", b"boot_id", "counter", b"counter", "device", b"device", "firmware_sha256", b"firmware_sha256", "slot", b"slot", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "boot_id", b"boot_id", "counter", b"counter", "device", b"device", "firmware_sha256", b"firmware_sha256", "quote", b"quote", "slot", b"slot", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HealthPing: _TypeAlias = HealthPing  # noqa: Y015
+
+@_typing.final
+class Quote(_message.Message):
+    """A TPM 2.0's signed word on what its PCRs hold, SHA-256 bank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PcrsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    QUOTED_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    PCRS_FIELD_NUMBER: _builtins.int
+    quoted: _builtins.bytes
+    """TPMS_ATTEST, as signed. Its extraData is SHA-256 over the authority's last challenge and the ping's other fields."""
+    signature: _builtins.bytes
+    """By the attestation key: ECDSA P-256 with SHA-256, ASN.1 DER."""
+    @_builtins.property
+    def pcrs(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """Every PCR that is quoted: number to value, lower-case hex. At most 24."""
+
+    def __init__(
+        self,
+        *,
+        quoted: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+        pcrs: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pcrs", b"pcrs", "quoted", b"quoted", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quote: _TypeAlias = Quote  # noqa: Y015
 
 @_typing.final
 class HealthPingAnswer(_message.Message):
@@ -779,6 +837,7 @@ class HealthPingAnswer(_message.Message):
     ACK_FIELD_NUMBER: _builtins.int
     LEASE_STATE_FIELD_NUMBER: _builtins.int
     AUTHORITY_DOWN_FIELD_NUMBER: _builtins.int
+    ATTESTATION_FIELD_NUMBER: _builtins.int
     lease_state: _builtins.str
     """The store hub's word on the device's lease: "live", "paused", "halted" or "none"."""
     @_builtins.property
@@ -789,20 +848,53 @@ class HealthPingAnswer(_message.Message):
     def authority_down(self) -> _envelope_pb2.Envelope:
         """The store hub's signed word that the authority or the path to it was down: an AuthorityDown. Then ack is absent."""
 
+    @_builtins.property
+    def attestation(self) -> Global___AttestationAnswer:
+        """What became of the ping's quote, where the device's certificate binds an attestation key; else absent."""
+
     def __init__(
         self,
         *,
         ack: _envelope_pb2.Envelope | None = ...,
         lease_state: _builtins.str = ...,
         authority_down: _envelope_pb2.Envelope | None = ...,
+        attestation: Global___AttestationAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "authority_down", b"authority_down"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "attestation", b"attestation", "authority_down", b"authority_down"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "authority_down", b"authority_down", "lease_state", b"lease_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "attestation", b"attestation", "authority_down", b"authority_down", "lease_state", b"lease_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HealthPingAnswer: _TypeAlias = HealthPingAnswer  # noqa: Y015
+
+@_typing.final
+class AttestationAnswer(_message.Message):
+    """The authority's word on a quote, and what the next one has to be fresh for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSED_FIELD_NUMBER: _builtins.int
+    CHALLENGE_FIELD_NUMBER: _builtins.int
+    refused: _builtins.str
+    """Why gate "attestation" refuses, for people; then ack is absent. Empty when the quote is good, or not fresh: without
+    an ack the device pings again with a quote for this challenge.
+    """
+    challenge: _builtins.bytes
+    """16 random bytes that the next quote MUST cover."""
+    def __init__(
+        self,
+        *,
+        refused: _builtins.str = ...,
+        challenge: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge", b"challenge", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestationAnswer: _TypeAlias = AttestationAnswer  # noqa: Y015
 
 @_typing.final
 class HealthAck(_message.Message):

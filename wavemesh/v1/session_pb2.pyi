@@ -677,7 +677,7 @@ class Welcome(_message.Message):
     reports_through: _builtins.int
     """Reports of this incarnation up to this number are durable at the parent. The child goes on after it."""
     heartbeat_interval_ms: _builtins.int
-    """How often each side sends a heartbeat when it has nothing else to send, milliseconds."""
+    """How often each side sends a heartbeat when it has nothing else to send, milliseconds; 1 to 300000."""
     report_window: _builtins.int
     """How many reports the child may have unacknowledged on the wire."""
     epoch: _builtins.str
@@ -739,7 +739,9 @@ class Goodbye(_message.Message):
     reason: _builtins.str
     """Why, for people."""
     retry_after_ms: _builtins.int
-    """Do not come back before this many milliseconds have passed; 0 leaves it to back-off."""
+    """Do not come back before this many milliseconds have passed, of which a child heeds ten minutes; 0 leaves it to
+    back-off.
+    """
     def __init__(
         self,
         *,

@@ -134,3 +134,10 @@ def test_long_reasons_are_cut_where_they_are_sent() -> None:
     """A character that the cut would halve is dropped."""
     frame = decode_child(encode_child(f.Goodbye("ü" * f.MAX_REASON_BYTES)))
     assert frame == f.Goodbye("ü" * (f.MAX_REASON_BYTES // 2))
+
+
+def test_bytes_that_are_no_message_are_refused() -> None:
+    """GRPC hands over None where its deserializer failed (Q2)."""
+    for decode in (decode_child, decode_parent):
+        with pytest.raises(MalformedFrameError, match="no protobuf message"):
+            decode(None)

@@ -33,7 +33,8 @@ def strategy_of(hint: Any, name: str) -> st.SearchStrategy[Any]:  # noqa: PLR091
     if origin is tuple:
         return st.lists(strategy_of(arguments[0], name), max_size=2).map(tuple)
     if origin is dict:
-        return st.dictionaries(st.text(min_size=1, max_size=8), strategy_of(arguments[1], name), max_size=3)
+        keys = st.integers(0, 2**32 - 1) if arguments[0] is int else st.text(min_size=1, max_size=8)
+        return st.dictionaries(keys, strategy_of(arguments[1], name), max_size=3)
     if origin is types.UnionType:
         return st.none() | strategy_of(arguments[0], name)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

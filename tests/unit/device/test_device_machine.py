@@ -212,6 +212,14 @@ def test_the_first_reset_reason_counts() -> None:
     assert (step.progress.state, step.progress.gate) == (S.ROLLED_BACK, "watchdog")
 
 
+@pytest.mark.parametrize(("fall_backs", "gate"), [(0, "watchdog"), (1, "power-loss"), (2, "watchdog")])
+def test_a_bootloader_that_counts_proves_a_power_loss_by_its_first_fall_back_only(fall_backs: int, gate: str) -> None:
+    """Semantics: what ended the trial must be proven; later boots, or a count that was not saved, prove nothing."""
+    environment = replace(TRYING, trial=Trial(B2, 0, fall_backs=fall_backs))
+    step = advance(progress(S.TRIAL), started(A1, environment, ResetReason.POWER_LOSS))
+    assert [effect.outcome.gate for effect in step.effects if isinstance(effect, Persist) and effect.outcome] == [gate]
+
+
 def test_a_restarted_agent_does_not_extend_a_trial() -> None:
     trial = progress(S.TRIAL, trial_boot_id="b", trial_began_s=1.0)
     assert advance(trial, started(B2, TRYING)).progress.trial_began_s == 1.0
@@ -357,3 +365,20 @@ def test_a_new_generation_of_the_order_keeps_the_work() -> None:
     renewed = advance(staging, Ordered(replace(TARGET, order_generation=2), 0)).progress
     assert renewed.state is S.STAGING
     assert advance(staging, Ordered(replace(TARGET, release="other"), 0)).progress.state is S.PREFLIGHT
+
+
+def test_what_a_gate_found_and_wanted_reaches_the_outcome() -> None:
+    """D7: through a pause, a supervised trial and its overdue sign-off, and a rollback; and is gone with the gate."""
+    words = ("battery", "low", "5 %", "at least 40 %")
+    paused = advance(progress(S.STAGING), Obstructed(*words)).progress
+    assert (paused.observed, paused.required) == words[2:]
+    assert advance(paused, Unobstructed()).progress.observed == ""
+    failure = Unhealthy("peripheral:scanner", "none", OutcomeKind.ROLLED_BACK, "exit code 1", "exit code 0")
+    awaiting = advance(progress(S.TRIAL, target=SUPERVISED), failure).progress
+    [persist] = [one for one in advance(awaiting, SignoffOverdue()).effects if isinstance(one, Persist)]
+    assert persist.outcome is not None
+    assert (persist.outcome.kind, persist.outcome.observed) == (OutcomeKind.FAILED, "exit code 1")
+    leaving = advance(progress(S.TRIAL), failure).progress
+    [persist, *_] = [one for one in advance(leaving, started(A1, OLD)).effects if isinstance(one, Persist)]
+    assert persist.outcome is not None
+    assert (persist.outcome.observed, persist.outcome.required) == ("exit code 1", "exit code 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from device.belief import Grant, Verifier
+from device.belief import MAX_HELD_BYTES, MAX_UNPROVEN, Grant, Verifier
 from device.bootenv import Boot, SlotName
 from device.config import Telemetry
-from device.logs import DeviceLog
+from device.logs import DeviceLog, read_lines
 from device.orders import Actionable, Done, Facts, Gone, NotYet, Refused, Stopped, judge
 from device.progress import Outcome, Persist, Progress
-from device.sink import DeviceSink
-from device.state import StateFile
+from device.sink import MAX_ALERTS_PER_UPDATE, DeviceSink
+from device.state import MAX_WAVES, StateFile
 from device.store import MAX_REPORTS, DeviceStore
 from device.tracing import Tracing
 from tests.device_directory import DEVICE, HUB, digest_of, image_of
@@ -25,7 +26,7 @@ from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import GateError
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.durable import Disk
-from wavemesh.session.frames import Resource, ResourceKey
+from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.session.seams import SentMark
 from wavemesh.trust.envelope import sign_as_node, sign_statement
 from wavemesh.trust.freshness import ClockSource, check_time_trusted
@@ -38,6 +39,7 @@ from wavemesh.trust.statements import (
     OutcomeKind,
     OutcomeReport,
     Permit,
+    RevocationList,
     SnapshotReport,
     UpdateState,
     WaveState,
@@ -98,6 +100,9 @@ class Kit:
             source=ClockSource.UNCONFIRMED,
             changed=lambda: None,
         )
+
+    def log_lines(self) -> list[str]:
+        return [line.text for line in read_lines(self.path / "log", 0)]
 
     async def deliver(self, *kinds: str) -> dict[str, str]:
         """Everything the hub serves of those types; the gates of what was refused, by type."""
@@ -395,3 +400,52 @@ async def test_a_restored_device_does_not_pass_for_the_one_that_went_on(kit: Kit
 
 
 # -- revocations -------------------------------------------------------------------------------------------------------
+
+
+def forged(kind: str, name: str, content: bytes = b"x") -> Resource:
+    return Resource(ResourceKey(kind, name), ResourceVersion("e", 1), hashlib.sha256(content).hexdigest(), content)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("tuf", "metadata"), ("holds", "fleet"), ("revocations", "fleet")])
+async def test_what_there_is_one_of_has_one_name(kit: Kit, kind: str, name: str) -> None:
+    """A hub that is never asked to remove a second name could use up all the room there is (M6)."""
+    listed = RevocationList(1, (), datetime.now(UTC))
+    kit.hub.serve("revocations", "fleet", encode(sign_statement(listed, [kit.keys.control])))
+    content = kit.hub.wanted[ResourceKey(kind, name)].content
+    assert await kit.deliver() == {}
+    [rejected] = await kit.sink.apply([forged(kind, "another", content)], [])
+    assert (rejected.gate, rejected.key.name) == ("signature", "another")
+    assert sorted(one.key.name for one in kit.sink.held() if one.key.type == kind) == [name]
+
+
+async def test_what_cannot_be_verified_yet_is_kept_within_bounds(kit: Kit) -> None:
+    """M6, Q2: before metadata anybody could have made it up."""
+    many = [forged("order", f"{number}/s") for number in range(MAX_UNPROVEN + 5)]
+    assert [one.gate for one in await kit.sink.apply(many, [])] == ["byte-budget"] * 5
+    await kit.sink.apply([], [one.key for one in many])
+    large = [forged("order", f"{number}/s", bytes(1_000_000)) for number in range(MAX_HELD_BYTES // 1_000_000 + 2)]
+    assert [one.gate for one in await kit.sink.apply(large, [])] == ["byte-budget"] * 2
+    kit.open()
+    assert [one.gate for one in await kit.sink.apply([forged("order", "x/s", bytes(1_000_000))], [])] == ["byte-budget"]
+    await kit.sink.apply([], [one.key for one in large])
+    assert await kit.deliver() == {}
+
+
+async def test_a_flood_is_logged_and_told_a_few_times(kit: Kit) -> None:
+    """M6: neither the log of 24 hours nor the report log is the hub's to fill."""
+    assert await kit.deliver() == {}
+    assert len(await kit.sink.apply([forged("order", f"{number}/s") for number in range(500)], [])) == 500
+    assert len([line for line in kit.log_lines() if "refused" in line]) == MAX_ALERTS_PER_UPDATE + 1
+    assert [report.kind for report in kit.store.document.reports] == ["event"]
+
+
+def test_burned_attempts_outlast_old_orders(kit: Kit) -> None:
+    """P6: a thousand genuine orders of the past, played again, do not make a device forget what it burned."""
+    facts = replace(FACTS)
+    kit.store.persist(Progress(UpdateState.ARMED, WAVE, attempt=2), Persist(), "b" * 32, facts)
+    kit.store.close_wave("7")
+    for start in range(0, 2 * MAX_WAVES, MAX_WAVES):
+        kit.store.store_resources((), (), {f"old-{start + number}": 1 for number in range(MAX_WAVES)})
+    assert len(kit.store.document.waves) == MAX_WAVES
+    assert kit.store.burned(WAVE) == 2
+    assert kit.store.is_finished("7")

@@ -12,7 +12,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavemesh.identity.binding import BINDING_OID, MAX_WORD_CHARACTERS, Binding, binding_of, issued_at, renew_at
+from wavemesh.identity.binding import (
+    BINDING_OID,
+    MAX_PCRS,
+    MAX_WORD_CHARACTERS,
+    Attestation,
+    Binding,
+    binding_of,
+    issued_at,
+    renew_at,
+)
 from wavemesh.identity.certificates import BadCertificateError
 from wavemesh.identity.nodes import NodeId
 
@@ -50,6 +59,15 @@ def test_what_is_bound_is_read_again(device_class: str, revision: str, at: datet
     assert binding_of(certificate(bound.extension().value)) == bound
 
 
+def test_an_attestation_key_and_pcrs_are_read_again() -> None:
+    """Also with everything at its bound; without one the bytes are those of before."""
+    pcrs = tuple((number, f"{number:064x}") for number in range(MAX_PCRS))
+    longest = "\u2603" * MAX_WORD_CHARACTERS
+    bound = Binding(NOW, longest, longest, Attestation(bytes(range(65)), pcrs))
+    assert binding_of(certificate(bound.extension().value)) == bound
+    assert b"attestation" not in Binding(NOW, "a", "b").extension().value
+
+
 def test_a_certificate_without_one_says_its_start(fleet_ca: FleetCa) -> None:
     plain = certificate(None)
     assert binding_of(plain) is None
@@ -65,6 +83,9 @@ def test_a_certificate_without_one_says_its_start(fleet_ca: FleetCa) -> None:
     assert issued_at(bound) == start + timedelta(minutes=5, microseconds=3)
 
 
+WITH_KEY = Binding(NOW, "a", "b", Attestation(b"\1", ((7, "ab"),))).extension().value
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -78,6 +99,10 @@ def test_a_certificate_without_one_says_its_start(fleet_ca: FleetCa) -> None:
         Binding(NOW, "a", "b").extension().value + b" ",
         Binding(NOW, "a", "b").extension().value.replace(b'"a"', b"[1]"),
         Binding(NOW, "a", "b").extension().value.replace(b'"a"', b"123"),
+        WITH_KEY.replace(b'"01"', b'"0z"'),
+        WITH_KEY.replace(b'"7"', b'"x"'),
+        WITH_KEY.replace(b'{"7":"ab"}', b'["7","ab"]'),
+        WITH_KEY.replace(b'"key"', b'"kez"'),
     ],
 )
 def test_a_malformed_one_is_refused(value: bytes) -> None:

@@ -22,7 +22,8 @@ from wavemesh.identity.certificates import (
     load_certificate,
     verify_certificate,
 )
-from wavemesh.identity.credentials import CredentialsError, NodeCredentials
+from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.keys import CredentialsError
 from wavemesh.identity.nodes import NodeId
 
 if TYPE_CHECKING:

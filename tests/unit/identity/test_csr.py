@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from wavemesh.identity.csr import MAX_REQUEST_BYTES, BadCsrError, SoftwareKeys, key_of_request, key_sha256, make_request
+from wavemesh.identity.csr import MAX_REQUEST_BYTES, BadCsrError, key_of_request, key_sha256, make_request
+from wavemesh.identity.keys import SoftwareKeys
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes

@@ -27,6 +27,7 @@ from wavemesh.session.faults import SessionViolationError
 from wavemesh.session.frames import (
     MAX_ASKS_IN_FLIGHT,
     MAX_BATCH_BYTES,
+    MAX_HEARTBEAT_INTERVAL_MS,
     MAX_REPORT_BYTES,
     MAX_STATUS_ENTRIES,
     Answer,
@@ -139,6 +140,7 @@ def test_welcome_acknowledges_and_opens_in_this_order() -> None:
     [
         replace(WELCOME, reports_through=11),
         replace(WELCOME, heartbeat_interval_ms=0),
+        replace(WELCOME, heartbeat_interval_ms=MAX_HEARTBEAT_INTERVAL_MS + 1),
         replace(WELCOME, report_window=0),
     ],
 )
@@ -166,7 +168,8 @@ def test_a_verdict_waits_for_the_sink_and_settled_is_said_once() -> None:
     good, forged = resource("good", b"x"), replace(resource("forged", b"y"), content=b"z")
     made.receive(ResourceUpdate(1, (good, forged), (), settled=False), 0.0)
     made.receive(ResourceUpdate(2, (), (good.key,), settled=True), 0.0)
-    assert drain(made) == [ApplyResources(1, (good,), ()), ApplyResources(2, (), (good.key,))]
+    unlike = Rejection(forged.key, forged.digest, "checksum", "content does not match its digest")
+    assert drain(made) == [ApplyResources(1, (good,), (), (unlike,)), ApplyResources(2, (), (good.key,))]
     assert frames(made) == []
     refused = Rejection(good.key, good.digest, "signature", "no")
     made.resources_applied(1, (refused,))

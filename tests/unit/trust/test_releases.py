@@ -52,9 +52,23 @@ def test_a_manifest_survives_json(make_manifest: Make) -> None:
     value = json.loads(canonical_manifest(manifest))
     assert value == manifest_to_json(manifest)
     assert manifest_from_json(value, manifest.signature.digest) == manifest
+    assert "attestation" not in value
+    attested = make_manifest(attestation=((4, "a" * 64), (11, "b" * 64)))
+    value = json.loads(canonical_manifest(attested))
+    assert value["attestation"] == {"4": "a" * 64, "11": "b" * 64}
+    assert manifest_from_json(value, attested.signature.digest) == attested
     config_only = make_manifest("config-12", firmware=None)
     assert config_only.main == config_only.config
     assert manifest_from_json(manifest_to_json(config_only), config_only.signature.digest) == config_only
+
+
+def test_what_a_config_requires_of_the_firmware_is_written_only_where_it_says_something(make_manifest: Make) -> None:
+    """D8: manifests of before keep their bytes, and a device that does not know the condition refuses the release."""
+    assert b"requires_firmware" not in canonical_manifest(make_manifest())
+    manifest = make_manifest(requires_firmware=">=3.8.0")
+    value = json.loads(canonical_manifest(manifest))
+    assert value["requires_firmware"] == ">=3.8.0"
+    assert manifest_from_json(value, manifest.signature.digest) == manifest
 
 
 def test_a_bundle_is_one_more_artifact_and_its_absence_leaves_no_key(make_manifest: Make) -> None:
@@ -75,6 +89,7 @@ def test_a_bundle_is_one_more_artifact_and_its_absence_leaves_no_key(make_manife
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        ({"requires_firmware": "soon"}, "'requires_firmware': constraint"),
         ({"extra": 1}, r"unknown keys \['extra'\]"),
         ({"name": None}, "lacks 'name'"),
         ({"name": "../etc"}, "'name' must be 1 to 128"),
@@ -82,6 +97,10 @@ def test_a_bundle_is_one_more_artifact_and_its_absence_leaves_no_key(make_manife
         ({"requires_config": "about 12"}, "'requires_config': constraint"),
         ({"signed_at": "yesterday"}, "'signed_at' must be a time"),
         ({"touches_bootloader": "no"}, "'touches_bootloader' must be true or false"),
+        ({"attestation": {}}, "'attestation' must be an object of 1 to 8 PCRs"),
+        ({"attestation": [4]}, "'attestation' must be an object of 1 to 8 PCRs"),
+        ({"attestation": {"24": "a" * 64}}, "'attestation' must be PCR numbers"),
+        ({"attestation": {"4": "A" * 64}}, "'attestation' must be PCR numbers"),
         ({"hardware_revisions": []}, "'hardware_revisions' must be a list of 1 to 256"),
         ({"peripheral_checks": ["x"] * 257}, "'peripheral_checks' must be a list"),
         ({"boot_probe": "x" * 5000}, "'boot_probe' must be a text of at most 4096"),
