@@ -49,8 +49,7 @@ def _probe(descriptor: int, path: Path, disk: Disk, pattern: bytes) -> str:
     finally:
         _put(descriptor, path, disk, before, place)
         if len(before) < PROBE_BYTES:  # a file that stands for a slot, and is shorter than a block
-            with disk_errors(path):
-                os.ftruncate(descriptor, size)
+            disk.truncate(descriptor, size, path)
             disk.fsync(descriptor, path)
     if found.digest() != hashlib.sha256(pattern).digest():
         return f"does not keep what is written: {path} at byte {place} reads back something else"

@@ -3,7 +3,7 @@
 At each crash point (``judge_cut``): the boot environment is whole; what it calls active, previous, and on trial with a
 try left is to the byte a release that was published, with a config generation whose bundle is whole, and the two belong
 together; a state document that is there can be read; no trial was armed or booted without a burned attempt, but for a
-way back after a commit; a slot with a label holds what the label says; the pair of the identity that
+way back after a commit; the pair of the identity that
 is in use is one. At rest (``judge_rest``) also: nothing is on trial, what runs and what reached the hub are of one
 of the scenario's ends, the same (attempt, sequence) never says two things, no attempt ends twice but where an operator
 rolls back after the commit, and each word but UPDATED names one gate.
@@ -105,7 +105,7 @@ class Oracle:
         tried = trial_boots + (is_armed and boots_per_attempt == 1)
         if burned * boots_per_attempt < tried:
             problems.append(f"{tried} trials were armed or booted, but only {burned} attempts are burned")
-        return [*problems, *self._label_problems(image), *_identity_problems(image)]
+        return [*problems, *_identity_problems(image)]
 
     def judge_rest(
         self, image: Mapping[str, bytes | None], words: Sequence[Heard], wave_id: str, expected: Expected
@@ -124,13 +124,6 @@ class Oracle:
         if ours and ours[-1].kind == "UPDATED" and ours[-1].firmware_version != pair[0]:
             problems.append(f"the last word says {ours[-1].firmware_version}, {pair[0]} runs")
         return problems
-
-    def _label_problems(self, image: Mapping[str, bytes | None]) -> Iterator[str]:
-        """A slot that says what it holds was verified: it must hold just that."""
-        for slot in ("A", "B"):
-            label = image.get(f"slots/{slot}.json")
-            if label and json.loads(label)["firmware"]["sha256"] != sha256(self._slot_bytes(image, slot)):
-                yield f"slot {slot} is labelled, and holds something else"
 
     def _judge_boot(self, image: Mapping[str, bytes | None], role: str, boot: tuple[str, int]) -> Iterator[str]:
         firmware, config = self._pair(image, boot)

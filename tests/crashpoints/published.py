@@ -25,14 +25,16 @@ def published() -> dict[str, Figures]:
     return {name: Figures(*(int(figure.replace(",", "")) for figure in figures)) for name, *figures in rows}
 
 
-def shortfalls(name: str, steps: int, single: int, double: int | None) -> list[str]:
-    """What is less than published; ``double`` is None where double cuts were sampled."""
+def shortfalls(name: str, steps: int, single: int | None = None, double: int | None = None) -> list[str]:
+    """What is less than published; None where points were sampled."""
     wanted = published().get(name)
     if wanted is None:
         return [f"{PAGE.name} publishes no figures of scenario {name}"]
-    found = {"steps": (steps, wanted.steps), "single cuts": (single, wanted.single)}
-    if double is not None:
-        found["double cuts"] = (double, wanted.double)
+    found = {
+        "steps": (steps, wanted.steps),
+        "single cuts": (wanted.single if single is None else single, wanted.single),
+        "double cuts": (wanted.double if double is None else double, wanted.double),
+    }
     return [
         f"{name}: {count} {what}, {PAGE.name} publishes {least}"
         for what, (count, least) in found.items()

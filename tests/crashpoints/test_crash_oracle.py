@@ -76,14 +76,8 @@ def sound() -> dict[str, bytes | None]:
         "state/config/2/label.json": json.dumps({"sha256": sha256(b"c2")}).encode(),
         "state/state.json": document(1),
         "state/state.json.prev": document(1),
-        "slots/A.json": label(b"old"),
-        "slots/B.json": label(b"new"),
         **dict(zip(("identity/node.key", "identity/node.crt"), pair(1), strict=True)),
     }
-
-
-def label(content: bytes) -> bytes:
-    return json.dumps({"firmware": {"sha256": sha256(content)}}).encode()
 
 
 @cache
@@ -115,7 +109,6 @@ BREAKS: list[tuple[str, bytes | None, str]] = [
     ("identity/node.key", pair(2)[0], "do not belong together"),
     ("identity/node.crt", b"-----BEGIN CERT", "do not belong together, or cannot be read"),
     ("identity/current", b"pair-1\n", "identity/pair-1 has no pair"),
-    ("slots/B.json", label(b"old"), "slot B is labelled, and holds something else"),
     ("slots/bootenv.json", bootenv("A", None, ("B", 1, 1)), "firmware 2 with config 11, which do not belong together"),
 ]
 

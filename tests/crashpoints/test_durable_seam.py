@@ -59,12 +59,14 @@ CALLS = {
 RECORDER = """
 import os
 from wavemesh.runtime.durable import Disk
+# A step that finds nothing to do reaches no kernel.
 record = os.open({record!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 def recorded(kind, name, at):
     primitive = getattr(Disk, name)
     def noted(self, *arguments, **named):
         path = arguments[at]
-        if kind not in ("unlink", "create_dir") or path.exists() == (kind == "unlink"):
+        is_idle = kind == "write" and len(arguments[1]) == 0
+        if not is_idle and (kind not in ("unlink", "create_dir") or path.exists() == (kind == "unlink")):
             os.write(record, f"{{kind}} {{path}}\\n".encode())
         return primitive(self, *arguments, **named)
     setattr(Disk, name, noted)
