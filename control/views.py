@@ -13,7 +13,7 @@ from wavemesh.codec.statements import to_proto
 from wavemesh.listing import pending_entry
 from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.statements import OutcomeKind, WaveState
-from wavemesh.v1 import operator_pb2, report_pb2, rollout_pb2
+from wavemesh.v1 import envelope_pb2, operator_pb2, report_pb2, rollout_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -156,6 +156,11 @@ def entry_message(row: RowMapping) -> operator_pb2.LedgerEntry:
         signed_by=row["signed_by"],
     )
     entry.at.FromDatetime(row["at"])
+    # What nobody asks the tables for is in the outcome itself, as it was signed and verified.
+    signed = report_pb2.DeviceOutcome.FromString(envelope_pb2.Envelope.FromString(row["envelope"]).payload)
+    entry.slots.extend(signed.slots)
+    for name in ("observed", "required", "boot_id", "log_sha256"):
+        setattr(entry, name, getattr(signed, name))
     return entry
 
 

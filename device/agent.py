@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from device.bootenv import MAX_TRIES, BootEnvironmentError
 from device.clearance import Clearance
-from device.gates import check_flashing, check_local
+from device.gates.local import Moment
+from device.gates.pausing import Pause
 from device.health import PingEnd
 from device.levels import events_of
 from device.offload import Worker
-from device.probes import peripheral_gates
 from device.progress import (
     Arm,
     Asker,
@@ -40,7 +40,6 @@ from device.progress import (
     SignoffOverdue,
     Started,
     Step,
-    Unobstructed,
 )
 from device.returning import read_back
 from device.signoff import remaining_s, why_no_rollback
@@ -124,6 +123,7 @@ class Agent:
             f"agent starts on slot {equipment.record.boot.slot.value} after {equipment.record.reset_reason.value},"
             f" boot {equipment.record.boot_id[:8]}, state {self._progress.state.name}"
         )
+        await equipment.gates.look()
         started = Started(equipment.record, environment, equipment.clock.monotonic())
         async with asyncio.TaskGroup() as group:
             await self._handle(group, started)
@@ -151,9 +151,10 @@ class Agent:
         await self._wake.wait()
 
     async def _tick(self) -> None:
-        """Orders expire without anybody saying so."""
+        """Orders expire without anybody saying so, and batteries drain."""
         while True:
             await asyncio.sleep(self._equipment.config.timing.recheck_interval_s)
+            await self._equipment.gates.look()
             self.resources_changed()
 
     def _post(self, generation: int | None, event: Event) -> None:
@@ -264,8 +265,7 @@ class Agent:
             case Activity.STAGE:
                 return await Staging(equipment, target, self._status.staged).run()
             case Activity.WAIT_FOR_GATE:
-                await self._until_flashable(target)
-                return Unobstructed()
+                return await Pause(equipment, target, progress, lambda event: self._post(generation, event)).run()
             case Activity.CLEAR:
                 return await Clearance(
                     equipment,
@@ -287,30 +287,17 @@ class Agent:
         await asyncio.sleep(remaining_s(progress, now, self._equipment.config.timing.signoff_maximum_s))
         return SignoffOverdue()
 
-    async def _until_flashable(self, target: Target) -> None:
-        """Sensors are files and tell nobody when they change."""
-        while True:
-            if check_flashing(self._equipment.sensors, target) is None:
-                return
-            await asyncio.sleep(self._equipment.config.timing.gate_interval_s)
-
     async def _preflight(self, progress: Progress) -> Event:
-        """The local gates, then the peripherals on the running slot, in their fixed order."""
+        """The clock, then the local gates, in their fixed order."""
         equipment, target = self._equipment, progress.target
         if target is None:
             return RecheckDue()
         try:
             equipment.check_time()
         except GateError as error:
-            return GateRefused(error.gate, str(error))
-        finding = check_local(equipment.sensors, equipment.slots, equipment.directory, target)
-        for gate, command in peripheral_gates(target.rules.peripheral_checks):
-            if finding is None:
-                probed = await equipment.probes.run(gate, command)
-                finding = None if probed.passes else probed
-        if finding is not None:
-            return GateRefused(finding.gate, finding.evidence)
-        return await self._attested(target)
+            return GateRefused(error.gate, str(error), error.observed, error.required)
+        finding = await equipment.gates.refusal(target, Moment.PREFLIGHT)
+        return await self._attested(target) if finding is None else GateRefused(*finding.words)
 
     async def _attested(self, target: Target) -> Event:
         """Nothing is flashed over what should not have booted. Who cannot be asked now is asked again before ARM."""
@@ -319,7 +306,7 @@ class Agent:
             authority = target.rules.health_authority
             said = await equipment.health.ping(target.wave_id, authority, equipment.record, equipment.facts())
             if said.end is PingEnd.REFUSED:
-                return GateRefused(said.gate, said.detail)
+                return GateRefused(said.gate, said.detail, said.detail, "a quote that the authority accepts")
         return GatesPassed()
 
 

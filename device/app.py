@@ -24,6 +24,7 @@ from device.board import SimulatedPower
 from device.config import FILE_NAME, BoardKind, ClockKind, KeyPlace, load_device_config
 from device.configs import ConfigStore
 from device.equipment import Equipment
+from device.gates.local import LocalGates
 from device.health import HealthClient
 from device.lkg import PackedLkg
 from device.local import AgentVerbs, LocalSocket
@@ -204,6 +205,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         breached=store.tell_refusal,
     )
     system, board, record = open_slots(directory, config, disk), config.board, launch.power.boot()
+    probes = _probes(directory, config, _told(record, system.slots))
     equipment = Equipment(
         directory=directory,
         node_id=credentials.node_id,
@@ -215,10 +217,20 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
         slots=system.slots,
         boot_control=system.boot_control,
         power=launch.power,
-        sensors=Sensors(board.power_supply, board.thermal, board.inhibit, board.reserved_disk_bytes),
+        gates=LocalGates(
+            sensors=Sensors(board.power_supply, board.thermal, board.hwmon, board.inhibit, board.reserved_disk_bytes),
+            slots=system.slots,
+            boot_control=system.boot_control,
+            directory=directory,
+            probes=probes,
+            hooks=board.gates,
+            store=store,
+            disk=disk,
+            log=log,
+        ),
         configs=ConfigStore(directory / "state" / "config", disk),
         lkg=PackedLkg(directory / "state" / "lkg.pack", disk),
-        probes=_probes(directory, config, _told(record, system.slots)),
+        probes=probes,
         health=HealthClient(
             upstream=upstream,
             store=store,

@@ -4,7 +4,9 @@ Order: the wave runs and is not paused; a lease for the next attempt is here, wi
 unexpired by a trusted clock; the view of holds and the trust metadata are fresh; the health authority answered within
 the last 60 seconds, and does not refuse what the TPM quotes; the hardware gates and peripheral checks pass; and last,
 nothing inhibits the reboot. What only needs time holds the update up (``Obstructed``) and keeps the device VERIFIED;
-what the hardware or the permit says against it refuses. An inhibited reboot is waited for up to its bound.
+what the hardware or the permit says against it refuses. One gate is waited for up to ``timing.pause_bound_s``, an
+inhibited reboot up to its own bound; then it refuses, so that evidence goes up. Whose turn it
+is, is the hub's business and waited for without a bound.
 """
 
 from __future__ import annotations
@@ -15,10 +17,9 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from device.gates import check_inhibited, check_local
+from device.gates.local import Moment
 from device.health import PingEnd, PingResult
 from device.orders import may_arm
-from device.probes import peripheral_gates
 from device.progress import Cleared, Event, GateRefused, Obstructed, Unobstructed
 from wavemesh.errors import GateError
 from wavemesh.policy.gates import Gate
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from device.belief import Grant
     from device.equipment import Equipment
-    from device.gates import Finding
     from device.progress import Target
     from wavemesh.trust.statements import Digest, HoldList
 
@@ -44,9 +44,11 @@ _STOPPED = frozenset({"paused", "halted"})
 class _Waiting(Exception):  # noqa: N818  # not an error: what is still missing
     """Something needs time; ``gate`` is empty when it is simply not our turn."""
 
-    def __init__(self, gate: str, evidence: str) -> None:
+    def __init__(self, gate: str, evidence: str, observed: str = "", required: str = "") -> None:
         super().__init__(evidence)
         self.gate = gate
+        self.observed = observed
+        self.required = required
 
 
 class Clearance:
@@ -66,6 +68,7 @@ class Clearance:
         self._lease_state = ""
         self._inhibited_since_s: float | None = None
         self._shown = ""
+        self._shown_since_s = 0.0
 
     async def run(self) -> Event:
         """Wait until ARM is cleared or refused."""
@@ -82,9 +85,12 @@ class Clearance:
             try:
                 return await self._clear()
             except GateError as error:
-                return GateRefused(error.gate, str(error))
+                return GateRefused(error.gate, str(error), error.observed, error.required)
             except _Waiting as waiting:
-                self._show(waiting.gate, str(waiting))
+                self._show(waiting)
+                if self._is_overdue():
+                    evidence = f"waited {self._equipment.config.timing.pause_bound_s:g} s: {waiting}"
+                    return GateRefused(waiting.gate, evidence, waiting.observed, waiting.required)
             try:
                 async with asyncio.timeout(self._equipment.config.timing.gate_interval_s):
                     await self._changed.wait()
@@ -96,20 +102,18 @@ class Clearance:
         self._check_leave()
         self._check_fresh()
         self._check_authority()
-        self._check_inhibited()
+        await self._check_inhibited()
         with self._equipment.tracing.check("clearance"):
             return await self._clear_hardware()
 
     async def _clear_hardware(self) -> Cleared:
         """Raises the same; the last looks before ARM."""
-        finding = check_local(self._equipment.sensors, self._equipment.slots, self._equipment.directory, self._target)
-        for gate, command in peripheral_gates(self._target.rules.peripheral_checks):
-            finding = finding or _failed(await self._equipment.probes.run(gate, command))
+        finding = await self._equipment.gates.refusal(self._target, Moment.ARM)
         if finding is not None:
-            raise GateError(finding.gate, finding.evidence)
+            raise GateError(finding.gate, finding.evidence, observed=finding.observed, required=finding.required)
         # The probes took their time: what may have changed meanwhile is looked at again, the reboot's inhibition last.
         grant = self._check_leave()
-        self._check_inhibited()
+        await self._check_inhibited()
         return Cleared(self._attempt, grant.lease.expires_at, grant.lease.lease_id, grant.permit.generation)
 
     def _check_leave(self) -> Grant:
@@ -130,7 +134,8 @@ class Clearance:
         check_not_expired(Gate.PERMIT, "the permit", permit.expires_at, now)
         if permit.attempts < self._attempt:
             msg = f"the permit allows {permit.attempts} attempts, this would be number {self._attempt}"
-            raise GateError(Gate.PERMIT.value, msg)
+            attempts = {"observed": f"attempt {self._attempt}", "required": f"at most {permit.attempts}"}
+            raise GateError(Gate.PERMIT.value, msg, **attempts)
         if permit.firmware != target.firmware and not self._runs(permit.firmware):
             msg = "the permit is for other firmware than the release has"
             raise GateError(Gate.PERMIT.value, msg)
@@ -172,19 +177,21 @@ class Clearance:
             raise GateError(last.gate, last.detail)
         answered = self._answered_at_s
         if answered is None or self._equipment.clock.monotonic() - answered > HEALTH_FRESH_S:
-            evidence = f"no answer of authority {self._target.rules.health_authority!r} within {HEALTH_FRESH_S:g} s"
-            raise _Waiting(last.gate, f"{evidence}: {last.detail}")
+            bound = f"within {HEALTH_FRESH_S:g} s"
+            evidence = f"no answer of authority {self._target.rules.health_authority!r} {bound}: {last.detail}"
+            raise _Waiting(last.gate, evidence, "no answer", f"one {bound}")
 
-    def _check_inhibited(self) -> None:
-        finding = check_inhibited(self._equipment.sensors)
+    async def _check_inhibited(self) -> None:
+        finding = await self._equipment.gates.inhibited(self._target.rules)
         now_s = self._equipment.clock.monotonic()
         if finding.passes:
             self._inhibited_since_s = None
             return
         since_s = self._inhibited_since_s = now_s if self._inhibited_since_s is None else self._inhibited_since_s
+        compared = {"observed": finding.observed, "required": finding.required}
         if now_s - since_s > self._equipment.config.timing.inhibit_bound_s:
-            raise GateError(finding.gate, f"inhibited for {now_s - since_s:.0f} s: {finding.evidence}")
-        raise _Waiting(finding.gate, finding.evidence)
+            raise GateError(finding.gate, f"inhibited for {now_s - since_s:.0f} s: {finding.evidence}", **compared)
+        raise _Waiting(finding.gate, finding.evidence, **compared)
 
     async def _keep_pinging(self) -> None:
         while True:
@@ -204,11 +211,20 @@ class Clearance:
             else:
                 await asyncio.sleep(min(self._equipment.config.timing.ping_interval_s, 1.0))
 
-    def _show(self, gate: str, evidence: str) -> None:
+    def _show(self, waiting: _Waiting) -> None:
+        gate, evidence = waiting.gate, str(waiting)
         if gate != self._shown:
             self._shown = gate
+            self._shown_since_s = self._equipment.clock.monotonic()
             self._equipment.log.note(f"waits before ARM: {gate or 'turn'}: {evidence}")
-            self._post(Obstructed(gate, evidence) if gate else Unobstructed())
+            obstructed = Obstructed(gate, evidence, waiting.observed, waiting.required)
+            self._post(obstructed if gate else Unobstructed())
+
+    def _is_overdue(self) -> bool:
+        """Whether one gate has held it up for too long. A turn is waited for; the inhibitor has a bound of its own."""
+        if self._shown in {"", Gate.INHIBITED.value}:
+            return False
+        return self._equipment.clock.monotonic() - self._shown_since_s > self._equipment.config.timing.pause_bound_s
 
 
 @contextmanager
@@ -217,8 +233,4 @@ def _waits() -> Iterator[None]:
     try:
         yield
     except GateError as error:
-        raise _Waiting(error.gate, str(error)) from error
-
-
-def _failed(finding: Finding) -> Finding | None:
-    return None if finding.passes else finding
+        raise _Waiting(error.gate, str(error), error.observed, error.required) from error

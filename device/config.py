@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from device.bootenv import ResetReason  # noqa: TC001  # the reader resolves the hints at run time
-from wavemesh.runtime.config import bounded, load_config
+from wavemesh.runtime.config import ConfigError, bounded, load_config
 
 FILE_NAME = "config.toml"
 MIB = 1024 * 1024
@@ -92,8 +92,10 @@ class Identity:
 class Board:
     """Hardware: what holds the slots, the kernel's files, the watchdog. Paths are relative to the device's directory.
 
-    Probes run as ``probe_user`` if the agent is root, else as the agent's own user. ``redundant_bootloader`` declares
-    that a payload that touches the bootloader is written so that a power cut leaves the old one.
+    Probes run as ``probe_user`` if the agent is root, else as the agent's own user; ``gates`` is a directory of vendor
+    hooks, which run the same way, so it is outside of the device's directory or below ``hardware``.
+    ``redundant_bootloader`` declares that a payload that touches the bootloader is written so that a power cut leaves
+    the old one.
     """
 
     kind: BoardKind = BoardKind.SUPERVISED
@@ -102,8 +104,10 @@ class Board:
     slot_capacity_bytes: int = field(default=1024 * MIB, metadata=bounded(MIB, 1024 * 1024 * MIB))
     power_supply: Path = Path("hardware/power_supply")
     thermal: Path = Path("hardware/thermal")
+    hwmon: Path = Path("hardware/hwmon")
     inhibit: Path = Path("hardware/inhibit")
     hardware: Path = Path("hardware")
+    gates: Path | None = None
     reserved_disk_bytes: int = field(default=0, metadata=bounded(0, 1 << 60))
     path: str = "/usr/sbin:/usr/bin:/sbin:/bin"
     probe_containment: ProbeContainment = ProbeContainment.REQUIRED
@@ -195,6 +199,7 @@ class Timing:
     retry_interval_s: float = field(default=10.0, metadata=bounded(0.02, 3600))
     probe_timeout_s: float = field(default=30.0, metadata=bounded(0.05, 600))
     probe_settle_s: float = field(default=30.0, metadata=bounded(0, 3600))
+    pause_bound_s: float = field(default=3600.0, metadata=bounded(0.05, 7 * 86_400))
     inhibit_bound_s: float = field(default=6 * 3600.0, metadata=bounded(0.05, 7 * 86_400))
     signoff_maximum_s: float = field(default=7 * 86_400.0, metadata=bounded(0.05, 90 * 86_400))
     status_interval_s: float = field(default=0.25, metadata=bounded(0.05, 60))
@@ -248,7 +253,19 @@ class DeviceConfig:
 
 def load_device_config(directory: Path) -> DeviceConfig:
     """Read ``DIR/config.toml``; raises ConfigError."""
-    return _placed(directory, load_config(directory / FILE_NAME, DeviceConfig))
+    config = _placed(directory, load_config(directory / FILE_NAME, DeviceConfig))
+    _check_hooks(directory, config.board)
+    return config
+
+
+def _check_hooks(directory: Path, board: Board) -> None:
+    """What probes are shut off from, no hook runs in. Raises ConfigError."""
+    if board.gates is None:
+        return
+    hooks, hidden, shown = board.gates.resolve(), directory.resolve(), board.hardware.resolve()
+    if hooks.is_relative_to(hidden) and not hooks.is_relative_to(shown):
+        problem = f"{board.gates} is hidden from hooks: choose one below {board.hardware}, or outside of {directory}"
+        raise ConfigError(directory / FILE_NAME, "board.gates", problem)
 
 
 def unconfigured(directory: Path) -> DeviceConfig:
@@ -257,7 +274,7 @@ def unconfigured(directory: Path) -> DeviceConfig:
 
 
 def _placed(directory: Path, config: DeviceConfig) -> DeviceConfig:
-    board = _below(directory, config.board, "power_supply", "thermal", "inhibit", "hardware")
+    board = _below(directory, config.board, "power_supply", "thermal", "hwmon", "inhibit", "hardware")
     slots, grub = _below(directory, config.slots, "a", "b"), _below(directory, config.grub, "environment")
     uboot, rauc = _below(directory, config.uboot, "config"), _below(directory, config.rauc, "directory")
     return replace(config, board=board, slots=slots, grub=grub, uboot=uboot, rauc=rauc)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from device.bootenv import Boot, BootEnvironmentError
+from device.bootenv import Boot, BootEnvironmentError, SlotName
 from device.orders import Facts
 from wavemesh.trust.freshness import check_time_trusted
+from wavemesh.trust.statements import SlotContent
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from device.config import DeviceConfig
     from device.configs import ConfigStore
+    from device.gates.local import LocalGates
     from device.health import HealthClient
     from device.lkg import PackedLkg
     from device.logs import DeviceLog
-    from device.platform import BootControl, BootRecord, Installer, Power, Sensors, Slots
+    from device.platform import BootControl, BootRecord, Installer, Power, Slots
     from device.probes import ProbeRunner
     from device.sink import DeviceSink
     from device.store import DeviceStore
@@ -41,7 +43,7 @@ class Equipment:
     slots: Slots
     boot_control: BootControl
     power: Power
-    sensors: Sensors
+    gates: LocalGates
     configs: ConfigStore
     lkg: PackedLkg
     probes: ProbeRunner
@@ -74,6 +76,13 @@ class Equipment:
             configs={number: found.sha256 for number, found in configs.items()},
             rollback_floor=self.store.document.rollback_floor,
             redundant_bootloader=self.boot_control.redundant_bootloader,
+            slots=tuple(self._content(slot) for slot in SlotName),
+        )
+
+    def _content(self, slot: SlotName) -> SlotContent:
+        label = self.slots.label(slot)
+        return (
+            SlotContent(slot.value) if label is None else SlotContent(slot.value, label.firmware.sha256, label.version)
         )
 
     def packed_boot(self) -> Boot | None:

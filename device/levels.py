@@ -61,8 +61,8 @@ def _current(equipment: Equipment, progress: Progress, order: WaveOrder | None) 
             yield Halted(f"wave {progress.wave_id} is halted")
         case Gone() if progress.state in BEFORE_ARM:
             yield Withdrawn()
-        case Refused(gate, evidence) if progress.state in BEFORE_ARM:
-            yield Declined(progress.wave_id, progress.attempt, gate, evidence)
+        case Refused() if progress.state in BEFORE_ARM:
+            yield _declined(judgement, progress.wave_id, progress.attempt)
         case Actionable(target) if progress.state in BEFORE_ARM:
             yield Ordered(target, equipment.store.burned(target.wave_id))
 
@@ -79,8 +79,8 @@ def _next(equipment: Equipment, progress: Progress, orders: list[WaveOrder]) -> 
             case Actionable(target):
                 yield Ordered(target, burned)
                 return
-            case Refused(gate, evidence):
-                yield Declined(order.wave_id, burned, gate, evidence)
+            case Refused():
+                yield _declined(judgement, order.wave_id, burned)
                 return
             case Done():
                 outcome = Outcome(OutcomeKind.UPDATED, evidence="the release runs already")
@@ -88,6 +88,10 @@ def _next(equipment: Equipment, progress: Progress, orders: list[WaveOrder]) -> 
             case Stopped() if order.wave_id == progress.wave_id:
                 yield Halted(f"wave {order.wave_id} is halted")
                 return
+
+
+def _declined(refused: Refused, wave_id: str, burned: int) -> Declined:
+    return Declined(wave_id, burned, refused.gate, refused.evidence, refused.observed, refused.required)
 
 
 def _judge(equipment: Equipment, order: WaveOrder) -> Judgement:

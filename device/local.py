@@ -3,6 +3,7 @@
 A line is a verb and its argument. Each verb is one handler; an answer has ``ok``, and ``error`` where it is false:
 
 * ``status``                 where the machine is, and what it could go back to
+* ``evidence [WAVE]``        what it said in the present wave, or in another that control has not closed
 * ``rollback REASON``        go back to the previous slot at once
 * ``rollback-again REASON``  after a rollback: leave what it returned to as well, for the packed last known good
 * ``rehearse``               what arming the staged slot would meet: device/rehearsal.py
@@ -83,7 +84,12 @@ class AgentVerbs:
 
     def table(self) -> dict[str, Callable[[str], Awaitable[dict[str, Any]]]]:
         """The handlers by verb."""
-        return {"status": self._show, "rollback": self._rollback, "rollback-again": self._rollback_again}
+        return {
+            "status": self._show,
+            "evidence": self._evidence,
+            "rollback": self._rollback,
+            "rollback-again": self._rollback_again,
+        }
 
     async def _show(self, _: str) -> dict[str, Any]:
         progress, packed = self._agent.progress, self._equipment.lkg.held()
@@ -98,6 +104,10 @@ class AgentVerbs:
             "packed_version": "" if packed is None else packed.label.version,
             "boot_id": self._equipment.record.boot_id,
         }
+
+    async def _evidence(self, wave_id: str) -> dict[str, Any]:
+        words = self._equipment.store.evidence(wave_id or self._agent.progress.wave_id)
+        return {"ok": True, "outcomes": [{**to_plain(word), "kind": word.kind.name} for word in words]}
 
     async def _rollback(self, reason: str) -> dict[str, Any]:
         return await self._asked(self._agent.ask_rollback, reason)

@@ -5,7 +5,8 @@ its own store, has not expired, and the policy with its digest and a hold list o
 this fixed order, so that a refusal names one gate: the release keys vouch for the release and did not revoke it; class,
 hardware revision and region fit what was enrolled; it is not on hold; the policy asks for artifacts of that release and
 for probes that its manifest signs, by exact text; it is not below the running version nor below the floor of what ran
-here; it does not touch a bootloader that cannot be written redundantly; the config is as new as the firmware requires.
+here; it does not touch a bootloader that cannot be written redundantly; firmware and config that will run together
+satisfy what the release requires of either.
 What already runs is not installed again.
 """
 
@@ -21,7 +22,7 @@ from wavemesh.policy.gates import Gate
 from wavemesh.policy.versions import Constraint, Version
 from wavemesh.trust.holds import check_not_held
 from wavemesh.trust.releases import check_device_fit, check_region, check_rollback_floor
-from wavemesh.trust.statements import WaveState
+from wavemesh.trust.statements import SlotContent, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,7 @@ class Facts:
     configs: Mapping[int, str]
     rollback_floor: str
     redundant_bootloader: bool
+    slots: tuple[SlotContent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,12 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A gate refuses."""
+    """A gate refuses; ``observed`` and ``required`` are what it found and wanted."""
 
     gate: str
     evidence: str
+    observed: str = ""
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ def _judge_release(
         release = trusted.require_release(order.release)
         _check_release(release, order, policy, holds, facts)
     except GateError as error:
-        return Refused(error.gate, str(error))
+        return Refused(error.gate, str(error), error.observed, error.required)
     target = _target(order, policy, release, facts)
     return Done() if target.firmware is None and target.config is None else Actionable(target)
 
@@ -137,10 +141,11 @@ def _check_release(release: ReleaseManifest, order: WaveOrder, policy: Policy, h
     check_device_fit(release, facts.device_class, facts.hardware_revision)
     if order.device_class != facts.device_class:
         msg = f"the order is for class {order.device_class}, this device was enrolled as {facts.device_class}"
-        raise GateError(Gate.CLASS.value, msg)
+        raise GateError(Gate.CLASS.value, msg, observed=facts.device_class, required=order.device_class)
     if order.hardware_revision != facts.hardware_revision:
         msg = f"the order is for hardware {order.hardware_revision}, this device is {facts.hardware_revision}"
-        raise GateError(Gate.HARDWARE.value, msg)
+        revisions = {"observed": facts.hardware_revision, "required": order.hardware_revision}
+        raise GateError(Gate.HARDWARE.value, msg, **revisions)
     if facts.region:
         check_region(release, facts.region)
     check_not_held(release, holds)
@@ -151,12 +156,17 @@ def _check_release(release: ReleaseManifest, order: WaveOrder, policy: Policy, h
         check_rollback_floor(release, facts.rollback_floor)
     if config is not None and _older(release.config_version, facts.config_version):
         msg = f"config {release.config_version} is older than {facts.config_version}, which runs"
-        raise GateError(Gate.ROLLBACK_FLOOR.value, msg)
+        versions = {"observed": release.config_version, "required": f"at least {facts.config_version}"}
+        raise GateError(Gate.ROLLBACK_FLOOR.value, msg, **versions)
     if release.touches_bootloader and not facts.redundant_bootloader:
         msg = f"release {release.name} touches the bootloader, which this board cannot write redundantly"
-        raise GateError(Gate.HARDWARE.value, msg)
+        raise GateError(Gate.HARDWARE.value, msg, observed="written once", required="written redundantly")
     if firmware is not None:
-        _check_config(release, release.config_version if config is not None else facts.config_version)
+        has = release.config_version if config is not None else facts.config_version
+        _check_constraint(release, "config", release.requires_config, has)
+    if config is not None:
+        has = release.version if firmware is not None else facts.firmware_version
+        _check_constraint(release, "firmware", release.requires_firmware, has)
 
 
 def _check_selection(release: ReleaseManifest, policy: Policy) -> None:
@@ -178,13 +188,14 @@ def _check_selection(release: ReleaseManifest, policy: Policy) -> None:
         raise GateError(Gate.SIGNATURE.value, msg)
 
 
-def _check_config(release: ReleaseManifest, config_version: str) -> None:
-    if not release.requires_config:
+def _check_constraint(release: ReleaseManifest, what: str, constraint: str, version: str) -> None:
+    """What will run together must fit, whichever of the two is already there."""
+    if not constraint:
         return
-    if not config_version or not Constraint.parse(release.requires_config).allows(Version.parse(config_version)):
-        shown = config_version or "absent"
-        msg = f"release {release.name} requires config {release.requires_config}, config is {shown}"
-        raise GateError(Gate.CONFIG_VERSION.value, msg)
+    if not version or not Constraint.parse(constraint).allows(Version.parse(version)):
+        shown = version or "absent"
+        msg = f"release {release.name} requires {what} {constraint}, {what} is {shown}"
+        raise GateError(Gate.CONFIG_VERSION.value, msg, observed=shown, required=constraint)
 
 
 def _older(version: str, than: str) -> bool:
@@ -241,4 +252,5 @@ def _rules(policy: Policy) -> Rules:
         peripheral_checks=verification.peripheral_checks,
         vendor_probes=verification.vendor_probes,
         require_packed_lkg=guardrails.require_packed_lkg,
+        pass_when_cannot_tell=guardrails.pass_when_cannot_tell,
     )

@@ -240,5 +240,6 @@ class Sensors:
 
     power_supply: Path
     thermal: Path
+    hwmon: Path
     inhibit: Path
     reserved_disk_bytes: int = 0

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from device.gates import Finding, Verdict
+from device.gates.findings import Finding, bad, good
 from wavemesh.policy.gates import Gate, check_names, gate_name
 
 if TYPE_CHECKING:
@@ -49,6 +49,15 @@ class Containment:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended: ``problem`` is empty after exit code 0; no code if it had to be ended. The output's end."""
+
+    exit_code: int | None
+    problem: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeRunner:
     """How probes are run on this platform."""
 
@@ -58,18 +67,29 @@ class ProbeRunner:
 
     async def run(self, gate: str, command: str, extra: Mapping[str, str] | None = None) -> Finding:
         """Run one probe; ``extra`` adds to the environment. The finding's evidence names command, end and output."""
+        ended = await self.execute(command, extra or {})
+        if not ended.problem:
+            return good(gate)
+        shown = f"output: {ended.output}" if ended.output else "no output"
+        return bad(gate, f"{command!r}: {ended.problem}; {shown}", ended.problem, "exit code 0")
+
+    async def execute(self, command: str, extra: Mapping[str, str]) -> Ended:
+        """Run one command, shut in; what cannot be started did not end well, and raises nothing."""
+        try:
+            return await self._execute(command, extra)
+        except OSError as error:  # no process, memory or descriptor left
+            return Ended(None, f"could not be started: {error.strerror or error}", "")
+
+    async def _execute(self, command: str, extra: Mapping[str, str]) -> Ended:
         output = _Output()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         with os.fdopen(reading, "rb", buffering=0) as end:
             transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: output, end)
             try:
-                process = await self._start(command, writing, extra or {})
-                problem = await self._wait(process, output)
+                process = await self._start(command, writing, extra)
+                return await self._wait(process, output)
             finally:
                 transport.close()
-        if not problem:
-            return Finding(gate, Verdict.GOOD)
-        return Finding(gate, Verdict.BAD, f"{command!r}: {problem}{output.shown()}")
 
     async def _start(self, command: str, writing: int, extra: Mapping[str, str]) -> asyncio.subprocess.Process:
         try:
@@ -85,14 +105,14 @@ class ProbeRunner:
         finally:
             os.close(writing)
 
-    async def _wait(self, process: asyncio.subprocess.Process, output: _Output) -> str:
-        """What is wrong with the probe's end, empty if nothing; its process group is gone afterwards."""
+    async def _wait(self, process: asyncio.subprocess.Process, output: _Output) -> Ended:
+        """How it ended; its process group is gone afterwards."""
         output.too_much = lambda: _kill_group(process.pid)
         try:
             async with asyncio.timeout(self.timeout_s):
                 await process.wait()
         except TimeoutError:
-            return f"did not end within {self.timeout_s:g} s"
+            return Ended(None, f"did not end within {self.timeout_s:g} s", output.shown())
         finally:
             _kill_group(process.pid)
             await process.wait()
@@ -100,8 +120,9 @@ class ProbeRunner:
             async with asyncio.timeout(LAST_WORDS_S):
                 await output.ended.wait()
         if output.total_bytes > MAX_OUTPUT_BYTES:
-            return f"wrote more than {MAX_OUTPUT_BYTES} bytes"
-        return f"exit code {process.returncode}" if process.returncode else ""
+            return Ended(None, f"wrote more than {MAX_OUTPUT_BYTES} bytes", output.shown())
+        code = process.returncode
+        return Ended(code, f"exit code {code}" if code else "", output.shown())
 
 
 class _Output(asyncio.Protocol):
@@ -126,8 +147,7 @@ class _Output(asyncio.Protocol):
 
     def shown(self) -> str:
         """The output for the evidence."""
-        text = self._tail.decode(errors="replace").strip()
-        return f"; output: {text}" if text else "; no output"
+        return self._tail.decode(errors="replace").strip()
 
 
 def _nothing() -> None:

@@ -35,6 +35,7 @@ class Rules:
     peripheral_checks: tuple[str, ...]
     vendor_probes: tuple[str, ...]
     require_packed_lkg: bool = False
+    pass_when_cannot_tell: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

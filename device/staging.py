@@ -22,7 +22,6 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from device.gates import check_flashing
 from device.imaging import TRIES, Imaging
 from device.lkg import Packed, PackError
 from device.offload import Worker
@@ -66,9 +65,9 @@ class Staging:
 
     async def _watch(self) -> Event:
         while True:
-            finding = check_flashing(self._equipment.sensors, self._target)
+            finding = await self._equipment.gates.flashing_refusal(self._target.rules)
             if finding is not None:
-                return Obstructed(finding.gate, finding.evidence)
+                return Obstructed(*finding.words)
             await asyncio.sleep(self._equipment.config.timing.gate_interval_s)
 
     async def _keep_pace(self) -> Event:
@@ -87,7 +86,7 @@ class Staging:
             try:
                 return await self._stage()
             except GateError as error:
-                return GateRefused(error.gate, str(error))
+                return GateRefused(error.gate, str(error), error.observed, error.required)
             except DiskFaultError as error:
                 return GateRefused(Gate.DISK.value, str(error))
             except PeerError as error:
@@ -119,7 +118,7 @@ class Staging:
             extra = staged_facts(slots, target)
             finding = await self._equipment.probes.run(Gate.BOOT_PROBE.value, target.rules.boot_probe, extra)
             if not finding.passes:
-                return GateRefused(finding.gate, finding.evidence)
+                return GateRefused(*finding.words)
         return Staged()
 
     async def _verify_bundle(self) -> None:
@@ -163,7 +162,7 @@ class Staging:
         if lkg.held() == packed and await lkg.is_whole():
             return
         config_bytes = target.config.size_bytes if target.config is not None else 0
-        kept_free = target.rules.min_free_disk_bytes + config_bytes + equipment.sensors.reserved_disk_bytes
+        kept_free = target.rules.min_free_disk_bytes + config_bytes + equipment.config.board.reserved_disk_bytes
         await lkg.pack(equipment.slots.path(slot), packed, kept_free)
         equipment.log.note(f"packed {packed.label.version} from slot {slot.value} for a second rollback")
 

@@ -71,7 +71,8 @@ class StoredBatch:
 class WaveRecord:
     """One wave: attempts burned, and until control closed it the latest word of this device, signed (an Envelope).
 
-    A closed one keeps its burns and generation, or its order and permit could be played again.
+    ``earlier`` are refusals and rollbacks before it, signed as well: evidence of what came to pass in the wave. One
+    that is closed keeps its burns and generation, or its order and permit could be played again.
     """
 
     burned: int = 0
@@ -82,6 +83,7 @@ class WaveRecord:
     envelope: bytes = b""
     generation: int = 0
     closed: bool = False
+    earlier: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class Document:
     installed_by: dict[str, str] = field(default_factory=dict)
     burns_unknown_before: datetime | None = None
     logs_uploaded: int = 0
+    probed_slots: tuple[str, ...] = ()
     step: OpenStep | None = None
     spans: tuple[StoredBatch, ...] = ()
     spans_first: int = 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from device.gates import read_sensors
 from device.update import BEFORE_ARM
 from wavemesh.codec.statements import encode
 from wavemesh.trust.statements import DeviceStatus, UpdateState
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from wavemesh.session.seams import Upstream
 
 STATUS_KEY = "device"
+MAX_EVIDENCE_BYTES = 1000
 
 
 class StatusReporter:
@@ -66,7 +66,7 @@ class StatusReporter:
         """The status now."""
         equipment = self._equipment
         facts = equipment.facts()
-        reading = read_sensors(equipment.sensors)
+        reading = equipment.gates.reading
         target = progress.target
         image = None if target is None else target.firmware or target.config
         staging = progress.state in {UpdateState.STAGING, UpdateState.PAUSED}
@@ -78,6 +78,7 @@ class StatusReporter:
             wave_id=progress.wave_id,
             attempt=progress.attempt + 1 if progress.state in BEFORE_ARM else progress.attempt,
             gate=progress.gate,
+            evidence=progress.evidence.encode(errors="replace")[:MAX_EVIDENCE_BYTES].decode(errors="ignore"),
             slot=facts.running.slot.value,
             firmware_version=facts.firmware_version,
             firmware_sha256=facts.firmware_sha256,

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 MAX_REPORTS = 512
 MAX_EVENTS = 64
 MAX_EVIDENCE_BYTES = 4000
+MAX_COMPARED_BYTES = 500
+MAX_EARLIER = 8
 SNAPSHOT_OUTCOMES = 32
 PING_RESERVE = 100
 
@@ -173,6 +175,12 @@ class DeviceStore:
         """Attempts burned in a wave."""
         return self.document.waves.get(wave_id, WaveRecord()).burned
 
+    def evidence(self, wave_id: str) -> tuple[DeviceOutcome, ...]:
+        """What this device said in a wave, the oldest first: refusals and rollbacks, and its latest word."""
+        record = self.document.waves.get(wave_id, WaveRecord())
+        words = (*record.earlier, record.envelope) if record.envelope else ()
+        return tuple(decode(DeviceOutcome, decode(Envelope, word).payload) for word in words)
+
     def is_finished(self, wave_id: str) -> bool:
         """Whether this device has said its last word in the wave."""
         record = self.document.waves.get(wave_id)
@@ -219,11 +227,15 @@ class DeviceStore:
         """Forget the outcome of a wave that control closed; never to be taken up again."""
         record = self.document.waves.get(wave_id, WaveRecord())
         if not record.closed:
-            self._commit(_with_wave(self.document, wave_id, replace(record, envelope=b"", closed=True)))
+            self._commit(_with_wave(self.document, wave_id, replace(record, envelope=b"", earlier=(), closed=True)))
 
     def note_intent(self, intent_id: str) -> None:
         """Remember an intent that was carried out."""
         self._commit(_with_intent(self.document, intent_id))
+
+    def note_probed(self, slot: str) -> None:
+        """Remember that a slot can be written."""
+        self._commit(replace(self.document, probed_slots=(*self.document.probed_slots, slot)))
 
     def note_logs_uploaded(self, through: int) -> None:
         """Remember which log lines the hub has."""
@@ -282,6 +294,9 @@ class DeviceStore:
             firmware_version=facts.firmware_version,
             log_sha256=self._log.tail_sha256(),
             at=self._clock.now(),
+            observed=_bounded(outcome.observed, MAX_COMPARED_BYTES),
+            required=_bounded(outcome.required, MAX_COMPARED_BYTES),
+            slots=facts.slots,
         )
         envelope = sign_as_node(statement, self._credentials)
         said = replace(
@@ -291,6 +306,7 @@ class DeviceStore:
             kind=outcome.kind.value,
             gate=outcome.gate,
             envelope=encode(envelope),
+            earlier=(*record.earlier, record.envelope)[-MAX_EARLIER:] if record.gate else record.earlier,
         )
         body = encode(OutcomeReport((envelope,)))
         return self._with_report(_with_wave(document, progress.wave_id, said), StoredReport("outcome", body))
@@ -363,4 +379,4 @@ def _installed(document: Document, target: Target) -> Document:
 
 
 def _bounded(text: str, most: int = MAX_EVIDENCE_BYTES) -> str:
-    return text.encode()[:most].decode(errors="ignore")
+    return text.encode(errors="replace")[:most].decode(errors="ignore")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from device.config import Telemetry
-    from device.gates import Finding
+    from device.gates.findings import Finding
     from device.progress import Progress
     from device.steps import Said
     from wavemesh.identity.nodes import NodeId

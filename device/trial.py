@@ -47,7 +47,7 @@ class Trial:
         try:
             self._check_lease()
         except GateError as error:
-            return Unhealthy(error.gate, str(error), OutcomeKind.INCONCLUSIVE)
+            return Unhealthy(error.gate, str(error), OutcomeKind.INCONCLUSIVE, error.observed, error.required)
         elapsed_s = self._equipment.clock.monotonic() - self._progress.trial_began_s
         try:
             async with asyncio.timeout(max(0.0, self._target.rules.rollback_on_health_loss_s - elapsed_s)):
@@ -83,7 +83,8 @@ class Trial:
                 self._equipment.log.note(f"trial: {gate} passes")
                 return None
             if self._equipment.clock.monotonic() >= until_s:
-                return Unhealthy(finding.gate, finding.evidence, OutcomeKind.ROLLED_BACK)
+                gate, evidence, observed, required = finding.words
+                return Unhealthy(gate, evidence, OutcomeKind.ROLLED_BACK, observed, required)
             await asyncio.sleep(PROBE_RETRY_S)
 
     async def _ping(self) -> Event:
@@ -97,9 +98,11 @@ class Trial:
                     self._equipment.facts(),
                 )
             if result.lease_state == HALTED:
-                return Unhealthy(Gate.HALTED.value, "the hub says that the wave is halted", OutcomeKind.INCONCLUSIVE)
+                said = "the hub says that the wave is halted"
+                return Unhealthy(Gate.HALTED.value, said, OutcomeKind.INCONCLUSIVE, "halted", "running")
             if result.end is PingEnd.REFUSED:
-                return Unhealthy(result.gate, result.detail, OutcomeKind.ROLLED_BACK)
+                wanted = "a quote that the authority accepts"
+                return Unhealthy(result.gate, result.detail, OutcomeKind.ROLLED_BACK, result.detail, wanted)
             if result.end is PingEnd.ACKNOWLEDGED:
                 self._equipment.log.note(f"trial: health {result.detail}")
                 return Healthy()
@@ -111,10 +114,14 @@ class Trial:
     def _out_of_time(self) -> Unhealthy:
         budget = f"{self._target.rules.rollback_on_health_loss_s:g} s"
         if not self._probed:
-            return Unhealthy(Gate.BOOT_TIMER.value, f"probes did not finish within {budget}", OutcomeKind.ROLLED_BACK)
+            evidence = f"probes did not finish within {budget}"
+            return Unhealthy(
+                Gate.BOOT_TIMER.value, evidence, OutcomeKind.ROLLED_BACK, "probes not finished", f"within {budget}"
+            )
         last = self._last_ping
         down = last is not None and last.end is PingEnd.AUTHORITY_DOWN
         detail = "no ping was answered" if last is None else last.detail
         verdict = OutcomeKind.INCONCLUSIVE if down else OutcomeKind.ROLLED_BACK
         gate = Gate.HEALTH_AUTHORITY.value if last is None else last.gate
-        return Unhealthy(gate, f"no acknowledgement within {budget}: {detail}", verdict)
+        evidence = f"no acknowledgement within {budget}: {detail}"
+        return Unhealthy(gate, evidence, verdict, "no acknowledgement", f"one within {budget}")

@@ -119,6 +119,8 @@ def ledger_parts(ledger: Mapping[str, Any]) -> tuple[Table | str, ...]:
             place(e["device"]),
             e["kind"].replace("_", " "),
             e["gate"] or "-",
+            e["observed"] or "-",
+            e["required"] or "-",
             str(e["attempt"]),
             e["slot"] or "-",
             e["firmware_version"] or "-",
@@ -127,10 +129,10 @@ def ledger_parts(ledger: Mapping[str, Any]) -> tuple[Table | str, ...]:
         )
         for e in ledger["entries"]
     ]
-    columns = ("device", "outcome", "gate", "try", "slot", "version", "sha256", "at")
+    columns = ("device", "outcome", "gate", "observed", "required", "try", "slot", "version", "sha256", "at")
     source, counts = place(ledger["source"]), counts_text(ledger["counts"])
     head = f"wave {ledger['wave_id']} as {source} knows it: {counts}; gates: {gates}"
-    return head, Table("", columns, rows, ("sha256", "slot", "try"))
+    return head, Table("", columns, rows, ("sha256", "slot", "try", "version"))
 
 
 def entry_lines(entry: Mapping[str, Any]) -> list[str]:
@@ -142,7 +144,13 @@ def entry_lines(entry: Mapping[str, Any]) -> list[str]:
         f"  runs {entry['firmware_version'] or '?'} on slot {entry['slot'] or '?'}",
         f"  sha256 {entry['firmware_sha256'] or '?'}",
         f"  signed by {entry['signed_by'] or 'nobody yet'}",
+        *([f"  observed {entry['observed']}, required {entry['required'] or '-'}"] if entry["observed"] else []),
         *(f"  evidence: {line}" for line in entry["evidence"].splitlines()),
+        *(
+            f"  slot {slot['slot']}: {slot['version'] or 'nothing verified'} {slot['sha256']}".rstrip()
+            for slot in entry["slots"]
+        ),
+        *([f"  boot {entry['boot_id']}, log {short(entry['log_sha256'])}"] if entry["boot_id"] else []),
     ]
 
 
@@ -241,6 +249,7 @@ _DETAILS = frozenset(
     {
         "config_version",
         "requires_config",
+        "requires_firmware",
         "touches_bootloader",
         "boot_probe",
         "peripheral_checks",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgectl.exits import Exit, exit_of_class, hint_for
 from wavemesh.errors import LocalError, PeerError, WavemeshError
 from wavemesh.policy.gates import BadGateError, Gate, Lasting, parse_gate
+from wavemesh.policy.sources import SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -168,4 +169,9 @@ def _gate(gate: Gate, word: str) -> Word:
     lasting = "stands for the wave" if notes.lasting is Lasting.FINAL else "checked again within the wave"
     named = ":<name>" if gate.is_named and ":" not in word else ""
     stages = ", ".join(stage.value for stage in notes.stages)
-    return Word(word + named, "gate", notes.meaning, notes.remedy, (("checked", stages), ("refusal", lasting)))
+    facts = [("checked", stages), ("refusal", lasting)]
+    if gate in SOURCES:
+        source = SOURCES[gate]
+        facts += [("a device looks at", source.looks_at), ("wants", source.default)]
+        facts += [("cannot tell", source.cannot_tell.value)]
+    return Word(word + named, "gate", notes.meaning, notes.remedy, tuple(facts))

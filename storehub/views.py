@@ -281,6 +281,11 @@ def ledger_entry(entry: Entry) -> operator_pb2.LedgerEntry:
         firmware_version=outcome.firmware_version,
         signed_by=entry.signed_by,
         at=stamp(outcome.at),
+        observed=outcome.observed,
+        required=outcome.required,
+        slots=[to_proto(slot) for slot in outcome.slots],
+        boot_id=outcome.boot_id,
+        log_sha256=outcome.log_sha256,
     )
 
 

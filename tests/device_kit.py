@@ -165,6 +165,7 @@ class HubStandIn:
         self.attempts_allowed = 3
         self.lease_s = 60.0
         self.permit_firmware = True
+        self.changes: dict[str, Any] = {}
         self._granted: dict[int, Lease] = {}
         self._counter = 0
         self._changed = asyncio.Event()
@@ -192,6 +193,7 @@ class HubStandIn:
             config_version=CONFIG_VERSION,
             requires_config=">=12.4.0",
             bundle=Artifact("firmware-v3.8.2.raucb", digest_of(self.bundle)) if self.bundle else None,
+            **self.changes,
             **manifest_fields,
         )
         now = datetime.now(UTC)
@@ -215,6 +217,11 @@ class HubStandIn:
     def publish_with(self, **manifest_fields: Any) -> None:
         """The release keys sign a release that says more."""
         self.release = self._publish(**manifest_fields)
+
+    def publish_with_guardrail(self, line: str) -> None:
+        """The policy has one more guardrail."""
+        self._policy_text = self._policy_text.replace(b"guardrails:\n", f"guardrails:\n  {line}\n".encode())
+        self._publish()
 
     def publish_with_bundle(self, bundle: bytes) -> None:
         """The release has its firmware packed for RAUC too."""

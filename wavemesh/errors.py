@@ -44,6 +44,16 @@ class GateError(PeerError):
         super().__init__(message, gate=gate, **details)
         self.gate = gate
 
+    @property
+    def observed(self) -> str:
+        """What the gate found, of the details; empty where it compares nothing."""
+        return self.details.get("observed", "")
+
+    @property
+    def required(self) -> str:
+        """What it wanted."""
+        return self.details.get("required", "")
+
 
 class NotFoundError(PeerError):
     """The object asked for does not exist here."""

@@ -12,7 +12,7 @@ from edgectl.completing import device_names, store_names, wave_ids
 from edgectl.effects import YesOption, confirm, preview
 from edgectl.framework import DEFAULT_LIMIT, DryRunOption, LimitOption, Session, command
 from edgectl.intents import IntentIdOption, ReasonOption, new_intent_id, now, submit
-from edgectl.tables import devices_table, ledger_parts, place, signoff_lines
+from edgectl.tables import devices_table, entry_lines, place, signoff_lines
 
 app = typer.Typer(help="One device or all of them.", no_args_is_help=True)
 
@@ -242,13 +242,13 @@ def list_devices(
 
 @command(app, "show")
 def show(session: Session, *, device: DeviceOption) -> None:
-    """Show one device. Status, labels, outcomes."""
+    """Show one device. Status, labels, and why a gate holds it up, refused it or rolled it back."""
     data = _device(session, device)
     labels = ", ".join(f"{key}={value}" for key, value in data["labels"].items()) or "none"
-    outcomes = {"entries": data["outcomes"], "gates": {}, "counts": None, "wave_id": "", "source": ""}
-    table = ledger_parts(outcomes)[1]
-    more = [table] if data["outcomes"] else []
-    session.show(data, devices_table([data]), f"labels: {labels}", *signoff_lines(data), *more)
+    status = data["status"] or {}
+    held_up = [f"{status['state']} by gate {status['gate']}: {status['evidence']}"] if status.get("gate") else []
+    outcomes = [line for entry in data["outcomes"] for line in entry_lines(entry)]
+    session.show(data, devices_table([data]), f"labels: {labels}", *held_up, *signoff_lines(data), *outcomes)
 
 
 @command(app, "logs")

@@ -48,6 +48,7 @@ def create(
     bundle: Annotated[Path | None, typer.Option(help="A RAUC bundle that holds exactly the firmware.")] = None,
     config_version: Annotated[str, typer.Option(help="Semantic version of the config.")] = "",
     requires_config: Annotated[str, typer.Option(help='Constraint on the config, ">=12.0.0 <13".')] = "",
+    requires_firmware: Annotated[str, typer.Option(help="The config's constraint on the firmware.")] = "",
     minimum_version: Annotated[str, typer.Option(help="Floor that devices never go below again.")] = "",
     region: Annotated[list[str] | None, typer.Option("--region", help="Only this region; repeatable.")] = None,
     boot_probe: Annotated[str, typer.Option(help="Boot probe a policy may select.")] = "",
@@ -84,6 +85,7 @@ def create(
         peripheral_checks=tuple(peripheral_check or ()),
         vendor_probes=tuple(vendor_probe or ()),
         attestation=tuple(sorted(map(releasing.pcr_of, pcr or ()))),
+        requires_firmware=requires_firmware,
     )
     files = {path.name: path for path in (firmware, config, bundle) if path}
     releasing.create(directory, manifest, files, _base(session, published), role)

@@ -145,7 +145,13 @@ def test_a_store_whose_wan_is_cut_answers_acts_and_queues(operator: Operator) ->
 def test_the_wave_runs_when_every_pause_is_lifted(operator: Operator) -> None:
     lifted = operator.asks("wave", "resume", "--wave", "142", "--reason", "looked into")
     assert lifted["record"]["disposition"] in {"applied", "queued"}
+    battery = next(operator.directory.glob("lab-data/**/pos-03/hardware/power_supply/BAT0/capacity"))
+    battery.write_text("5\n")
     operator.asks(*O1["start"])
+    wait_until(lambda: _entry(operator, "control")["kind"] == "refused", 60, "pos-03 to be refused")
+    for context in ("control", "store-208"):
+        _assert_evidence_is_shown(operator, context)
+    battery.write_text("87\n")
 
     def updated() -> bool:
         return bool(operator.asks("ledger", "show", "--wave", "142")["counts"]["updated"] == 12)
@@ -249,6 +255,26 @@ def test_lab_down_stops_every_process(operator: Operator) -> None:
     assert not any(process.running for process in states(load_lab(operator.directory / "lab-data")))
     assert operator.types("lab", "status").returncode == 1
     assert operator.types("fleet", "status").returncode == 6
+
+
+def _entry(operator: Operator, context: str) -> Any:
+    return operator.asks("ledger", "entry", "--wave", "142", "--id", "pos-03", "--context", context)[0]
+
+
+def _assert_evidence_is_shown(operator: Operator, context: str) -> None:
+    """D7: the gate, what it found and what it wanted, in the ledger and at the device, as signed (tables and JSON)."""
+    entry = _entry(operator, context)
+    assert (entry["gate"], entry["observed"], entry["required"]) == ("battery", "5 %", "at least 40 %")
+    # Staged under the pause, so both are known.
+    assert [(slot["slot"], len(slot["sha256"])) for slot in entry["slots"]] == [("A", 64), ("B", 64)]
+    assert (len(entry["boot_id"]), len(entry["log_sha256"])) == (32, 64)
+    assert entry["signed_by"].endswith("/pos-03")
+    device = operator.asks("device", "show", "--id", "pos-03", "--context", context)
+    assert device["outcomes"] == [entry]
+    assert (device["status"]["gate"], device["status"]["evidence"]) == ("battery", "battery at 5 %, 40 % required")
+    for words in (["ledger", "show", "--wave", "142"], ["device", "show", "--id", "pos-03"]):
+        shown = operator.types(*words, "--context", context).stdout
+        assert all(word in shown for word in ("battery", "5 %", "at least 40 %")), shown
 
 
 def _state(operator: Operator) -> str:

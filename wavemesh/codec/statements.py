@@ -69,6 +69,7 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.HealthAck: rollout_pb2.HealthAck,
     s.AuthorityDown: rollout_pb2.AuthorityDown,
     s.HealthPingAnswer: rollout_pb2.HealthPingAnswer,
+    s.SlotContent: report_pb2.SlotContent,
     s.DeviceOutcome: report_pb2.DeviceOutcome,
     s.OutcomeReport: report_pb2.OutcomeReport,
     s.SnapshotReport: report_pb2.SnapshotReport,
@@ -137,6 +138,7 @@ _MAX_COUNT = 1024
 _MAX_COUNTS: Mapping[str, int] = {
     "signatures": 16,
     "intermediates": 2,
+    "slots": 4,
     "devices": 10_000,
     "stores": 10_000,
     "holds": 10_000,

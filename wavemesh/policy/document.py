@@ -100,6 +100,7 @@ class Guardrails:
     rotate_certificates: bool
     require_packed_lkg: bool
     availability: tuple[AvailabilityGroup, ...]
+    pass_when_cannot_tell: tuple[str, ...]
 
     @property
     def rollback_on_health_loss_s(self) -> float:
@@ -155,10 +156,11 @@ def policy_of(document: dict[str, Any]) -> Policy:
     """The policy of a document that ``read_document`` found without fault."""
     guardrails, verification = document["guardrails"], document["verification"]
     groups = tuple(AvailabilityGroup(**_fields(entry)) for entry in guardrails["availability"])
+    passing = tuple(guardrails["passWhenCannotTell"])
     authority = verification["healthAuthority"] or _default_authority(verification["healthPingEndpoint"])
     return Policy(
         targets=Targets(**_fields(document["targets"])),
-        guardrails=Guardrails(**_fields(guardrails | {"availability": groups})),
+        guardrails=Guardrails(**_fields(guardrails | {"availability": groups, "passWhenCannotTell": passing})),
         artifacts=Artifacts(**_fields(document["artifacts"])),
         verification=Verification(
             boot_probe=verification["bootProbe"],
@@ -175,6 +177,7 @@ def policy_of(document: dict[str, Any]) -> Policy:
 #: so that a policy that does not use one has the bytes, and the digest, that earlier versions know.
 _LATER_KEYS: dict[tuple[str, str], object] = {
     ("guardrails", "rotateCertificates"): True,
+    ("guardrails", "passWhenCannotTell"): [],
     ("guardrails", "requirePackedLkg"): False,
 }
 

@@ -189,10 +189,10 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.PREFLIGHT, Stage.STAGING),
     ),
     Gate.DUAL_PARTITION: GateNotes(
-        "The device has no second slot that an update could be written to.",
+        "The device has no second slot that an update could be written to, or it does not keep what is written.",
         "Re-image the device with two slots, or take it out of the cohort.",
         _F,
-        (Stage.PREFLIGHT,),
+        (Stage.PREFLIGHT, Stage.ARM),
     ),
     Gate.PERIPHERAL: GateNotes(
         "A peripheral check of the policy failed.",
@@ -201,10 +201,10 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.PREFLIGHT, Stage.TRIAL),
     ),
     Gate.VENDOR: GateNotes(
-        "A vendor probe of the release failed in the trial.",
-        "Read the probe's output in the evidence; ask the vendor; hold the release.",
-        _F,
-        (Stage.TRIAL,),
+        "A vendor hook of the device failed before the reboot, or a vendor probe of the release in the trial.",
+        "Read the output in the evidence and ask the vendor; after a trial, hold the release.",
+        _T,
+        (Stage.PREFLIGHT, Stage.ARM, Stage.TRIAL),
     ),
     Gate.BOOT_PROBE: GateNotes(
         "The boot probe failed on the staged slot or after booting it.",
@@ -283,8 +283,8 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.SEED, Stage.ORDER, Stage.PREFLIGHT),
     ),
     Gate.CONFIG_VERSION: GateNotes(
-        "The device's config is older than the firmware requires.",
-        "Roll out the config first.",
+        "Firmware and config that would run together do not fit: one is older than the other requires.",
+        "Roll out the other first, or both together.",
         _F,
         (Stage.PREFLIGHT, Stage.ARM),
     ),

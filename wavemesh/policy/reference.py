@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from wavemesh.policy.gates import INCONCLUSIVE_GATES, Gate
 from wavemesh.policy.schema import DOCUMENT, RULES, json_schema
+from wavemesh.policy.sources import SOURCES, Source
 from wavemesh.policy.values import REQUIRED, Key, Listing, Section
 
 if TYPE_CHECKING:
@@ -66,6 +67,23 @@ not. The last column says whether an outcome by this gate may be inconclusive: o
 """
 
 
+_SOURCES_HEAD = """
+## On a device
+
+Where a device looks, and what it wants where policy and release say nothing else. A gate never breaks the agent: it
+passes, fails with what it observed and what is required, or *cannot tell*, because its source is there and hangs, is
+unreadable or says nonsense. What is not there at all (no battery, no sensor, no inhibitor) says nothing and passes.
+`edgectl ledger show`, `ledger entry` and `device show` have both values; the outcome that the device signs has them
+too, with both slots, the boot and the digest of the log.
+
+Battery and temperature are watched while bytes are written as well. Trouble pauses the write; it goes on when three
+looks in a row were 5 % or 5 °C within the limit, and is refused by the gate after `timing.pause_bound_s`.
+
+| gate | looks at | default | when it cannot tell |
+|---|---|---|---|
+"""
+
+
 def policy_page() -> str:
     """The page on ``policy.yaml``."""
     parts = [_POLICY_HEAD]
@@ -81,7 +99,9 @@ def policy_page() -> str:
 
 def gates_page() -> str:
     """The page on gates."""
-    return _GATES_HEAD + "".join(_gate_row(gate) for gate in Gate)
+    rows = "".join(_gate_row(gate) for gate in Gate)
+    sources = "".join(_source_row(gate, source) for gate, source in SOURCES.items())
+    return _GATES_HEAD + rows + _SOURCES_HEAD + sources
 
 
 def schema_file() -> str:
@@ -112,6 +132,11 @@ def _gate_row(gate: Gate) -> str:
     lasting = "transient" if gate.is_transient else "final"
     inconclusive = "can be" if gate in INCONCLUSIVE_GATES else "never"
     return f"| `{name}` | {notes.meaning} | {notes.remedy} | {stages} | {lasting} | {inconclusive} |\n"
+
+
+def _source_row(gate: Gate, source: Source) -> str:
+    name = f"{gate.value}:NAME" if gate.is_named else gate.value
+    return f"| `{name}` | {source.looks_at} | {source.default} | {source.cannot_tell.value} |\n"
 
 
 def _escaped(cell: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wavemesh.policy.sources import GATES_THAT_MAY_PASS_UNTOLD
 from wavemesh.policy.values import (
     ByteSize,
     Choice,
@@ -111,6 +112,12 @@ _GUARDRAILS = Section(
             False,
         ),
         Key("availability", Listing(_AVAILABILITY, 64), "Groups of which some devices must stay up.", []),
+        Key(
+            "passWhenCannotTell",
+            Listing(Choice(tuple(gate.value for gate in GATES_THAT_MAY_PASS_UNTOLD)), len(GATES_THAT_MAY_PASS_UNTOLD)),
+            "Gates that pass where their source is there and does not answer; every other one refuses then.",
+            [],
+        ),
     )
 )
 

@@ -40,7 +40,8 @@ def check_release_age(release: ReleaseManifest, now: datetime, max_age: timedelt
         msg = (
             f"release {release.name} was signed {age.days} days ago; at most {max_age.days} are allowed: sign it again"
         )
-        raise GateError(Gate.FRESHNESS.value, msg, release=release.name)
+        ages = {"observed": f"{age.days} days", "required": f"at most {max_age.days} days"}
+        raise GateError(Gate.FRESHNESS.value, msg, release=release.name, **ages)
     if age < -CLOCK_SKEW:
         msg = f"release {release.name} claims to be signed at {release.signed_at.isoformat()}, which is in the future"
         raise GateError(Gate.FRESHNESS.value, msg, release=release.name)
@@ -50,7 +51,8 @@ def check_not_expired(gate: Gate, what: str, expires_at: datetime, now: datetime
     """Raise GateError of that gate if ``expires_at`` has passed; ``what`` names the thing ("permit for pos-03")."""
     if now >= expires_at:
         msg = f"{what} expired at {expires_at.isoformat()}"
-        raise GateError(gate.value, msg)
+        times = {"observed": now.isoformat(), "required": f"before {expires_at.isoformat()}"}
+        raise GateError(gate.value, msg, **times)
 
 
 def is_time_trusted(now: datetime, floor: datetime, source: ClockSource) -> bool:
@@ -62,10 +64,15 @@ def check_time_trusted(now: datetime, floor: datetime, source: ClockSource) -> N
     """Raise GateError (clock) unless time is trusted."""
     if now < floor:
         msg = f"the clock says {now.isoformat()}, before {floor.isoformat()}, which is known to have passed"
-        raise GateError(Gate.CLOCK.value, msg)
+        times = {"observed": now.isoformat(), "required": f"at least {floor.isoformat()}"}
+        raise GateError(Gate.CLOCK.value, msg, **times)
     if not is_time_trusted(now, floor, source):
         msg = "nobody has confirmed the clock since the last boot"
-        raise GateError(Gate.CLOCK.value, msg)
+        sources = {
+            "observed": source.value,
+            "required": f"{ClockSource.CONFIRMED.value}, or {ClockSource.HARDWARE.value}",
+        }
+        raise GateError(Gate.CLOCK.value, msg, **sources)
 
 
 def confirms(now: datetime, signed_at: datetime) -> bool:

@@ -49,7 +49,8 @@ def check_not_held(release: ReleaseManifest, holds: HoldList) -> None:
         msg = (
             f"release {release.name} is on hold since epoch {holds.epoch} or before: {hold.reason or 'no reason given'}"
         )
-        raise GateError(Gate.HOLD.value, msg, release=release.name)
+        states = {"observed": f"on hold at epoch {holds.epoch}", "required": "no hold"}
+        raise GateError(Gate.HOLD.value, msg, release=release.name, **states)
 
 
 def check_hold_view(holds: HoldList | None, now: datetime, max_age: timedelta, least_epoch: int = 0) -> None:
@@ -63,4 +64,4 @@ def check_hold_view(holds: HoldList | None, now: datetime, max_age: timedelta, l
     age = now - holds.issued_at
     if age > max_age:
         msg = f"the view of holds is {age} old; at most {max_age} is allowed (holdMaxAgeHours)"
-        raise GateError(Gate.FRESHNESS.value, msg)
+        raise GateError(Gate.FRESHNESS.value, msg, observed=str(age), required=f"at most {max_age}")

@@ -127,7 +127,7 @@ class TrustedMetadata:
         """The release; raises GateError "revoked", or "signature" where the release keys vouch for no such release."""
         if self.is_revoked(name):
             msg = f"release {name} is revoked: {self.revocations()[name]}"
-            raise GateError(Gate.REVOKED.value, msg, release=name)
+            raise GateError(Gate.REVOKED.value, msg, release=name, observed="revoked", required="vouched for")
         self.role_of(name)
         return self._vouched.releases[name]
 

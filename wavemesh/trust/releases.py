@@ -5,9 +5,9 @@ release. The release's signature bundle (``artifacts.signature`` in a policy) is
 over the same manifest as canonical JSON, signed by the threshold of release keys. So the manifest names the bundle but
 not its digest, which comes from the bundle's own target entry.
 
-Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null, but an absent
-``bundle`` has no key, so that older manifests keep their bytes. A manifest with an unknown key is refused: it might be
-a condition that this version does not know how to check.
+Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null. ``bundle`` and
+``requires_firmware`` have a key only where there is one, so that older manifests keep their bytes. A manifest with an
+unknown key is refused: it might be a condition that this version does not know how to check.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ class ReleaseManifest:
 
     ``minimum_version`` is the floor below which a device never goes again once it runs this release. Commands run on
     devices: they are allowed because release keys signed them, a policy only selects among them. ``bundle`` is a RAUC
-    bundle that holds exactly the firmware, another way to the same bytes on a slot (ADR 16). ``attestation``: what PCRs
-    hold once this release has booted, number and SHA-256 value, in order (ADR 19). Both are part of a manifest only
-    where they say something, so that the bytes of older releases stay as they were signed.
+    bundle that holds exactly the firmware, another way to the same bytes on a slot (ADR 16). ``requires_config`` binds
+    the firmware to a config, ``requires_firmware`` the config to a firmware: what will run together must fit.
+    ``attestation``: what PCRs hold once this release has booted, number and SHA-256 value, in order (ADR 19). What says
+    nothing is no part of a manifest, so that the bytes of older releases stay as they were signed.
     """
 
     name: str
@@ -88,6 +89,7 @@ class ReleaseManifest:
     vendor_probes: tuple[str, ...] = ()
     bundle: Artifact | None = None
     attestation: tuple[tuple[int, str], ...] = ()
+    requires_firmware: str = ""
 
     @property
     def main(self) -> Artifact:
@@ -134,6 +136,8 @@ def manifest_to_json(manifest: ReleaseManifest) -> dict[str, Any]:
         value["bundle"] = _artifact_to_json(manifest.bundle)
     if manifest.attestation:
         value["attestation"] = {str(number): sha256 for number, sha256 in manifest.attestation}
+    if manifest.requires_firmware:
+        value["requires_firmware"] = manifest.requires_firmware
     manifest_from_json(value, manifest.signature.digest)
     return value
 
@@ -165,6 +169,7 @@ def manifest_from_json(value: object, signature: Digest) -> ReleaseManifest:
         vendor_probes=fields.texts("vendor_probes"),
         bundle=fields.artifact("bundle") if "bundle" in fields else None,
         attestation=fields.pcrs("attestation"),
+        requires_firmware=fields.constraint("requires_firmware") if "requires_firmware" in fields else "",
     )
     fields.finish()
     names = [artifact.name for artifact in manifest.artifacts]
@@ -219,25 +224,28 @@ def check_region(manifest: ReleaseManifest, region: str) -> None:
     """Raise GateError (class) unless the release may enter the region."""
     if manifest.regions and region not in manifest.regions:
         msg = f"release {manifest.name} is for regions {', '.join(manifest.regions)}, not {region}"
-        raise GateError(Gate.CLASS.value, msg, release=manifest.name)
+        regions = ", ".join(manifest.regions)
+        raise GateError(Gate.CLASS.value, msg, release=manifest.name, observed=region, required=regions)
 
 
 def check_device_fit(manifest: ReleaseManifest, device_class: str, hardware_revision: str) -> None:
     """Raise GateError (class, hardware) unless the release is for such a device."""
     if manifest.device_class != device_class:
         msg = f"release {manifest.name} is for class {manifest.device_class}, not {device_class}"
-        raise GateError(Gate.CLASS.value, msg, release=manifest.name)
+        classes = {"observed": device_class, "required": manifest.device_class}
+        raise GateError(Gate.CLASS.value, msg, release=manifest.name, **classes)
     if hardware_revision not in manifest.hardware_revisions:
         revisions = ", ".join(manifest.hardware_revisions)
         msg = f"release {manifest.name} is for hardware {revisions}, not {hardware_revision}"
-        raise GateError(Gate.HARDWARE.value, msg, release=manifest.name)
+        raise GateError(Gate.HARDWARE.value, msg, release=manifest.name, observed=hardware_revision, required=revisions)
 
 
 def check_rollback_floor(manifest: ReleaseManifest, floor: str) -> None:
     """Raise GateError (rollback-floor) if the release is older than ``floor``; an empty floor allows all."""
     if floor and Version.parse(manifest.version) < Version.parse(floor):
         msg = f"release {manifest.name} has version {manifest.version}, below the floor {floor}"
-        raise GateError(Gate.ROLLBACK_FLOOR.value, msg, release=manifest.name)
+        versions = {"observed": manifest.version, "required": f"at least {floor}"}
+        raise GateError(Gate.ROLLBACK_FLOOR.value, msg, release=manifest.name, **versions)
 
 
 def _artifact_to_json(artifact: Artifact | None) -> dict[str, Any] | None:

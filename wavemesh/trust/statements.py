@@ -344,8 +344,20 @@ class HealthPingAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotContent:
+    """What is on a slot of a device; without digest and version nothing on it was verified. Not itself signed."""
+
+    slot: str
+    sha256: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceOutcome:
-    """The latest outcome of one device in one wave; the highest (attempt, sequence) wins."""
+    """The latest outcome of one device in one wave; the highest (attempt, sequence) wins.
+
+    ``observed`` and ``required`` are what the gate found and what it wanted, ``slots`` what the device has on both.
+    """
 
     payload_type: ClassVar[str] = _PREFIX + "outcome.v1"
     wave_id: str
@@ -361,6 +373,9 @@ class DeviceOutcome:
     firmware_version: str
     log_sha256: str
     at: datetime
+    observed: str = ""
+    required: str = ""
+    slots: tuple[SlotContent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,6 +451,7 @@ class DeviceStatus:
     device_class: str = ""
     hardware_revision: str = ""
     certificate_issued_at: datetime | None = None
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -803,6 +803,11 @@ class LedgerEntry(_message.Message):
     FIRMWARE_VERSION_FIELD_NUMBER: _builtins.int
     SIGNED_BY_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    LOG_SHA256_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Path of the device."""
     kind: _report_pb2.OutcomeKind.ValueType
@@ -823,9 +828,21 @@ class LedgerEntry(_message.Message):
     """Version of the running firmware."""
     signed_by: _builtins.str
     """SPIFFE id of who signed the outcome."""
+    observed: _builtins.str
+    """What the gate found."""
+    required: _builtins.str
+    """What it wanted."""
+    boot_id: _builtins.str
+    """Names the boot in which it was decided."""
+    log_sha256: _builtins.str
+    """SHA-256 of the tail of the device's log."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When it was decided."""
+
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.SlotContent]:
+        """What is on the device's slots."""
 
     def __init__(
         self,
@@ -841,10 +858,15 @@ class LedgerEntry(_message.Message):
         firmware_version: _builtins.str = ...,
         signed_by: _builtins.str = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        observed: _builtins.str = ...,
+        required: _builtins.str = ...,
+        slots: _abc.Iterable[_report_pb2.SlotContent] | None = ...,
+        boot_id: _builtins.str = ...,
+        log_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "device", b"device", "evidence", b"evidence", "firmware_sha256", b"firmware_sha256", "firmware_version", b"firmware_version", "gate", b"gate", "kind", b"kind", "sequence", b"sequence", "signed_by", b"signed_by", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "boot_id", b"boot_id", "device", b"device", "evidence", b"evidence", "firmware_sha256", b"firmware_sha256", "firmware_version", b"firmware_version", "gate", b"gate", "kind", b"kind", "log_sha256", b"log_sha256", "observed", b"observed", "required", b"required", "sequence", b"sequence", "signed_by", b"signed_by", "slot", b"slot", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -158,6 +158,9 @@ class DeviceOutcome(_message.Message):
     FIRMWARE_VERSION_FIELD_NUMBER: _builtins.int
     LOG_SHA256_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
     wave_id: _builtins.str
     """The wave."""
     device: _builtins.str
@@ -182,9 +185,17 @@ class DeviceOutcome(_message.Message):
     """Version of the running firmware."""
     log_sha256: _builtins.str
     """SHA-256 of the tail of the device's log, lower-case hex."""
+    observed: _builtins.str
+    """What the gate found: "5 %", "exit code 1". Empty where the gate compares nothing."""
+    required: _builtins.str
+    """What it wanted: "at least 40 %", "exit code 0"."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When, by the signer's clock."""
+
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotContent]:
+        """Both slots, as far as the device knows what is on them; from hubs none."""
 
     def __init__(
         self,
@@ -202,14 +213,47 @@ class DeviceOutcome(_message.Message):
         firmware_version: _builtins.str = ...,
         log_sha256: _builtins.str = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        observed: _builtins.str = ...,
+        required: _builtins.str = ...,
+        slots: _abc.Iterable[Global___SlotContent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "boot_id", b"boot_id", "device", b"device", "evidence", b"evidence", "firmware_sha256", b"firmware_sha256", "firmware_version", b"firmware_version", "gate", b"gate", "kind", b"kind", "log_sha256", b"log_sha256", "sequence", b"sequence", "slot", b"slot", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "boot_id", b"boot_id", "device", b"device", "evidence", b"evidence", "firmware_sha256", b"firmware_sha256", "firmware_version", b"firmware_version", "gate", b"gate", "kind", b"kind", "log_sha256", b"log_sha256", "observed", b"observed", "required", b"required", "sequence", b"sequence", "slot", b"slot", "slots", b"slots", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceOutcome: _TypeAlias = DeviceOutcome  # noqa: Y015
+
+@_typing.final
+class SlotContent(_message.Message):
+    """What is on a slot of a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    slot: _builtins.str
+    """"A" or "B"."""
+    sha256: _builtins.str
+    """SHA-256 of the verified image on it, lower-case hex; empty when nothing on it was verified."""
+    version: _builtins.str
+    """Version of that image."""
+    def __init__(
+        self,
+        *,
+        slot: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "slot", b"slot", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotContent: _TypeAlias = SlotContent  # noqa: Y015
 
 @_typing.final
 class OutcomeReport(_message.Message):
@@ -386,6 +430,7 @@ class DeviceStatus(_message.Message):
     DEVICE_CLASS_FIELD_NUMBER: _builtins.int
     HARDWARE_REVISION_FIELD_NUMBER: _builtins.int
     CERTIFICATE_ISSUED_AT_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Path of the device."""
     state: Global___UpdateState.ValueType
@@ -420,6 +465,8 @@ class DeviceStatus(_message.Message):
     """Device class bound at enrolment."""
     hardware_revision: _builtins.str
     """Hardware revision bound at enrolment."""
+    evidence: _builtins.str
+    """Why the gate pauses or refused: observed and required value, for people."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When this was true, by the device's clock."""
@@ -450,10 +497,11 @@ class DeviceStatus(_message.Message):
         device_class: _builtins.str = ...,
         hardware_revision: _builtins.str = ...,
         certificate_issued_at: _timestamp_pb2.Timestamp | None = ...,
+        evidence: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent", "_temperature_celsius", b"_temperature_celsius", "at", b"at", "battery_percent", b"battery_percent", "certificate_issued_at", b"certificate_issued_at", "temperature_celsius", b"temperature_celsius"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent", "_temperature_celsius", b"_temperature_celsius", "agent_version", b"agent_version", "at", b"at", "attempt", b"attempt", "battery_percent", b"battery_percent", "certificate_issued_at", b"certificate_issued_at", "config_version", b"config_version", "connected", b"connected", "device", b"device", "device_class", b"device_class", "firmware_sha256", b"firmware_sha256", "firmware_version", b"firmware_version", "gate", b"gate", "hardware_revision", b"hardware_revision", "slot", b"slot", "staged_bytes", b"staged_bytes", "state", b"state", "target_bytes", b"target_bytes", "temperature_celsius", b"temperature_celsius", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent", "_temperature_celsius", b"_temperature_celsius", "agent_version", b"agent_version", "at", b"at", "attempt", b"attempt", "battery_percent", b"battery_percent", "certificate_issued_at", b"certificate_issued_at", "config_version", b"config_version", "connected", b"connected", "device", b"device", "device_class", b"device_class", "evidence", b"evidence", "firmware_sha256", b"firmware_sha256", "firmware_version", b"firmware_version", "gate", b"gate", "hardware_revision", b"hardware_revision", "slot", b"slot", "staged_bytes", b"staged_bytes", "state", b"state", "target_bytes", b"target_bytes", "temperature_celsius", b"temperature_celsius", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__battery_percent: _TypeAlias = _typing.Literal["battery_percent"]  # noqa: Y015
     _WhichOneofArgType__battery_percent: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent"]  # noqa: Y015

@@ -365,3 +365,20 @@ def test_a_new_generation_of_the_order_keeps_the_work() -> None:
     renewed = advance(staging, Ordered(replace(TARGET, order_generation=2), 0)).progress
     assert renewed.state is S.STAGING
     assert advance(staging, Ordered(replace(TARGET, release="other"), 0)).progress.state is S.PREFLIGHT
+
+
+def test_what_a_gate_found_and_wanted_reaches_the_outcome() -> None:
+    """D7: through a pause, a supervised trial and its overdue sign-off, and a rollback; and is gone with the gate."""
+    words = ("battery", "low", "5 %", "at least 40 %")
+    paused = advance(progress(S.STAGING), Obstructed(*words)).progress
+    assert (paused.observed, paused.required) == words[2:]
+    assert advance(paused, Unobstructed()).progress.observed == ""
+    failure = Unhealthy("peripheral:scanner", "none", OutcomeKind.ROLLED_BACK, "exit code 1", "exit code 0")
+    awaiting = advance(progress(S.TRIAL, target=SUPERVISED), failure).progress
+    [persist] = [one for one in advance(awaiting, SignoffOverdue()).effects if isinstance(one, Persist)]
+    assert persist.outcome is not None
+    assert (persist.outcome.kind, persist.outcome.observed) == (OutcomeKind.FAILED, "exit code 1")
+    leaving = advance(progress(S.TRIAL), failure).progress
+    [persist, *_] = [one for one in advance(leaving, started(A1, OLD)).effects if isinstance(one, Persist)]
+    assert persist.outcome is not None
+    assert (persist.outcome.observed, persist.outcome.required) == ("exit code 1", "exit code 0")

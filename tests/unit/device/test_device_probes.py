@@ -12,7 +12,7 @@ import pytest
 
 from device import probe_launcher
 from device.config import ProbeContainment
-from device.gates import Verdict
+from device.gates.findings import Verdict
 from device.probes import Containment, ProbeRunner
 
 PATH = {"PATH": os.environ["PATH"]}
@@ -36,6 +36,14 @@ async def test_a_probe_tells_its_end_and_output(runner: ProbeRunner) -> None:
     finding = await runner.run("peripheral:scanner", "echo no scanner here; exit 3")
     assert finding.gate == "peripheral:scanner"
     assert "exit code 3; output: no scanner here" in finding.evidence
+
+
+async def test_a_probe_that_cannot_be_started_fails(runner: ProbeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q2: a gate never raises, whatever the machine is short of."""
+    monkeypatch.setattr("device.probes.sys.executable", "/nonexistent/python")
+    finding = await runner.run("vendor:x", "true")
+    assert finding.verdict is Verdict.BAD
+    assert "could not be started: No such file or directory" in finding.evidence
 
 
 async def test_a_probe_inherits_no_secrets(runner: ProbeRunner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ class Device:
             boot_control=SimpleNamespace(read=lambda: environment),
             slots=SimpleNamespace(label=lambda _: label, path=lambda _: slot),
             lkg=self.lkg,
-            sensors=SimpleNamespace(reserved_disk_bytes=0),
+            config=SimpleNamespace(board=SimpleNamespace(reserved_disk_bytes=0)),
             tracing=Tracing(node, SystemClock(), SimpleNamespace(enabled=False)),  # type: ignore[arg-type]  # all it reads
             log=SimpleNamespace(note=lambda _: None, alert=lambda _: None),
             store=self,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from device.bootenv import Boot, SlotName
-from device.platform import Sensors
+from device.gates.sensors import Reading
 from device.progress import Progress
 from device.status import StatusReporter
 from wavemesh.codec.statements import decode
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from device.equipment import Equipment
     from wavemesh.session.seams import Upstream
 
-NOWHERE = Path("/nonexistent")
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 INTERVAL_S = 0.25
 
@@ -42,7 +40,7 @@ class Device:
         equipment = SimpleNamespace(
             node_id=SimpleNamespace(path="region/r/store/s/device/d"),
             facts=lambda: facts,
-            sensors=Sensors(NOWHERE, NOWHERE, NOWHERE),
+            gates=SimpleNamespace(reading=Reading()),
             clock=SimpleNamespace(now=lambda: NOW + timedelta(seconds=self.now_s), monotonic=lambda: self.now_s),
             config=SimpleNamespace(timing=SimpleNamespace(status_interval_s=INTERVAL_S)),
         )

@@ -89,6 +89,20 @@ def test_the_payload_has_every_default_and_reads_back(policy: Policy) -> None:
     assert policy_from_json(payload) == policy
 
 
+def test_gates_that_cannot_tell_refuse_unless_listed_and_older_policies_keep_their_bytes(policy: Policy) -> None:
+    """Q2: a key of a later version is written only where it says something; what it may say is checked by place."""
+    assert policy.guardrails.pass_when_cannot_tell == ()
+    assert b"passWhenCannotTell" not in policy_to_json(policy)
+    listed = parse_policy(P1.replace("minBattery: 40", "passWhenCannotTell: [temperature, vendor]").encode(), "p")
+    assert listed.guardrails.pass_when_cannot_tell == ("temperature", "vendor")
+    assert policy_from_json(policy_to_json(listed)) == listed
+    with pytest.raises(PolicyError) as refused:
+        parse_policy(P1.replace("minBattery: 40", "passWhenCannotTell: [dual-partition]").encode(), "policy.yaml")
+    assert re.match(
+        r"policy\.yaml:\d+:\d+: guardrails\.passWhenCannotTell\[0\]: expected one of battery", str(refused.value)
+    )
+
+
 def test_comments_order_and_spelling_do_not_change_the_digest(policy: Policy) -> None:
     sections = re.findall(r"^[a-z]+:\n(?:  .*\n?)+", P1, re.MULTILINE)
     other = "\n".join(reversed(sections)).replace("Mins: 5", "Mins: 5.0").replace("#", "# other:")

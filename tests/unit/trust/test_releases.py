@@ -62,6 +62,15 @@ def test_a_manifest_survives_json(make_manifest: Make) -> None:
     assert manifest_from_json(manifest_to_json(config_only), config_only.signature.digest) == config_only
 
 
+def test_what_a_config_requires_of_the_firmware_is_written_only_where_it_says_something(make_manifest: Make) -> None:
+    """D8: manifests of before keep their bytes, and a device that does not know the condition refuses the release."""
+    assert b"requires_firmware" not in canonical_manifest(make_manifest())
+    manifest = make_manifest(requires_firmware=">=3.8.0")
+    value = json.loads(canonical_manifest(manifest))
+    assert value["requires_firmware"] == ">=3.8.0"
+    assert manifest_from_json(value, manifest.signature.digest) == manifest
+
+
 def test_a_bundle_is_one_more_artifact_and_its_absence_leaves_no_key(make_manifest: Make) -> None:
     """P2: a manifest without a RAUC bundle keeps the bytes that were signed before there were any."""
     plain = make_manifest()
@@ -80,6 +89,7 @@ def test_a_bundle_is_one_more_artifact_and_its_absence_leaves_no_key(make_manife
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        ({"requires_firmware": "soon"}, "'requires_firmware': constraint"),
         ({"extra": 1}, r"unknown keys \['extra'\]"),
         ({"name": None}, "lacks 'name'"),
         ({"name": "../etc"}, "'name' must be 1 to 128"),
