@@ -24,6 +24,7 @@ from device.board import SimulatedPower
 from device.config import FILE_NAME, BoardKind, ClockKind, KeyPlace, load_device_config
 from device.configs import ConfigStore
 from device.equipment import Equipment
+from device.gates.asking import Questions
 from device.gates.local import LocalGates
 from device.health import HealthClient
 from device.lkg import PackedLkg
@@ -227,6 +228,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
             store=store,
             disk=disk,
             log=log,
+            questions=Questions(),
         ),
         configs=ConfigStore(directory / "state" / "config", disk),
         lkg=PackedLkg(directory / "state" / "lkg.pack", disk),

@@ -56,12 +56,14 @@ def open_slots(directory: Path, config: DeviceConfig, disk: Disk) -> SlotSystem:
         case Backend.RAUC:
             from device.slots.rauc import RaucBootControl, RaucSlots
             from device.slots.rauc_board import RaucBoard, bus_address
+            from device.slots.rauc_installer import RaucInstaller
 
             services = None if config.rauc.bus else RaucBoard(directory, config)
             bus = config.rauc.bus or bus_address(directory)
-            packed = RaucSlots(directory, config, disk, control, bus)
-            marks = RaucBootControl(control, packed, disk, config.rauc, bus)
-            return SlotSystem(packed, marks, control, packed, packed, services)
+            slots = RaucSlots(directory, config, disk, control, bus)
+            marks = RaucBootControl(control, slots, disk, config.rauc, bus)
+            installer = RaucInstaller(slots, config.rauc, disk, bus)
+            return SlotSystem(slots, marks, control, slots, installer, services)
 
 
 def open_environment(directory: Path, config: DeviceConfig, disk: Disk) -> StoredEnvironment:

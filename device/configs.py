@@ -17,13 +17,14 @@ from device.slots.images import read_json
 from device.values import to_plain
 from wavemesh.errors import GateError
 from wavemesh.policy.gates import Gate
-from wavemesh.runtime.durable import Disk, disk_errors
+from wavemesh.runtime.durable import disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping
     from pathlib import Path
 
     from device.offload import Worker
+    from wavemesh.runtime.durable import Disk
     from wavemesh.trust.statements import Digest
 
 KEPT_GENERATIONS = 4

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from device.bootenv import SlotName
-    from device.platform import Slots, SlotWriter
+    from device.platform import Destination, SlotWriter
     from wavemesh.artifacts.download import BlobReader
     from wavemesh.trust.statements import Digest
 
@@ -36,7 +36,7 @@ class Imaging:
     """Puts images on one slot. ``staged`` hears how many bytes are written, after each frame; ``alert`` what is odd."""
 
     artifacts: BlobReader
-    slots: Slots
+    slots: Destination
     slot: SlotName
     fsync_step_bytes: int
     staged: Callable[[int], Awaitable[None]]

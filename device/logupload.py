@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import PeerError
-from wavemesh.trust.statements import LogLine, LogUpload, LogUploadAnswer
+from wavemesh.telemetry.uploads import LogLine, LogUpload, LogUploadAnswer
 
 if TYPE_CHECKING:
     from device.equipment import Equipment

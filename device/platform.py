@@ -59,10 +59,7 @@ class Slots(Protocol):
         ...
 
     async def begin(self, slot: SlotName, image: Digest) -> SlotWriter:
-        """Go on writing this image to the slot from the last durable mark, or start; drops the label first.
-
-        Where there is an Installer, ``image`` is the bundle, and the slot is left alone.
-        """
+        """Go on writing this image to the slot from the last durable mark, or start; drops the label first."""
         ...
 
     async def digest(self, slot: SlotName, size_bytes: int) -> str:
@@ -78,11 +75,23 @@ class Slots(Protocol):
         ...
 
 
-class Installer(Protocol):
-    """Who writes the slots where the agent does not: then ``Slots.begin`` takes the release's bundle."""
+class Destination(Protocol):
+    """Where what is fetched goes to: ``Slots``, or an ``Installer``."""
+
+    async def begin(self, slot: SlotName, image: Digest) -> SlotWriter:
+        """Go on from the last durable mark, or start."""
+        ...
+
+    async def discard(self, slot: SlotName) -> None:
+        """Forget how far it came."""
+        ...
+
+
+class Installer(Destination, Protocol):
+    """Who puts releases on slots where the agent does not: it takes the release's bundle."""
 
     async def install(self, slot: SlotName, image: Digest, installed: Callable[[int], Awaitable[None]]) -> None:
-        """Have the bundle that came last put on the slot as this image; ``installed`` hears the percent done.
+        """Have the bundle that came put on the slot as this image; ``installed`` hears the percent done.
 
         What the slot holds afterwards is for the caller to read. Raises GateError, LocalError.
         """

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from device.equipment import Equipment
-    from device.platform import Installer, Slots
+    from device.platform import Destination, Installer, Slots
     from device.progress import Target
     from wavemesh.trust.statements import Digest
 
@@ -112,6 +112,8 @@ class Staging:
             if target.firmware is not None and not is_there:
                 await self._put_firmware(target.firmware)
                 await slots.seal(target.boot.slot, SlotLabel(target.release, target.version, target.firmware))
+                if self._equipment.installer is not None:
+                    await self._equipment.installer.discard(target.boot.slot)
             if target.config is not None:
                 await self._put_config(target.config)
         if target.rules.boot_probe:
@@ -179,7 +181,7 @@ class Staging:
     async def _put_firmware(self, image: Digest) -> None:
         installer, bundle = self._equipment.installer, self._target.bundle
         if installer is None:
-            await self._imaging(lambda offset: self._note(offset, image)).put(image)
+            await self._imaging(self._equipment.slots, lambda offset: self._note(offset, image)).put(image)
         elif bundle is None:
             msg = f"release {self._target.release} has no RAUC bundle, and RAUC writes the slots of this device"
             raise GateError(Gate.HARDWARE.value, msg)
@@ -189,7 +191,8 @@ class Staging:
     async def _install(self, installer: Installer, bundle: Digest, image: Digest) -> None:
         """Receive, install, read back; a slot that reads back wrong is installed once more, then refused."""
         slot, half, found = self._target.boot.slot, image.size_bytes // 2, ""
-        await self._imaging(lambda offset: self._note(offset * half // max(bundle.size_bytes, 1), image)).put(bundle)
+        share = half / max(bundle.size_bytes, 1)
+        await self._imaging(installer, lambda offset: self._note(int(offset * share), image)).put(bundle)
         for _ in range(TRIES):
             await installer.install(slot, image, lambda percent: self._note(half + percent * half // 100, image))
             found = await self._equipment.slots.digest(slot, image.size_bytes)
@@ -199,11 +202,11 @@ class Staging:
         msg = f"slot {slot.value} was installed as SHA-256 {found}, signed is {image.sha256}"
         raise GateError(Gate.CHECKSUM.value, msg)
 
-    def _imaging(self, staged: Callable[[int], Awaitable[None]]) -> Imaging:
+    def _imaging(self, destination: Destination, staged: Callable[[int], Awaitable[None]]) -> Imaging:
         equipment = self._equipment
         return Imaging(
             equipment.artifacts,
-            equipment.slots,
+            destination,
             self._target.boot.slot,
             equipment.config.staging.fsync_step_bytes,
             staged=staged,

@@ -1,17 +1,21 @@
 """TRIAL: the new slot proves its health, within its budget, or goes.
 
-Order: the clock is trusted and the lease had not lapsed when the trial began; the boot probe, the peripheral checks and
-the vendor probes pass, each tried again until ``probe_settle_s`` after the start, because drivers take their time; then
-a signed ping is acknowledged by the policy's authority, together with the hub's word that the wave is not halted. The
-budget is the policy's rollbackOnHealthLossMins by the monotonic clock of this boot, an agent's restart included. One
-gate decides: the first that failed for good, ``boot-timer`` when the probes did not finish, ``health-authority`` when
-only the acknowledgement is missing (inconclusive if the hub signed that the authority is down), ``attestation`` when
-the authority refuses what the TPM quotes, or the TPM does not answer.
+Order: the lease had not lapsed when the trial began; the boot probe, the peripheral checks and the vendor probes pass,
+each tried again until ``probe_settle_s`` after the start, because drivers take their time; then a signed ping is
+acknowledged by the policy's authority, together with the hub's word that the wave is not halted. A clock that is not
+trusted yet judges no lease: that is judged again with each acknowledgement, for control's confirms a clock; one that
+stays untrusted to the end proves nothing about the release (``clock``, inconclusive).
+
+The budget is the policy's rollbackOnHealthLossMins by the monotonic clock of this boot, an agent's restart included.
+One gate decides: the first that failed for good, ``boot-timer`` when the probes did not finish, ``health-authority``
+when only the acknowledgement is missing (inconclusive if the hub signed that the authority is down), ``attestation``
+when the authority refuses what the TPM quotes, or the TPM does not answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from device.health import HALTED, PingEnd
@@ -41,25 +45,39 @@ class Trial:
         self._progress = progress
         self._last_ping: PingResult | None = None
         self._probed = False
+        self._untimed: GateError | None = None
 
     async def run(self) -> Event:
         """Healthy, or unhealthy by one gate."""
+        lapsed = self._judge_lease()
+        if lapsed is not None:
+            return lapsed
         try:
-            self._check_lease()
-        except GateError as error:
-            return Unhealthy(error.gate, str(error), OutcomeKind.INCONCLUSIVE, error.observed, error.required)
-        elapsed_s = self._equipment.clock.monotonic() - self._progress.trial_began_s
-        try:
-            async with asyncio.timeout(max(0.0, self._target.rules.rollback_on_health_loss_s - elapsed_s)):
+            async with asyncio.timeout(max(0.0, self._target.rules.rollback_on_health_loss_s - self._elapsed_s)):
                 return await self._probe() or await self._ping()
         except TimeoutError:
             return self._out_of_time()
 
-    def _check_lease(self) -> None:
-        expires_at = self._progress.lease_expires_at
-        self._equipment.check_time()
-        if expires_at is not None and self._progress.trial_boot_id == self._equipment.record.boot_id:
-            check_not_expired(Gate.LEASE_EXPIRED, "the lease of this trial", expires_at, self._equipment.clock.now())
+    @property
+    def _elapsed_s(self) -> float:
+        return self._equipment.clock.monotonic() - self._progress.trial_began_s
+
+    def _judge_lease(self) -> Unhealthy | None:
+        """What a lapsed lease means; None too as long as the clock cannot tell, which ``_untimed`` remembers."""
+        expires_at, clock = self._progress.lease_expires_at, self._equipment.clock
+        try:
+            self._equipment.check_time()
+        except GateError as error:
+            self._untimed = error
+            return None
+        self._untimed = None
+        try:
+            if expires_at is not None and self._progress.trial_boot_id == self._equipment.record.boot_id:
+                began_at = clock.now() - timedelta(seconds=self._elapsed_s)
+                check_not_expired(Gate.LEASE_EXPIRED, "the lease of this trial", expires_at, began_at)
+        except GateError as error:
+            return _inconclusive(error)
+        return None
 
     async def _probe(self) -> Unhealthy | None:
         rules = self._target.rules
@@ -104,8 +122,10 @@ class Trial:
                 wanted = "a quote that the authority accepts"
                 return Unhealthy(result.gate, result.detail, OutcomeKind.ROLLED_BACK, result.detail, wanted)
             if result.end is PingEnd.ACKNOWLEDGED:
-                self._equipment.log.note(f"trial: health {result.detail}")
-                return Healthy()
+                lapsed = self._judge_lease() if self._untimed is not None else None
+                if lapsed is not None or self._untimed is None:
+                    self._equipment.log.note(f"trial: health {result.detail}")
+                    return lapsed or Healthy()
             if self._last_ping is None or self._last_ping.detail != result.detail:
                 self._equipment.log.alert(f"trial: health ping: {result.detail}")
             self._last_ping = result
@@ -119,9 +139,15 @@ class Trial:
                 Gate.BOOT_TIMER.value, evidence, OutcomeKind.ROLLED_BACK, "probes not finished", f"within {budget}"
             )
         last = self._last_ping
+        if self._untimed is not None and last is not None and last.end is PingEnd.ACKNOWLEDGED:
+            return _inconclusive(self._untimed)
         down = last is not None and last.end is PingEnd.AUTHORITY_DOWN
         detail = "no ping was answered" if last is None else last.detail
         verdict = OutcomeKind.INCONCLUSIVE if down else OutcomeKind.ROLLED_BACK
         gate = Gate.HEALTH_AUTHORITY.value if last is None else last.gate
         evidence = f"no acknowledgement within {budget}: {detail}"
         return Unhealthy(gate, evidence, verdict, "no acknowledgement", f"one within {budget}")
+
+
+def _inconclusive(error: GateError) -> Unhealthy:
+    return Unhealthy(error.gate, str(error), OutcomeKind.INCONCLUSIVE, error.observed, error.required)

@@ -176,6 +176,7 @@ WITHOUT_HINT: Mapping[str, str] = {
             "DEVICE_STATE",
             "HAS_SLOTS",
             "NOTHING_TO_REHEARSE",
+            "PACK",
             "RAUC",
             "RAUC_BOARD",
             "RAUC_GONE",

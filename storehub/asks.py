@@ -27,17 +27,10 @@ from wavemesh.errors import GateError, PeerError
 from wavemesh.policy.document import HealthAuthority
 from wavemesh.policy.gates import Gate
 from wavemesh.telemetry import batches
+from wavemesh.telemetry.uploads import LogUpload, LogUploadAnswer
 from wavemesh.trust.attesting import Attestor
 from wavemesh.trust.envelope import sign_as_node, verify_node
-from wavemesh.trust.statements import (
-    AuthorityDown,
-    Envelope,
-    HealthAck,
-    HealthPing,
-    HealthPingAnswer,
-    LogUpload,
-    LogUploadAnswer,
-)
+from wavemesh.trust.statements import AuthorityDown, Envelope, HealthAck, HealthPing, HealthPingAnswer
 
 if TYPE_CHECKING:
     from storehub.hub import Hub

@@ -36,6 +36,7 @@ from wavemesh.session.link import SessionDownstream
 from wavemesh.telemetry.batches import TelemetryBatch, TelemetryUpload, TelemetryUploadAnswer
 from wavemesh.telemetry.otlp import check, show
 from wavemesh.telemetry.spans import Trace
+from wavemesh.telemetry.uploads import LogUpload, LogUploadAnswer
 from wavemesh.trust.attesting import Attestor
 from wavemesh.trust.envelope import sign_as_node, sign_statement, sign_with_keys
 from wavemesh.trust.releases import Artifact
@@ -54,8 +55,6 @@ from wavemesh.trust.statements import (
     IntentKind,
     Lease,
     LeaseGrant,
-    LogUpload,
-    LogUploadAnswer,
     OperatorIntent,
     OutcomeReport,
     Pause,

@@ -13,7 +13,6 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from device.gates.asking import Questions
 from device.gates.findings import bad, cannot_tell, first_failure, good, settled
 from device.gates.hardware import (
     check_battery,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from device.bootenv import SlotName
+    from device.gates.asking import Questions
     from device.gates.findings import Finding
     from device.logs import DeviceLog
     from device.platform import BootControl, Sensors, Slots
@@ -77,6 +77,7 @@ class LocalGates:
         store: DeviceStore,
         disk: Disk,
         log: DeviceLog,
+        questions: Questions,
     ) -> None:
         """``directory`` is on the data partition, ``hooks`` has the vendor's; ``store`` remembers probed slots."""
         self._sensors = sensors
@@ -88,7 +89,7 @@ class LocalGates:
         self._store = store
         self._disk = disk
         self._log = log
-        self._questions = Questions()
+        self._questions = questions
         self._reading = Reading()
 
     @property

@@ -113,7 +113,7 @@ class ImageSlots(ABC):
 
     async def begin(self, slot: SlotName, image: Digest) -> ImageWriter:
         """Open the slot for this image at the last durable mark; raises SlotError, DiskFaultError."""
-        self._check_other(slot)
+        self.check_other(slot)
         capacity_bytes = self.capacity_bytes(slot)
         if image.size_bytes > capacity_bytes:
             msg = f"slot {slot.value} ({self.path(slot)}) cannot hold {image.size_bytes} bytes"
@@ -139,7 +139,7 @@ class ImageSlots(ABC):
         self._write_label(slot, label)
         self._disk.remove(self._mark_path(slot))
 
-    def _check_other(self, slot: SlotName) -> None:
+    def check_other(self, slot: SlotName) -> None:
         """Raise SlotError for the active slot."""
         if self._boot_control.read().active.slot is slot:
             msg = f"slot {slot.value} is the active one; only the other may be written"

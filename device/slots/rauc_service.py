@@ -36,6 +36,7 @@ _CALL_S = 10.0
 _MARK_S = 60.0  # runs the handler of the boot environment several times
 _START_S = 5.0
 _IDLE = "idle"
+POLL_S = 0.2
 _MAX_TEXT = 500
 
 # What RAUC 1.8 says, and what it means for the wave; looked through in this order.

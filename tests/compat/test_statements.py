@@ -17,6 +17,7 @@ from wavemesh.codec.statements import decode, encode
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, policy_digest, policy_from_json
 from wavemesh.session.frames import Answer, Ask, ReportBatch, ResourceUpdate, StatusUpdate
+from wavemesh.telemetry import uploads
 from wavemesh.trust import statements as s
 from wavemesh.trust.envelope import verify_node, verify_role, verify_role_payload
 from wavemesh.trust.metadata import load_trusted
@@ -42,7 +43,7 @@ REPORTS: dict[str, Any] = {
 # Kinds that are not here are compared as bytes only, in test_recordings.py.
 ASKS: dict[str, tuple[type, type]] = {
     "health-ping": (s.Envelope, s.HealthPingAnswer),
-    "logs": (s.LogUpload, s.LogUploadAnswer),
+    "logs": (uploads.LogUpload, uploads.LogUploadAnswer),
 }
 
 

@@ -5,9 +5,8 @@ A subject is one device in a directory, laid by the real factory. It says how it
 theirs; ``close`` gives back what it took from the machine. Everything else the suite does through ``open_slots``, as
 agent, supervisor and factory do.
 
-A back-end whose slots another program writes (RAUC) is in EVERY and not in SUBJECTS: it joins the tests that hold for
-it too. What is different is in tests/integration/test_rauc_slots.py: it is given bundles, and its writes are not ours
-to cut in two.
+RAUC is in EVERY and not in SUBJECTS: what it marks is written by a process of its own, whose steps are not ours to cut
+in two. What is different about it, bundles, is in tests/integration/test_rauc_slots.py.
 """
 
 from __future__ import annotations

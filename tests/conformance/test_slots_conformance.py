@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from device.platform import Slots
     from tests.conformance.subjects import Subject
 
+pytestmark = pytest.mark.parametrize("subject", EVERY, indirect=True)
 A, B = SlotName.A, SlotName.B
 IMAGE = digest_of(NEW)
 LABEL = SlotLabel("firmware-v2", "2.0.0", IMAGE)
@@ -32,7 +33,6 @@ async def write(slots: Slots, content: bytes, *, flushed: int) -> None:
         await writer.close()
 
 
-@pytest.mark.parametrize("subject", EVERY, indirect=True)
 async def test_a_device_leaves_the_factory_with_one_good_slot(subject: Subject) -> None:
     system = subject.open()
     assert system.slots.present()
@@ -123,7 +123,6 @@ async def test_a_slot_is_no_fallback_and_has_no_label_before_its_first_byte_chan
     await writer.close()
 
 
-@pytest.mark.parametrize("subject", EVERY, indirect=True)
 async def test_the_active_slot_is_never_written(subject: Subject) -> None:
     subject.trust(B)
     system = subject.open()
@@ -149,7 +148,6 @@ async def test_what_a_slot_cannot_hold_is_refused_before_anything_changes(subjec
     await writer.close()
 
 
-@pytest.mark.parametrize("subject", EVERY, indirect=True)
 async def test_an_absent_slot_is_named(subject: Subject) -> None:
     """D2: refurbished hardware may lack the second one."""
     path = subject.open().slots.path(B)

@@ -103,15 +103,14 @@ def test_every_o1_command_works_as_written_and_twice_is_once(operator: Operator)
 
 
 def test_an_approval_is_for_what_waits(operator: Operator) -> None:
-    """D5: the attempt is looked up where the device waits; what was not heard of is named, rehearsed, queued once."""
+    """D5: the attempt is looked up where the device waits; what was not heard of is rehearsed and queued."""
     approve = ("device", "approve-rollback", "--id", "pos-12", "--wave", "142", "--reason", "seen on site")
     refused = operator.types(*approve)
     assert (refused.returncode, "does not wait for a sign-off in wave 142" in refused.stderr) == (4, True)
     assert "would be queued" in operator.types(*approve, "--attempt", "1", "--dry-run").stdout
     assert not operator.asks("intent", "list", "--kind", "approve_rollback")
-    given = ("--attempt", "1", "--intent-id", "approve-1")
-    assert [operator.asks(*approve, *given)["duplicate"] for _ in range(2)] == [False, True]
-    assert operator.asks("intent", "show", "approve-1")["kind"] == "approve_rollback"
+    record = operator.asks(*approve, "--attempt", "1")["record"]
+    assert operator.asks("intent", "show", record["intent_id"])["kind"] == "approve_rollback"
 
     def answered() -> bool:
         events = operator.asks("audit", "list", "--action", "intent-refused")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import TrustKeys
     from wavemesh.identity.ca import FleetCa
+    from wavemesh.trust.statements import Digest
 
 pytestmark = [pytest.mark.timeout(60), needs_root]
 IMAGE = image_of(NEW_VERSION)
@@ -66,8 +67,9 @@ class Bench:
         self.system: SlotSystem = open_slots(device.path, self.config, Disk())
         self.percents: list[int] = []
 
-    async def receive(self, bundle: bytes) -> None:
-        writer = await self.system.slots.begin(SlotName.B, digest_of(bundle))
+    async def receive(self, bundle: bytes, digest: Digest | None = None) -> None:
+        assert self.system.installer is not None
+        writer = await self.system.installer.begin(SlotName.B, digest or digest_of(bundle))
         try:
             await writer.write(bundle[writer.offset :])
             await writer.sync()
@@ -79,6 +81,11 @@ class Bench:
         assert self.system.installer is not None
         await self.system.installer.install(SlotName.B, DIGEST, self._installed)
 
+    async def seal(self) -> None:
+        assert self.system.installer is not None
+        await self.system.slots.seal(SlotName.B, LABEL)
+        await self.system.installer.discard(SlotName.B)
+
     async def refusal(self) -> GateError:
         """What ends an installation that must not succeed."""
         with pytest.raises(GateError) as refused:
@@ -88,7 +95,7 @@ class Bench:
     async def stage(self, bundle: bytes) -> None:
         await self.receive(bundle)
         await self.install()
-        await self.system.slots.seal(SlotName.B, LABEL)
+        await self.seal()
 
     async def _installed(self, percent: int) -> None:
         self.percents.append(percent)
@@ -120,7 +127,7 @@ async def test_the_slot_reads_back_as_the_image_and_nothing_else_is_touched(
     assert device.slot_sha256("A") == old
     assert replace(device.environment(), sequence=0) == BootEnvironment(A1)
     assert bench.system.slots.label(SlotName.B) is None
-    await bench.system.slots.seal(SlotName.B, LABEL)
+    await bench.seal()
     assert bench.system.slots.label(SlotName.B) == LABEL
     assert not list((device.path / "rauc").glob("update.*"))
 
@@ -234,8 +241,10 @@ async def test_what_rauc_refuses_is_refused_by_gate_with_its_words(
     assert device.environment().active == A1
 
 
-async def test_a_service_that_is_absent_is_named(device: DeviceDirectory, bundle: bytes) -> None:
-    """Nothing is given up before RAUC is there: the other slot may still be the last known good."""
+async def test_a_service_that_is_absent_is_named(
+    device: DeviceDirectory, bundle: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is given up before RAUC is there; what was verified is armed and committed without it, and said."""
     bench = Bench(device)
     bench.system.bootloader.lay(BootEnvironment(A1, previous=B2))
     with pytest.raises(GateError, match="systemctl status rauc") as refused:
@@ -244,9 +253,16 @@ async def test_a_service_that_is_absent_is_named(device: DeviceDirectory, bundle
     assert device.environment().previous == B2
     bench.system.bootloader.lay(BootEnvironment(A1))
     await bench.system.slots.seal(SlotName.B, LABEL)
-    with pytest.raises(BootEnvironmentError, match="was not marked active"):
-        await asyncio.to_thread(bench.system.boot_control.arm, B2)
-    assert device.environment().trial is None
+    caplog.set_level("WARNING")
+    await asyncio.to_thread(bench.system.boot_control.arm, B2)
+    assert device.environment().trial == Trial(B2, 1)
+    bench.system.bootloader.attempt()
+    await asyncio.to_thread(bench.system.boot_control.commit)
+    assert replace(device.environment(), sequence=0) == BootEnvironment(B2, previous=A1)
+    assert [record.message.split(" without RAUC")[0] for record in caplog.records] == [
+        "slot B is marked active",
+        "slot B is marked good",
+    ]
     assert not (device.path / "rauc" / "request.json").exists()
 
 
@@ -261,6 +277,38 @@ def test_the_way_back_needs_no_service(device: DeviceDirectory) -> None:
     bench.system.bootloader.attempt()
     control.revert()
     assert replace(device.environment(), sequence=0) == BootEnvironment(A1)
+
+
+async def test_an_image_is_restored_by_the_agent_itself_once_rauc_writes_no_more(
+    device: DeviceDirectory, bundle: bytes
+) -> None:
+    """D6: the packed last known good comes back as an image; RAUC, still at work, must not write into it."""
+    bench = Bench(device)
+    held = hold_handler(device)
+
+    async def restore() -> str:
+        writer = await bench.system.slots.begin(SlotName.B, DIGEST)
+        try:
+            await writer.write(IMAGE[writer.offset :])
+            await writer.sync()
+            return writer.read_back
+        finally:
+            await writer.close()
+
+    with PlayedBoard(device, SlotName.A):
+        await bench.receive(bundle)
+        async with asyncio.TaskGroup() as group:
+            installing = group.create_task(bench.install())
+            await eventually((device.path / "rauc" / "waiting").exists)
+            installing.cancel()
+            await eventually(installing.cancelled)
+            restoring = group.create_task(restore())
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await asyncio.shield(restoring)
+            held.unlink()
+        assert restoring.result() == DIGEST.sha256
+    assert await restore() == DIGEST.sha256, "and without RAUC"
 
 
 async def test_rauc_killed_under_way_leaves_nothing_that_is_trusted(device: DeviceDirectory, bundle: bytes) -> None:
@@ -323,7 +371,7 @@ async def test_space_for_the_bundle_is_taken_first(device: DeviceDirectory, bund
     tool("mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place))
     try:
         with pytest.raises(DiskFullError, match=r"update\.raucb"):
-            await Bench(device).system.slots.begin(SlotName.B, digest_of(bundle))
+            await Bench(device).receive(b"", digest_of(bundle))
     finally:
         tool("umount", str(place))
 
@@ -332,7 +380,7 @@ async def test_the_running_slot_and_a_larger_image_are_refused(device: DeviceDir
     bench = Bench(device)
     assert bench.system.installer is not None
     with pytest.raises(Exception, match="slot A is the active one"):
-        await bench.system.slots.begin(SlotName.A, digest_of(bundle))
+        await bench.system.installer.begin(SlotName.A, digest_of(bundle))
     with PlayedBoard(device, SlotName.A):
         await bench.receive(bundle)
         with pytest.raises(Exception, match="cannot hold"):

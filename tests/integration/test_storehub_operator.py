@@ -33,6 +33,7 @@ from wavemesh.runtime.grpc import make_channel
 from wavemesh.runtime.status import error_from_rpc
 from wavemesh.session.frames import ResourceKey
 from wavemesh.session.negotiation import Dialect
+from wavemesh.telemetry.uploads import LogLine, LogUpload
 from wavemesh.trust.envelope import sign_as_node
 from wavemesh.trust.statements import (
     INTENT_REFUSED,
@@ -45,8 +46,6 @@ from wavemesh.trust.statements import (
     HealthPingAnswer,
     IntentKind,
     IntentReport,
-    LogLine,
-    LogUpload,
     OperatorIntent,
     OutcomeKind,
     Pause,

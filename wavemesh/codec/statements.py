@@ -32,6 +32,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wavemesh.errors import PeerError
 from wavemesh.telemetry import batches as t
+from wavemesh.telemetry import uploads
 from wavemesh.trust import enrolments as e
 from wavemesh.trust import quotes as q
 from wavemesh.trust import statements as s
@@ -79,9 +80,9 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.DeviceStatus: report_pb2.DeviceStatus,
     s.LocalPause: report_pb2.HubStatus.Pause,
     s.HubStatus: report_pb2.HubStatus,
-    s.LogLine: report_pb2.LogLine,
-    s.LogUpload: report_pb2.LogUpload,
-    s.LogUploadAnswer: report_pb2.LogUploadAnswer,
+    uploads.LogLine: report_pb2.LogLine,
+    uploads.LogUpload: report_pb2.LogUpload,
+    uploads.LogUploadAnswer: report_pb2.LogUploadAnswer,
     t.TelemetryBatch: telemetry_pb2.TelemetryBatch,
     t.TelemetryUpload: telemetry_pb2.TelemetryUpload,
     t.TelemetryUploadAnswer: telemetry_pb2.TelemetryUploadAnswer,
@@ -99,7 +100,7 @@ _MAX_BYTES: Mapping[type, int] = {
     s.SnapshotReport: MAX_REPORT_BYTES,
     s.IntentReport: MAX_REPORT_BYTES,
     s.EventReport: MAX_REPORT_BYTES,
-    s.LogUpload: MAX_LOG_BYTES,
+    uploads.LogUpload: MAX_LOG_BYTES,
     t.TelemetryUpload: MAX_ASK_BYTES,
 }
 # Mandatory by lack of a default, yet empty where there is nothing to say.
@@ -112,7 +113,7 @@ _MAY_BE_EMPTY: Mapping[type, frozenset[str]] = {
     ),
     s.IntentCancellation: frozenset({"reason"}),
     s.EventReport: frozenset({"gate", "wave_id", "subject", "detail"}),
-    s.LogLine: frozenset({"wave_id", "text"}),
+    uploads.LogLine: frozenset({"wave_id", "text"}),
 }
 _MAX_TEXT_BYTES = 512
 _MAX_LENGTH_BYTES: Mapping[str, int] = {

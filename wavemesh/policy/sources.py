@@ -75,7 +75,7 @@ SOURCES: dict[Gate, Source] = {
         CannotTell.WAITS,
     ),
     Gate.ATTESTATION: Source(
-        "a quote by the TPM's attestation key, verified by the health authority: before flashing, before the reboot "
+        "a quote by the TPM's attestation key, verified by the health authority: before flashing, before the reboot, "
         "and in the trial; a device without a TPM passes",
         "the PCRs that the release signs, else those recorded at join",
         CannotTell.WAITS,

@@ -462,28 +462,3 @@ class HubStatus:
     cache_quota_bytes: int = 0
     local_pauses: tuple[LocalPause, ...] = ()
     connected: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """One line of a device's log; ``level`` is "debug", "info", "warning" or "error"."""
-
-    at: datetime
-    level: str
-    wave_id: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class LogUpload:
-    """A run of a device's log, numbered from ``first_number``."""
-
-    first_number: int
-    lines: tuple[LogLine, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LogUploadAnswer:
-    """Lines up to ``through`` are durable at the hub."""
-
-    through: int

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from wavemesh.codec import statements as codec
 from wavemesh.codec.statements import MalformedStatementError, decode, encode, from_proto, to_proto
-from wavemesh.telemetry import batches
+from wavemesh.telemetry import batches, uploads
 from wavemesh.trust import enrolments as e
 from wavemesh.trust import statements as s
 from wavemesh.v1 import report_pb2, rollout_pb2
@@ -25,7 +25,7 @@ NOW = datetime(2026, 5, 1, 12, 30, 15, 123456, tzinfo=UTC)
 HEX = "ab" * 32
 ALL = sorted(codec._MESSAGES, key=lambda cls: cls.__name__)
 # Follows from the other fields; who shows the statement to an operator sets it.
-SHOWN_ONLY: dict[type, set[str]] = {s.LogLine: {"trace_id"}}
+SHOWN_ONLY: dict[type, set[str]] = {uploads.LogLine: {"trace_id"}}
 
 
 def strategy_of(hint: Any, name: str) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one return a kind of field

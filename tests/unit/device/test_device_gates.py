@@ -412,6 +412,7 @@ def local_gates(tmp_path: Path, sensors: Sensors, store: _Store, control: _Contr
         store=cast("Any", store),
         disk=Disk(),
         log=cast("Any", SimpleNamespace(alert=lambda _: None)),
+        questions=Questions(),
     )
 
 

@@ -36,6 +36,7 @@ class Bench:
     def __init__(self, **changes: Any) -> None:
         self.pings: list[PingResult] = []
         self.time_trusted = True
+        self.confirms = False
         self.monotonic_s = 100.0
         fields: dict[str, Any] = {
             "health_authority": "either",
@@ -78,6 +79,7 @@ class Bench:
         return await Trial(cast("Equipment", equipment), self.target, progress).run()
 
     async def _ping(self, *_: Any) -> PingResult:
+        self.time_trusted |= self.confirms
         return self.pings.pop(0) if len(self.pings) > 1 else self.pings[0]
 
     def _check_time(self) -> None:
@@ -105,10 +107,29 @@ async def test_a_lapsed_lease_proves_nothing() -> None:
     assert word(await Bench().run(timedelta(0))) == ("lease-expired", OutcomeKind.INCONCLUSIVE)
 
 
-async def test_an_untrusted_clock_proves_nothing() -> None:
+async def test_a_lease_that_lapsed_during_the_trial_had_not_lapsed_when_it_began() -> None:
+    bench = Bench()
+    bench.pings = [ACKNOWLEDGED]
+    assert isinstance(await bench.run(timedelta(seconds=-5), began_s=90.0), Healthy)
+
+
+async def test_a_clock_that_stays_untrusted_proves_nothing() -> None:
+    bench = Bench(rollback_on_health_loss_s=0.3)
+    bench.time_trusted = False
+    bench.pings = [ACKNOWLEDGED]
+    assert word(await bench.run()) == ("clock", OutcomeKind.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize(("left_s", "expected"), [(60, None), (-60, ("lease-expired", OutcomeKind.INCONCLUSIVE))])
+async def test_a_clock_is_trusted_once_control_confirmed_it(
+    left_s: int, expected: tuple[str, OutcomeKind] | None
+) -> None:
+    """A device without a battery-backed clock judges its lease when the acknowledgement has brought the time."""
     bench = Bench()
     bench.time_trusted = False
-    assert word(await bench.run()) == ("clock", OutcomeKind.INCONCLUSIVE)
+    bench.confirms, bench.pings = True, [ACKNOWLEDGED]
+    ended = await bench.run(timedelta(seconds=left_s))
+    assert isinstance(ended, Healthy) if expected is None else word(ended) == expected
 
 
 async def test_slow_probes_run_into_the_boot_timer() -> None:
