@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.seams import Upstream
-    from wavemesh.trust.statements import Envelope, Quote
+    from wavemesh.trust.quotes import Quote
+    from wavemesh.trust.statements import Envelope
 
 CONTROL = "control"
 HUB = "hub"

@@ -181,6 +181,7 @@ WITHOUT_HINT: Mapping[str, str] = {
             "RAUC_BOARD",
             "RAUC_GONE",
             "RUNNING_SLOT",
+            "PACK",
             "SLOT",
             "WATCHDOG",
         ),

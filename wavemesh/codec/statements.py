@@ -34,6 +34,7 @@ from wavemesh.errors import PeerError
 from wavemesh.telemetry import batches as t
 from wavemesh.telemetry import uploads
 from wavemesh.trust import enrolments as e
+from wavemesh.trust import quotes as q
 from wavemesh.trust import statements as s
 from wavemesh.v1 import artifact_pb2, enrolment_pb2, envelope_pb2, report_pb2, rollout_pb2, telemetry_pb2
 
@@ -65,8 +66,8 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.IntentCancellation: rollout_pb2.IntentCancellation,
     s.TrustMetadata: rollout_pb2.TrustMetadata,
     s.HealthPing: rollout_pb2.HealthPing,
-    s.Quote: rollout_pb2.Quote,
-    s.AttestationAnswer: rollout_pb2.AttestationAnswer,
+    q.Quote: rollout_pb2.Quote,
+    q.AttestationAnswer: rollout_pb2.AttestationAnswer,
     s.HealthAck: rollout_pb2.HealthAck,
     s.AuthorityDown: rollout_pb2.AuthorityDown,
     s.HealthPingAnswer: rollout_pb2.HealthPingAnswer,

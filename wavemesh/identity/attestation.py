@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from wavemesh.trust.enrolments import TpmEvidence
+    from wavemesh.trust.quotes import Quote
     from wavemesh.trust.releases import ReleaseManifest
-    from wavemesh.trust.statements import HealthPing, Quote
+    from wavemesh.trust.statements import HealthPing
 
 NODE_KEY_ATTRIBUTES = 0x00040472
 """fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA (a locked-out TPM still signs), sign."""

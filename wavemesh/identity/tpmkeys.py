@@ -29,7 +29,7 @@ from wavemesh.identity.keys import CredentialsError, refers_to_tpm
 from wavemesh.identity.tpm import Tpm, Wrapped
 from wavemesh.runtime.durable import Disk, disk_errors
 from wavemesh.trust.enrolments import TpmEvidence
-from wavemesh.trust.statements import Quote
+from wavemesh.trust.quotes import Quote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,7 +22,7 @@ from wavemesh.identity.attestation import (
 )
 from wavemesh.identity.binding import binding_of
 from wavemesh.identity.certificates import load_certificate
-from wavemesh.trust.statements import AttestationAnswer
+from wavemesh.trust.quotes import AttestationAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

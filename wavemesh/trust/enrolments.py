@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from wavemesh.trust.statements import Quote  # noqa: TC001  # the codec reads the fields' types
+from wavemesh.trust.quotes import Quote  # noqa: TC001  # the codec reads the fields' types
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -10,6 +10,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from wavemesh.trust.quotes import AttestationAnswer, Quote  # noqa: TC001  # the codec reads the fields' types
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -294,23 +296,6 @@ class HealthPing:
     counter: int
     authority: str
     quote: Quote | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """A TPM's signed word on its PCRs: TPMS_ATTEST, its signature, and the values, number to lower-case hex."""
-
-    quoted: bytes
-    signature: bytes
-    pcrs: dict[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class AttestationAnswer:
-    """An authority's word on a quote: why it refuses, or empty; and what the next quote has to cover."""
-
-    refused: str = ""
-    challenge: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ from wavemesh.identity.attestation import (
 )
 from wavemesh.identity.binding import Attestation
 from wavemesh.identity.csr import make_request
-from wavemesh.trust.statements import HealthPing, Quote
+from wavemesh.trust.quotes import Quote
+from wavemesh.trust.statements import HealthPing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

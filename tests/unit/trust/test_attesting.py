@@ -13,7 +13,8 @@ from wavemesh.identity.attestation import ping_nonce
 from wavemesh.identity.nodes import NodeId
 from wavemesh.trust.attesting import Attestor
 from wavemesh.trust.envelope import sign_as_node
-from wavemesh.trust.statements import HealthPing, Quote
+from wavemesh.trust.quotes import Quote
+from wavemesh.trust.statements import HealthPing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
