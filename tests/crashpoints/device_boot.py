@@ -224,6 +224,21 @@ class DeviceBoot:
         self._agent.resources_changed()
 
     def _compose(self) -> tuple[Agent, Renewal]:
+        equipment, live = self._equip()
+        renewal = Renewal(
+            live=live,
+            upstream=self._upstream,
+            clock=equipment.clock,
+            rng=Random(0),
+            allowed=lambda: may_renew(agent.progress.state),
+            renewed=lambda: status.show(agent.progress),
+            floor=lambda: equipment.sink.clock_floor,
+        )
+        status = StatusReporter(equipment, self._upstream, "0", lambda: renewal.issued_at)
+        agent = self._agent = Agent(equipment, status, lambda _: renewal.want(_wave_to_renew_for(equipment, renewal)))
+        return agent, renewal
+
+    def _equip(self) -> tuple[Equipment, LiveCredentials]:
         around, clock, disk = self.around, self.around.clock, self.around.disk
         directory, board = around.directory, around.config.board
         log = QuietLog(directory / "run" / "log", clock, around.log)
@@ -285,18 +300,7 @@ class DeviceBoot:
             record=around.record,
             tracing=tracing,
         )
-        renewal = Renewal(
-            live=credentials,
-            upstream=upstream,
-            clock=clock,
-            rng=Random(0),
-            allowed=lambda: may_renew(agent.progress.state),
-            renewed=lambda: status.show(agent.progress),
-            floor=lambda: sink.clock_floor,
-        )
-        status = StatusReporter(equipment, upstream, "0", lambda: renewal.issued_at)
-        agent = self._agent = Agent(equipment, status, lambda _: renewal.want(_wave_to_renew_for(equipment, renewal)))
-        return agent, renewal
+        return equipment, credentials
 
 
 def _wave_to_renew_for(equipment: Equipment, renewal: Renewal) -> str:
