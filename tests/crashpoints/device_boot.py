@@ -283,6 +283,11 @@ class DeviceBoot:
             record=around.record,
             tracing=tracing,
         )
+        return self._join(equipment, credentials)
+
+    def _join(self, equipment: Equipment, credentials: LiveCredentials) -> tuple[Agent, Renewal]:
+        """The agent, and what keeps its certificate fresh: each knows the other."""
+        upstream, clock = self._upstream, self.around.clock
         renewal = Renewal(
             live=credentials,
             upstream=upstream,
@@ -290,7 +295,7 @@ class DeviceBoot:
             rng=Random(0),
             allowed=lambda: may_renew(agent.progress.state),
             renewed=lambda: status.show(agent.progress),
-            floor=lambda: sink.clock_floor,
+            floor=lambda: equipment.sink.clock_floor,
         )
         status = StatusReporter(equipment, upstream, "0", lambda: renewal.issued_at)
         agent = self._agent = Agent(equipment, status, lambda _: renewal.want(_wave_to_renew_for(equipment, renewal)))
