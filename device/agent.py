@@ -41,6 +41,7 @@ from device.progress import (
     Started,
     Step,
 )
+from device.recovery import ignored_by_bootloader
 from device.returning import read_back
 from device.signoff import remaining_s, why_no_rollback
 from device.staging import Staging
@@ -125,6 +126,9 @@ class Agent:
         )
         await equipment.gates.look()
         started = Started(equipment.record, environment, equipment.clock.monotonic())
+        ignored = ignored_by_bootloader(self._progress, started)
+        if ignored:
+            raise BootEnvironmentError(ignored)
         async with asyncio.TaskGroup() as group:
             await self._handle(group, started)
             self._begin(group)
@@ -293,11 +297,21 @@ class Agent:
         if target is None:
             return RecheckDue()
         try:
-            equipment.check_time()
+            await self._trust_time(target)
         except GateError as error:
             return GateRefused(error.gate, str(error), error.observed, error.required)
         finding = await equipment.gates.refusal(target, Moment.PREFLIGHT)
         return await self._attested(target) if finding is None else GateRefused(*finding.words)
+
+    async def _trust_time(self, target: Target) -> None:
+        """Raise GateError (clock) unless the time is trusted; control's acknowledgement of a ping may confirm it."""
+        equipment = self._equipment
+        try:
+            equipment.check_time()
+        except GateError:
+            authority = target.rules.health_authority
+            await equipment.health.ping(target.wave_id, authority, equipment.record, equipment.facts())
+            equipment.check_time()
 
     async def _attested(self, target: Target) -> Event:
         """Nothing is flashed over what should not have booted. Who cannot be asked now is asked again before ARM."""

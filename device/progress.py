@@ -75,7 +75,8 @@ class Progress:
 
     ``target`` is None when idle, and when the order was refused before there was anything to aim at. ``return_to`` is
     where a rollback after the commit goes, ``returns`` how often that was tried, ``intent_id`` the operator's word that
-    was acted on last. ``supervised`` tells that what runs was committed under supervision.
+    was acted on last. ``supervised`` tells that what runs was committed under supervision, ``strays`` how many resets
+    in a row did not bring the boot that the environment wants.
 
     Here and in events, ``observed`` and ``required`` are what the gate found and wanted, where it compares anything.
     """
@@ -99,6 +100,7 @@ class Progress:
     intent_id: str = ""
     supervised: bool = False
     awaiting_since: datetime | None = None
+    strays: int = 0
 
     @property
     def leaves_signed_only(self) -> bool:

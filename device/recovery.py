@@ -19,12 +19,15 @@ from dataclasses import replace
 from typing import Any
 
 from device.bootenv import Boot, ResetReason
-from device.progress import Disarm, KeepTrying, Notice, Outcome, Progress, Reboot, Revert, Started, Step
+from device.progress import Disarm, KeepTrying, Notice, Outcome, Persist, Progress, Reboot, Revert, Started, Step
 from device.transitions import committed, fresh, roll_back, stay, stay_put, to
 from wavemesh.trust.statements import ROLLBACK_DONE, OutcomeKind, UpdateState
 
 S = UpdateState
 RETURN_TRIES = 3
+
+# Resets in a row that did not bring the boot which the environment wants.
+MAX_STRAYS = 3
 
 # Inconclusive gates after which the wave does not try again.
 _NO_RETRY = frozenset({"halted"})
@@ -56,6 +59,8 @@ def position(record_boot: Boot, event: Started) -> Position:
 def start(progress: Progress, event: Started) -> Step:
     """The rule of this state at this position."""
     where = position(event.record.boot, event)
+    if where is not Position.STRAY:
+        progress = replace(progress, strays=0)
     return STARTS[where].get(progress.state, _DEFAULT_START[where])(progress, event)
 
 
@@ -213,7 +218,19 @@ def _disarm(progress: Progress, _event: Started) -> Step:
 
 
 def _reset(progress: Progress, _event: Started) -> Step:
-    return Step(progress, (Reboot(),))
+    return Step(replace(progress, strays=progress.strays + 1), (Persist(), Reboot()))
+
+
+def ignored_by_bootloader(progress: Progress, event: Started) -> str:
+    """Why no further reset will bring the wanted boot, empty while one may."""
+    if position(event.record.boot, event) is not Position.STRAY or progress.strays < MAX_STRAYS:
+        return ""
+    runs, wants = event.record.boot, event.environment.active
+    return (
+        f"slot {runs.slot.value} with config {runs.config_generation} was booted {MAX_STRAYS + 1} times, the boot"
+        f" environment wants slot {wants.slot.value} with config {wants.config_generation}: the bootloader does not"
+        " go by it. Correct its script or its command line; until then the agent does not start, and nothing is updated"
+    )
 
 
 Rule = Callable[[Progress, Any], Step]

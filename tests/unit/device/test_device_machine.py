@@ -48,7 +48,7 @@ from device.progress import (
     Unobstructed,
     Withdrawn,
 )
-from device.recovery import RETURN_TRIES, STARTS, Position, position
+from device.recovery import MAX_STRAYS, RETURN_TRIES, STARTS, Position, ignored_by_bootloader, position
 from device.update import ACTIVITY, BEFORE_ARM, IN_SWAP, TRANSITIONS, advance
 from wavemesh.trust.statements import ROLLBACK_DONE, ROLLBACK_FAILED, Digest, OutcomeKind, UpdateState
 
@@ -154,6 +154,21 @@ def check_step(before: Progress, event: Event, step: Step) -> None:
         assert active == B2
     for outcome in [effect.outcome for effect in step.effects if isinstance(effect, Persist) and effect.outcome]:
         assert bool(outcome.gate) == (outcome.kind is not OutcomeKind.UPDATED)
+
+
+def test_a_bootloader_that_ignores_the_environment_is_named_and_not_reset_for_ever() -> None:
+    """D9: a reset may bring the wanted boot a few times over, then somebody has to look."""
+    stray, now = started(B2, OLD), Progress()
+    for number in range(1, MAX_STRAYS + 1):
+        assert ignored_by_bootloader(now, stray) == ""
+        step = advance(now, stray)
+        assert step.effects == (Persist(), Reboot())
+        now = step.progress
+        assert now.strays == number
+    assert "the boot environment wants slot A with config 1" in ignored_by_bootloader(now, stray)
+    mended = started(A1, OLD)
+    assert ignored_by_bootloader(now, mended) == ""
+    assert advance(now, mended).progress.strays == 0
 
 
 def test_the_path_of_an_update() -> None:
