@@ -6,15 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wavemesh.runtime.durable import SECTOR_BYTES, Disk
+from tests.stopping_disk import StoppingDisk
+from wavemesh.runtime.durable import SECTOR_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-class PowerCutError(BaseException):
-    """The power went."""
 
 
 @dataclass
@@ -24,7 +21,7 @@ class _Unflushed:
     before: bytes
 
 
-class TornDisk(Disk):
+class TornDisk(StoppingDisk):
     """Stops before its step number ``stop`` (counted from 0).
 
     ``kept`` says of each sector that was written and not flushed, by its number, whether the medium has it; a rename
@@ -32,41 +29,34 @@ class TornDisk(Disk):
     """
 
     def __init__(self, stop: int, kept: Callable[[int], bool]) -> None:
-        self._left = stop
+        super().__init__(stop)
         self._kept = kept
         self._unflushed: list[_Unflushed] = []
         self._renamed: list[tuple[Path, bytes | None]] = []
 
     def _step(self) -> None:
-        self._left -= 1
-        if self._left < 0:
+        if self.steps_left == 0:
             self.lose()
-            raise PowerCutError
+        super()._step()
 
     def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
-        self._step()
         offset = os.lseek(descriptor, 0, os.SEEK_CUR)
         with path.open("rb") as file:
             file.seek(offset)
-            self._unflushed.append(_Unflushed(path, offset, file.read(len(data))))
+            before = _Unflushed(path, offset, file.read(len(data)))
         super().write(descriptor, data, path)
+        self._unflushed.append(before)
 
     def fsync(self, descriptor: int, path: Path) -> None:
-        self._step()
         super().fsync(descriptor, path)
         self._unflushed = [one for one in self._unflushed if one.path != path]
 
     def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        self._renamed.append((target, target.read_bytes() if target.exists() else None))
+        before = target.read_bytes() if target.exists() else None
         super().rename(source, target)
-
-    def unlink(self, path: Path) -> None:
-        self._step()
-        super().unlink(path)
+        self._renamed.append((target, before))
 
     def fsync_dir(self, directory: Path) -> None:
-        self._step()
         super().fsync_dir(directory)
         self._renamed = [one for one in self._renamed if one[0].parent != directory]
 

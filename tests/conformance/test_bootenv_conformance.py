@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from device.bootenv import Boot, BootEnvironmentError, ResetReason, SlotName
-from tests.conformance.cuts import TEARS, PowerCutError, TornDisk
+from tests.conformance.cuts import TEARS, TornDisk
 from tests.conformance.subjects import EVERY
+from tests.stopping_disk import PowerCutError
 from wavemesh.runtime.durable import Disk, DiskFullError
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from device.bootenv import Boot, BootEnvironment, BootEnvironmentError, SlotName
 from device.slots.grub import GrubBootControl
 from device.slots.uboot import UbootBootControl
 from device.slots.variables import to_variables
-from tests.conformance.cuts import TEARS, PowerCutError, TornDisk
+from tests.conformance.cuts import TEARS, TornDisk
 from tests.conformance.subjects import run
+from tests.stopping_disk import PowerCutError
 from wavemesh.runtime.durable import Disk
 
 if TYPE_CHECKING:

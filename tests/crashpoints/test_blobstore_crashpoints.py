@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.stopping_disk import PowerCutError, StoppingDisk
 from wavemesh.artifacts.blobstore import BlobMismatchError, BlobStore
 from wavemesh.artifacts.digests import digest_of
 from wavemesh.runtime.clock import SystemClock
@@ -26,44 +27,25 @@ MARK_EVERY = 1500
 QUOTA_BYTES = 1 << 20
 
 
-class PowerCutError(Exception):
-    """The machine stopped."""
-
-
-class ForgetfulDisk(Disk):
-    """Stops at the given step, and knows what was not durable then."""
+class ForgetfulDisk(StoppingDisk):
+    """Knows what was not durable when it stopped."""
 
     def __init__(self, steps: int) -> None:
-        self.steps_left = steps
+        super().__init__(steps)
         self._durable: dict[Path, bytes] = {}
         self._renamed: list[tuple[Path, Path, bytes | None]] = []
 
-    def _step(self) -> None:
-        self.steps_left -= 1
-        if self.steps_left < 0:
-            raise PowerCutError
-
-    def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
-        self._step()
-        super().write(descriptor, data, path)
-
     def fsync(self, descriptor: int, path: Path) -> None:
-        self._step()
         super().fsync(descriptor, path)
         self._durable[path] = path.read_bytes()
 
     def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        self._renamed.append((source, target, target.read_bytes() if target.exists() else None))
+        before = target.read_bytes() if target.exists() else None
         super().rename(source, target)
+        self._renamed.append((source, target, before))
         self._durable[target] = self._durable.pop(source, b"")
 
-    def unlink(self, path: Path) -> None:
-        self._step()
-        super().unlink(path)
-
     def fsync_dir(self, directory: Path) -> None:
-        self._step()
         super().fsync_dir(directory)
         self._renamed = [one for one in self._renamed if one[1].parent != directory]
 

@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.conftest import FLEET
+from tests.stopping_disk import PowerCutError, StoppingDisk
 from wavemesh.identity.ca import FleetCa, certificates_pem, write_node
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.identity.files import install_pair
@@ -22,47 +23,25 @@ if TYPE_CHECKING:
 NODE = NodeId(FLEET, "region/midwest/store/store-208")
 
 
-class PowerCutError(BaseException):
-    """The power went."""
-
-
-class CutDisk(Disk):
-    """Stops before the given step; what was renamed or removed without a flush of its directory is undone."""
+class CutDisk(StoppingDisk):
+    """What was renamed or removed without a flush of its directory is undone."""
 
     def __init__(self, steps: int) -> None:
-        self.left = steps
+        super().__init__(steps)
         self._undo: list[tuple[Path, Path, bytes | None]] = []
 
-    def _step(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise PowerCutError
-
-    def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
-        self._step()
-        super().write(descriptor, data, path)
-
-    def fsync(self, descriptor: int, path: Path) -> None:
-        self._step()
-        super().fsync(descriptor, path)
-
     def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        self._undo.append((target.parent, target, target.read_bytes() if target.exists() else None))
+        before = target.read_bytes() if target.exists() else None
         super().rename(source, target)
+        self._undo.append((target.parent, target, before))
 
     def unlink(self, path: Path) -> None:
-        self._step()
-        if path.exists():
-            self._undo.append((path.parent, path, path.read_bytes()))
+        before = path.read_bytes() if path.exists() else None
         super().unlink(path)
-
-    def remove_dir(self, directory: Path) -> None:
-        self._step()
-        super().remove_dir(directory)
+        if before is not None:
+            self._undo.append((path.parent, path, before))
 
     def fsync_dir(self, directory: Path) -> None:
-        self._step()
         super().fsync_dir(directory)
         self._undo = [one for one in self._undo if one[0] != directory]
 
@@ -95,7 +74,7 @@ class Pairs:
 def steps_of_an_installation(pairs: Pairs) -> int:
     disk = CutDisk(10_000)
     pairs.install(disk)
-    return 10_000 - disk.left
+    return 10_000 - disk.steps_left
 
 
 @pytest.mark.parametrize("renewed", [0, 1], ids=["first renewal", "second renewal"])

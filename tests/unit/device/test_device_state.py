@@ -12,6 +12,7 @@ from device.bootenv import Boot, SlotName
 from device.progress import Progress, Rules, Target
 from device.state import FILE_NAME, PREVIOUS_NAME, Document, StateError, StateFile, StoredReport, WaveRecord
 from device.values import from_plain, to_plain
+from tests.stopping_disk import PowerCutError, StoppingDisk
 from wavemesh.runtime.durable import Disk, DiskFullError
 from wavemesh.session.frames import HeldResource, ResourceKey, ResourceVersion
 from wavemesh.trust.statements import Digest, UpdateState
@@ -39,38 +40,6 @@ def opened(path: Path, disk: Disk | None = None) -> StateFile:
     return file
 
 
-class PowerCutError(Exception):
-    """The test cut the power."""
-
-
-class CutDisk(Disk):
-    """Loses power before its ``steps``-th primitive."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def _step(self) -> None:
-        self.steps -= 1
-        if self.steps < 0:
-            raise PowerCutError
-
-    def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
-        self._step()
-        super().write(descriptor, data, path)
-
-    def fsync(self, descriptor: int, path: Path) -> None:
-        self._step()
-        super().fsync(descriptor, path)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        super().rename(source, target)
-
-    def fsync_dir(self, directory: Path) -> None:
-        self._step()
-        super().fsync_dir(directory)
-
-
 def test_a_document_survives_its_form() -> None:
     assert from_plain(Document, to_plain(DOCUMENT)) == DOCUMENT
 
@@ -92,7 +61,7 @@ def test_power_cut_at_every_step_leaves_old_or_new(tmp_path: Path) -> None:
         path = tmp_path / str(steps)
         opened(path).commit(DOCUMENT)
         file = opened(path)
-        file._disk = CutDisk(steps)
+        file._disk = StoppingDisk(steps)
         try:
             file.commit(replace(DOCUMENT, ping_ceiling=99))
         except PowerCutError:

@@ -11,6 +11,7 @@ import pytest
 
 from device.lkg import CHUNK_BYTES, HEADER_BYTES, Packed, PackedLkg, PackError
 from device.platform import SlotLabel
+from tests.stopping_disk import PowerCutError, StoppingDisk
 from wavemesh.runtime.durable import Disk, DiskFullError
 from wavemesh.trust.statements import Digest
 
@@ -110,38 +111,6 @@ async def test_where_both_do_not_fit_the_older_one_gives_way(tmp_path: Path) -> 
     assert (lkg.held(), await content(lkg)) == (second[1], OTHER[::-1])
 
 
-class CutDisk(Disk):
-    """The power fails before the nth durable step."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def _step(self) -> None:
-        self.steps -= 1
-        if self.steps < 0:
-            raise ConnectionAbortedError
-
-    def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
-        self._step()
-        super().write(descriptor, data, path)
-
-    def fsync(self, descriptor: int, path: Path) -> None:
-        self._step()
-        super().fsync(descriptor, path)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        super().rename(source, target)
-
-    def unlink(self, path: Path) -> None:
-        self._step()
-        super().unlink(path)
-
-    def fsync_dir(self, directory: Path) -> None:
-        self._step()
-        super().fsync_dir(directory)
-
-
 async def test_a_cut_between_any_two_steps_leaves_a_whole_pack(tmp_path: Path) -> None:
     """D9: the old one or the new one; a packing that was cut short starts over."""
     first, second = lay(tmp_path, OTHER), lay(tmp_path, IMAGE, "2.0.0")
@@ -149,8 +118,8 @@ async def test_a_cut_between_any_two_steps_leaves_a_whole_pack(tmp_path: Path) -
     while not done:
         await PackedLkg(tmp_path / "lkg.pack", Disk()).pack(*first, 0)
         try:
-            await PackedLkg(tmp_path / "lkg.pack", CutDisk(steps)).pack(*second, 0)
-        except ConnectionAbortedError:
+            await PackedLkg(tmp_path / "lkg.pack", StoppingDisk(steps)).pack(*second, 0)
+        except PowerCutError:
             pass
         else:
             done = True
