@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Test files at a time; a debugger wants 0.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -38,7 +40,7 @@ format: $(STAMP)  ## ruff's fixes and format
 	$(BIN)/ruff format .
 
 test: $(STAMP)  ## all tests; ARGS="tests/unit/policy -k windows"; with CI=true a skipped test fails
-	$(BIN)/python -m pytest -p tests.ci_skips $(ARGS)
+	$(BIN)/python -m pytest -p tests.ci_skips --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
 
 demo: $(STAMP)  ## the whole fleet on this machine; ARGS="--seed 7 --fault pos-03:battery"
 	$(BIN)/edgectl lab demo $(ARGS)
