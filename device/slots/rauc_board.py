@@ -8,6 +8,7 @@ real board, where systemd starts it on the system's bus and this module has no p
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import shutil
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 START_S = 10.0
 TOOL_S = 10.0
-MAX_SOCKET_PATH_BYTES = 107
 # With these, and from the supervisor's own PATH, the handler's Python finds what ours finds.
 _INHERITED = ("PYTHONPATH", "PYTHONHOME", "LANG", "PATH")
 
@@ -79,8 +79,8 @@ class RaucBoardError(LocalError):
 
 
 def bus_address(directory: Path) -> str:
-    """Address of the bus of the device in ``directory``."""
-    return f"unix:path={directory.resolve() / 'run' / 'bus'}"
+    """Address of the bus of the device in ``directory``: a name, for dbus-daemon takes paths of 99 bytes at most."""
+    return f"unix:abstract=wavemesh-{hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:32]}"
 
 
 def lay_out(directory: Path, config: DeviceConfig) -> None:
@@ -112,9 +112,6 @@ class RaucBoard:
     def start(self, slot: SlotName) -> None:
         """Run both anew, booted from this slot; raises RaucBoardError, DiskFaultError."""
         self.stop()
-        path = self._address.removeprefix("unix:path=")
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-            raise RaucBoardError(f"{path} is too long for a socket: move the device to a shorter path")
         for tool in ("dbus-daemon", "rauc", "setpriv"):
             if shutil.which(tool) is None:
                 raise RaucBoardError(f"{tool} is not installed: apt-get install rauc rauc-service dbus util-linux")
@@ -130,7 +127,6 @@ class RaucBoard:
             process.kill()
             process.wait()
         self._processes.clear()
-        (self._run / "bus").unlink(missing_ok=True)
         mounts = [line.split()[1] for line in _text("/proc/self/mounts").splitlines()]
         for mount in mounts:
             if mount.startswith(f"{self._place}/mnt/"):

@@ -191,7 +191,7 @@ async def test_streams_of_a_revoked_operator_and_super_hub_end(world: World) -> 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await revoked.ListWaves(operator_pb2.ListWavesRequest())
         assert status_of(caught.value) == (grpc.StatusCode.PERMISSION_DENIED, "REVOKED")
-        await until(lambda: any("REVOKED" in event for event in region.sink.events), region.sink)
+        await eventually(lambda: "REVOKED" in region.upstream.refusal)
         await stub.SubmitIntent(intent(world, IntentKind.PAUSE_WAVE, reason="because"))
         assert (await watches[1].read()).wave.pauses
         assert not watches[1].done()

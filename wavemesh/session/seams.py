@@ -165,7 +165,7 @@ class Upstream(Protocol):
 
     @property
     def refusal(self) -> str:
-        """Why there can be no session before somebody is updated; empty when nothing is known to be in the way."""
+        """Why there can be no session before somebody is updated or enrolled anew; empty when nothing is in the way."""
         ...
 
     def wake(self) -> None:

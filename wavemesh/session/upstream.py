@@ -67,6 +67,7 @@ MAX_STATUS_KEYS = 131_072
 MOVE_PATIENCE_S = 2.0
 """How long a session that moves waits for answers that are under way."""
 _FAILED = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
+_STAYING_AWAY = frozenset({Ending.INCOMPATIBLE, Ending.REVOKED})
 _ENDINGS = {ProtocolVersionError.reason: Ending.INCOMPATIBLE, RevokedError.reason: Ending.REVOKED}
 # After a restart of the log, whoever asked for it.
 _AT_ONCE = frozenset({Ending.FENCED, Ending.REPORTS_LOST, Ending.GOODBYE_SENT})
@@ -200,7 +201,7 @@ class SessionUpstream:
 
     @property
     def refusal(self) -> str:
-        """Why there can be no session before somebody is updated; empty when nothing is known to be in the way."""
+        """Why there can be no session before somebody is updated or enrolled anew; empty when nothing is in the way."""
         return self._refusal
 
     def wake(self) -> None:
@@ -302,7 +303,7 @@ class SessionUpstream:
                 delay_s = self._delay_s(end, attempt)
                 attempt += 1
                 level = logging.INFO
-                if end.ending is Ending.INCOMPATIBLE:
+                if end.ending in _STAYING_AWAY:
                     self._refusal, level = end.reason, logging.WARNING
                 parent = self._parent.path
                 _LOG.log(level, "no session with %s: %s; next attempt in %.2f s", parent, end.reason, delay_s)

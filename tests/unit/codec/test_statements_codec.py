@@ -79,7 +79,7 @@ def test_dataclass_and_message_have_the_same_fields(cls: type) -> None:
 
 
 def test_every_statement_class_is_known_to_the_codec() -> None:
-    declared = {item for module in (s, e) for item in vars(module).values() if dataclasses.is_dataclass(item)}
+    declared = {item for module in (s, e, uploads) for item in vars(module).values() if dataclasses.is_dataclass(item)}
     declared |= {batches.TelemetryBatch, batches.TelemetryUpload, batches.TelemetryUploadAnswer}
     assert declared == set(ALL)
 
