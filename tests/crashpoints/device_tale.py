@@ -41,7 +41,7 @@ class DeviceTale:
         rest = Story(self.scenario.world(self.backend), standing, look, self.log, self.known).tell()
         problems = self.judge(rest)
         return problems or self._oracle().judge_rest(
-            rest.image, rest.hub.words, self.scenario.wave_id, self.scenario.expected
+            rest.image, rest.hub.words, self.scenario.wave_id, self.scenario.expected_on(self.backend)
         )
 
     def judge(self, standing: Standing) -> list[str]:
