@@ -142,9 +142,8 @@ async def test_a_releases_rauc_bundle_is_prefetched_like_its_other_artifacts(
             await eventually(lambda: app.hub.belief.trusted is not None)
             intent = control.intent(IntentKind.PREFETCH, wave_id="", policy_yaml=control.policy_yaml)
             await app.intents.submit(intent, OPERATOR)
-        await eventually(lambda: holds(app, digest_of(bundle)))
+        await eventually(lambda: holds(app, digest_of(bundle)) and holds(app, control.firmware))
         assert await read(client(fleet, app), digest_of(bundle)) == bundle
-        assert holds(app, control.firmware)
 
 
 async def test_a_held_release_is_neither_fetched_nor_served(control: Control, fleet: Fleet, tmp_path: Path) -> None:
