@@ -20,7 +20,7 @@ from typing import Any
 
 from device.bootenv import Boot, ResetReason
 from device.progress import Disarm, KeepTrying, Notice, Outcome, Persist, Progress, Reboot, Revert, Started, Step
-from device.transitions import committed, fresh, roll_back, stay, stay_put, to
+from device.transitions import committed, fresh, roll_back, said_by_gate, stay, stay_put, to
 from wavemesh.trust.statements import ROLLBACK_DONE, OutcomeKind, UpdateState
 
 S = UpdateState
@@ -137,17 +137,14 @@ def finish(progress: Progress) -> Step:
         notice = Notice(ROLLBACK_DONE, progress.gate, progress.intent_id, progress.evidence)
         return to(fresh(progress), S.IDLE, Disarm(), notice=notice)
     verdict = OutcomeKind.ROLLED_BACK if progress.verdict is OutcomeKind.FAILED else progress.verdict
-    outcome = Outcome(verdict, progress.gate, progress.evidence, progress.observed, progress.required)
+    outcome = Outcome(verdict, **said_by_gate(progress))
     if verdict is OutcomeKind.INCONCLUSIVE and progress.gate not in _NO_RETRY:
         return to(progress, S.STAGING, Disarm(), verdict=verdict, outcome=outcome)
     return to(
         progress,
         S.ROLLED_BACK,
         Disarm(),
-        gate=progress.gate,
-        evidence=progress.evidence,
-        observed=progress.observed,
-        required=progress.required,
+        **said_by_gate(progress),
         verdict=verdict,
         outcome=outcome,
     )

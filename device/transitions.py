@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from device.progress import Disarm, Effect, Event, Notice, Outcome, Persist, Progress, Reboot, Step
+from device.progress import (
+    Disarm,
+    Effect,
+    Event,
+    GateRefused,
+    Notice,
+    Obstructed,
+    Outcome,
+    Persist,
+    Progress,
+    Reboot,
+    Step,
+    Unhealthy,
+)
 from wavemesh.trust.statements import ROLLBACK_FAILED, OutcomeKind, UpdateState
 
 if TYPE_CHECKING:
@@ -24,6 +37,11 @@ def to(progress: Progress, state: UpdateState, *effects: Effect, **changes: Any)
     outcome, notice = changes.pop("outcome", None), changes.pop("notice", None)
     changes = {"gate": "", "evidence": "", "observed": "", "required": "", **changes}
     return Step(replace(progress, state=state, **changes), (Persist(outcome, notice), *effects))
+
+
+def said_by_gate(said: Progress | GateRefused | Obstructed | Unhealthy) -> dict[str, Any]:
+    """A gate's name and words, to be carried on into a progress or an outcome."""
+    return {"gate": said.gate, "evidence": said.evidence, "observed": said.observed, "required": said.required}
 
 
 def fresh(progress: Progress, **changes: Any) -> Progress:

@@ -63,7 +63,7 @@ from device.progress import (
     Withdrawn,
 )
 from device.recovery import finish, start
-from device.transitions import committed, fresh, roll_back, stay, stay_put, to
+from device.transitions import committed, fresh, roll_back, said_by_gate, stay, stay_put, to
 from wavemesh.policy.gates import parse_gate
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
@@ -157,12 +157,9 @@ def _refuse(progress: Progress, event: GateRefused) -> Step:
     return to(
         progress,
         S.REFUSED,
-        gate=event.gate,
-        evidence=event.evidence,
-        observed=event.observed,
-        required=event.required,
+        **said_by_gate(event),
         verdict=OutcomeKind.REFUSED,
-        outcome=Outcome(OutcomeKind.REFUSED, event.gate, event.evidence, event.observed, event.required),
+        outcome=Outcome(OutcomeKind.REFUSED, **said_by_gate(event)),
     )
 
 
@@ -185,10 +182,7 @@ def _pause_writing(progress: Progress, event: Obstructed) -> Step:
     return to(
         progress,
         S.PAUSED,
-        gate=event.gate,
-        evidence=event.evidence,
-        observed=event.observed,
-        required=event.required,
+        **said_by_gate(event),
     )
 
 
@@ -197,10 +191,7 @@ def _note_obstacle(progress: Progress, event: Obstructed) -> Step:
     return Step(
         replace(
             progress,
-            gate=event.gate,
-            evidence=event.evidence,
-            observed=event.observed,
-            required=event.required,
+            **said_by_gate(event),
         )
     )
 
@@ -251,10 +242,7 @@ def _fail(progress: Progress, event: Unhealthy) -> Step:
             progress,
             S.AWAITING_SIGNOFF,
             KeepTrying(),
-            gate=event.gate,
-            evidence=event.evidence,
-            observed=event.observed,
-            required=event.required,
+            **said_by_gate(event),
             verdict=event.verdict,
             awaiting_since=None,
         )
@@ -369,12 +357,9 @@ def _overdue(progress: Progress, _event: SignoffOverdue) -> Step:
     return to(
         progress,
         S.AWAITING_SIGNOFF,
-        gate=progress.gate,
-        evidence=progress.evidence,
-        observed=progress.observed,
-        required=progress.required,
+        **said_by_gate(progress),
         verdict=OutcomeKind.FAILED,
-        outcome=Outcome(OutcomeKind.FAILED, progress.gate, progress.evidence, progress.observed, progress.required),
+        outcome=Outcome(OutcomeKind.FAILED, **said_by_gate(progress)),
     )
 
 
