@@ -1,7 +1,8 @@
 """What operators want, done once (M5): applies intents, hands on those meant for stores and devices, tells what became.
 
 Rules:
-- The intent's id is the key: the same id with the same signed bytes is the same intent, with other bytes a conflict.
+- The intent's id is the key: the same id asking the same, whenever it was signed, is the same intent; asking something
+  else it is a conflict.
 - START, PAUSE, RESUME and HALT act on the wave here. ROLLBACK_DEVICE, APPROVE_ROLLBACK, REHEARSE_DEVICE, PREFETCH
   and OVERRIDE_HOLD_AGE become urgent ``intent`` resources for their stores or device, in the operator's own envelope,
   which they verify themselves.
@@ -29,13 +30,14 @@ from control.desired import Item
 from control.intent_rows import Disposition, IntentRow, new_row
 from control.rollout import name_of, region_of, store_of
 from control.waves import Applied, order_key
+from wavemesh.codec.statements import decode
 from wavemesh.errors import ConflictError, NotFoundError, PeerError
 from wavemesh.identity.nodes import is_within
 from wavemesh.policy.reader import parse_policy
 from wavemesh.policy.windows import Window
 from wavemesh.queueing import place_in_queue, refuse_applied, why_done
 from wavemesh.session.frames import ResourceKey
-from wavemesh.trust.statements import IntentKind
+from wavemesh.trust.statements import Envelope, IntentKind, OperatorIntent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from control.waves import Waves
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
-    from wavemesh.trust.statements import Envelope, OperatorIntent
 
 MAX_DETAIL = 1000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -276,7 +277,10 @@ class Intents:
 
     async def _known(self, tx: Transaction, envelope: Envelope, intent: OperatorIntent) -> IntentRow | None:
         known = await intent_rows.get(tx, intent.intent_id)
-        if known is not None and known.payload_sha256 != hashlib.sha256(envelope.payload).hexdigest():
+        if known is None or known.payload_sha256 == hashlib.sha256(envelope.payload).hexdigest():
+            return known
+        before = decode(OperatorIntent, decode(Envelope, known.envelope).payload)
+        if not before.asks_the_same(intent):
             msg = f"intent id {intent.intent_id!r} was used for another intent; give each intent an id of its own"
             raise ConflictError(msg, intent=intent.intent_id)
         return known

@@ -95,7 +95,7 @@ class Intents:
         """The record to keep, the one to show, and whether it was so before."""
         known = self._hub.store.intents.get(held.intent.intent_id)
         if known is not None:
-            if known.envelope.payload != held.envelope.payload:
+            if not known.intent.asks_the_same(held.intent):
                 msg = f"intent id {held.intent.intent_id!r} was used for another intent already"
                 raise ConflictError(msg)
             return None, known, True

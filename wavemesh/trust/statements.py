@@ -7,7 +7,7 @@ from and go to ``wavemesh/codec/statements.py``. Times are aware UTC datetimes.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from wavemesh.trust.quotes import AttestationAnswer, Quote  # noqa: TC001  # the codec reads the fields' types
@@ -260,6 +260,10 @@ class OperatorIntent:
     window: str = ""
     stores: tuple[str, ...] = ()
     attempt: int = 0
+
+    def asks_the_same(self, other: OperatorIntent) -> bool:
+        """Whether the other is this intent given again; the moment at which it was signed does not matter."""
+        return replace(self, issued_at=other.issued_at) == other
 
 
 @dataclass(frozen=True, slots=True)
