@@ -148,6 +148,7 @@ async def test_a_pause_in_the_dark_acts_at_once_and_is_told_later(
         assert wave.state == WaveState.PAUSED.value
         assert [(p.origin, p.reason) for p in wave.pauses] == [("operator:alice", "because")]
         assert (await submit(stub, pause)).duplicate
+        assert (await submit(stub, control.intent(IntentKind.PAUSE_WAVE))).duplicate, "signed later, the same word"
         assert (await submit(stub, control.intent(IntentKind.PAUSE_WAVE, "i-2"))).duplicate
         conflict = await refusal(submit(stub, control.intent(IntentKind.PAUSE_WAVE, reason="another")))
         assert isinstance(conflict, ConflictError)
