@@ -142,10 +142,12 @@ def test_a_store_whose_wan_is_cut_answers_acts_and_queues(operator: Operator) ->
 
 
 def test_the_wave_runs_when_every_pause_is_lifted(operator: Operator) -> None:
-    lifted = operator.asks("wave", "resume", "--wave", "142", "--reason", "looked into")
-    assert lifted["record"]["disposition"] in {"applied", "queued"}
+    # One that runs low while its device stages makes it wait, and once the wave goes on that may be the first to swap.
+    wait_until(lambda: _device_state(operator, "pos-03") == "verified", 60, "pos-03 to stage under the pause")
     battery = next(operator.directory.glob("lab-data/**/pos-03/hardware/power_supply/BAT0/capacity"))
     battery.write_text("5\n")
+    lifted = operator.asks("wave", "resume", "--wave", "142", "--reason", "looked into")
+    assert lifted["record"]["disposition"] in {"applied", "queued"}
     operator.asks(*O1["start"])
     wait_until(lambda: _entry(operator, "control")["kind"] == "refused", 60, "pos-03 to be refused")
     for context in ("control", "store-208"):
@@ -270,7 +272,13 @@ def _assert_evidence_is_shown(operator: Operator, context: str) -> None:
     assert entry["signed_by"].endswith("/pos-03")
     device = operator.asks("device", "show", "--id", "pos-03", "--context", context)
     assert device["outcomes"] == [entry]
-    assert (device["status"]["gate"], device["status"]["evidence"]) == ("battery", "battery at 5 %, 40 % required")
+
+    def seen() -> bool:
+        """A device that looks again has nothing to say for a moment."""
+        status = operator.asks("device", "show", "--id", "pos-03", "--context", context)["status"]
+        return (status["gate"], status["evidence"]) == ("battery", "battery at 5 %, 40 % required")
+
+    wait_until(seen, 30, "pos-03 to say why at " + context)
     for words in (["ledger", "show", "--wave", "142"], ["device", "show", "--id", "pos-03"]):
         shown = operator.types(*words, "--context", context).stdout
         assert all(word in shown for word in ("battery", "5 %", "at least 40 %")), shown
@@ -278,6 +286,10 @@ def _assert_evidence_is_shown(operator: Operator, context: str) -> None:
 
 def _state(operator: Operator) -> str:
     return str(operator.asks("wave", "status", "--wave", "142")["state"])
+
+
+def _device_state(operator: Operator, name: str) -> str:
+    return str(operator.asks("device", "show", "--id", name)["status"]["state"])
 
 
 def _connected(operator: Operator, store: str) -> bool:
