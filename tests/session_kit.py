@@ -188,14 +188,14 @@ class MemoryRegistry:
 
 
 async def until(condition: Callable[[], object], *sources: MemorySink | MemoryRegistry, within_s: float = 10.0) -> None:
-    """Wait until the condition holds, looking again whenever one of the fakes changed."""
+    """Wait until the condition holds, looking again whenever one of the fakes changed, and now and then."""
     async with asyncio.timeout(within_s):
         while not condition():
             for source in sources:
                 source.changed.clear()
             async with asyncio.TaskGroup() as group:
                 waiters = [group.create_task(source.changed.wait()) for source in sources]
-                await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waiters, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
                 for waiter in waiters:
                     waiter.cancel()
 

@@ -79,9 +79,10 @@ def test_since_is_read_as_people_write_it() -> None:
 def test_the_command_prints_what_is_young_enough(tmp_path: Path) -> None:
     clock = StillClock()
     log = ring(tmp_path / "state" / "log", clock)
-    clock.time = NOW - timedelta(hours=1)
+    now = datetime.now(UTC)  # the command's clock is the machine's
+    clock.time = now - timedelta(hours=1)
     log.note("old")
-    clock.time = NOW
+    clock.time = now
     log.note("young")
     log.close()
     command = [sys.executable, "-m", "device.logs", "--dir", str(tmp_path), "--since", "15 min ago"]
