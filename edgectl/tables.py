@@ -108,7 +108,13 @@ def wave_parts(wave: Mapping[str, Any]) -> tuple[Table | str, ...]:
         for store in wave["stores"]
     ]
     columns = ("store", "devices", "outcomes", "exposure", "connected", "order delivered")
-    return (*lines, Table("", columns, rows, ("connected", "devices")))
+    waits = [line for store in wave["stores"] for line in wait_lines(store["waits"])]
+    return (*lines, Table("", columns, rows, ("connected", "devices")), *waits)
+
+
+def wait_lines(waits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whom availability groups hold up, and why."""
+    return [f"  {wait['device']} waits: {wait['reason']}" for wait in waits]
 
 
 def ledger_parts(ledger: Mapping[str, Any]) -> tuple[Table | str, ...]:
@@ -369,6 +375,7 @@ def store_parts(store: Mapping[str, Any]) -> tuple[Table | str, ...]:
             f"{size(hub['cache_quota_bytes'])}"
         )
         parts += [f"  paused here: wave {p['wave_id']} by {p['origin']}: {p['reason']}" for p in hub["local_pauses"]]
+        parts += wait_lines(hub["waits"])
     return tuple(parts)
 
 

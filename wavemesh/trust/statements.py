@@ -453,6 +453,15 @@ class LocalPause:
 
 
 @dataclass(frozen=True, slots=True)
+class SwapWait:
+    """A device, by name, that its availability groups keep from a swap or a rollback, and for people why."""
+
+    device: str
+    reason: str
+    wave_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HubStatus:
     """Latest-wins status of a hub."""
 
@@ -466,3 +475,4 @@ class HubStatus:
     cache_quota_bytes: int = 0
     local_pauses: tuple[LocalPause, ...] = ()
     connected: bool = False
+    waits: tuple[SwapWait, ...] = ()

@@ -448,6 +448,7 @@ class WaveStore(_message.Message):
     EXPOSURE_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
     ORDER_DELIVERED_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
     store: _builtins.str
     """Path of the store."""
     exposure: _builtins.int
@@ -464,6 +465,10 @@ class WaveStore(_message.Message):
     def counts(self) -> Global___LedgerCounts:
         """Outcomes of this store."""
 
+    @_builtins.property
+    def waits(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.HubStatus.Wait]:
+        """Devices of the wave that their availability groups hold up there, by the hub's last status."""
+
     def __init__(
         self,
         *,
@@ -473,10 +478,11 @@ class WaveStore(_message.Message):
         exposure: _builtins.int = ...,
         connected: _builtins.bool = ...,
         order_delivered: _builtins.bool = ...,
+        waits: _abc.Iterable[_report_pb2.HubStatus.Wait] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "counts", b"counts", "devices", b"devices", "exposure", b"exposure", "order_delivered", b"order_delivered", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "counts", b"counts", "devices", b"devices", "exposure", b"exposure", "order_delivered", b"order_delivered", "store", b"store", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
