@@ -81,7 +81,8 @@ async def test_a_dead_till_holds_up_its_lane_until_it_is_back(
     super_hub = SuperHub(control)
     async with AsyncExitStack() as stack:
         parent = await stack.enter_async_context(wan(super_hub))
-        app = await stack.enter_async_context(running(lay_out(tmp_path / "hub", control, parent, more=GROUPS)))
+        directory = lay_out(tmp_path / "hub", control, parent, lease_s=60, trial_s=60, more=GROUPS)
+        app = await stack.enter_async_context(running(directory))
         address = f"127.0.0.1:{app.port}"
         control.fleet.credentials(OPERATOR)
         identity = control.fleet.directory / OPERATOR.path.replace("/", "-")
@@ -106,8 +107,8 @@ async def test_a_dead_till_holds_up_its_lane_until_it_is_back(
         async with till(control, LANE[2], address, log) as third:
             third.say(UpdateState.VERIFIED)
             await eventually(second.lease)
+            await eventually(lambda: waits(super_hub) == {"pos-03": "till/lane-a: pos-02 inside a swap"})
             assert third.lease() is None
-            assert waits(super_hub) in ({}, {"pos-03": "till/lane-a: pos-02 inside a swap"}, {"pos-02": short})
             await swap(second)
             await eventually(third.lease)
             await swap(third)
