@@ -345,6 +345,20 @@ def audit_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     return Table("", ("at", "who", "what", "about", "detail"), rows, ("who",))
 
 
+def discrepancy_parts(answer: Mapping[str, Any]) -> tuple[Table | str, ...]:
+    """What expected and reported progress differ in."""
+    found = answer["discrepancies"]
+    if not found:
+        return ("what was reported is what should have been",)
+    rows = [
+        (d["cause"], place(d["subject"]), d["wave_id"] or "-", d["expected"], d["reported"], ago(d["since"]))
+        for d in found
+    ]
+    columns = ("cause", "of", "wave", "expected", "reported", "known since")
+    more = answer["total"] - len(found)
+    return (Table("", columns, rows, ("known since", "expected")), *([f"{more} more"] if more else []))
+
+
 def stores_table(stores: Sequence[Mapping[str, Any]]) -> Table:
     """One row a store."""
     rows = [

@@ -80,6 +80,7 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.DeviceStatus: report_pb2.DeviceStatus,
     s.LocalPause: report_pb2.HubStatus.Pause,
     s.SwapWait: report_pb2.HubStatus.Wait,
+    s.LedgerView: report_pb2.HubStatus.Ledger,
     s.HubStatus: report_pb2.HubStatus,
     uploads.LogLine: report_pb2.LogLine,
     uploads.LogUpload: report_pb2.LogUpload,

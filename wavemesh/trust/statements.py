@@ -462,6 +462,14 @@ class SwapWait:
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerView:
+    """Which outcomes of a wave count at a hub, as ``outcomes.ledger_digest``."""
+
+    wave_id: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class HubStatus:
     """Latest-wins status of a hub."""
 
@@ -476,3 +484,4 @@ class HubStatus:
     local_pauses: tuple[LocalPause, ...] = ()
     connected: bool = False
     waits: tuple[SwapWait, ...] = ()
+    ledgers: tuple[LedgerView, ...] = ()
