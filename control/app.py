@@ -27,6 +27,7 @@ from control.fleet import Fleet
 from control.intents import Intents
 from control.listings import Listings
 from control.queries import Queries
+from control.reconciling import Reconciling
 from control.releases import Releases
 from control.reports import Reports
 from control.revocations import Revocations
@@ -84,6 +85,7 @@ class Core:
     clock: Clock
     config: Config
     tracing: Tracing
+    reconciling: Reconciling
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Control:
             await core.waves.forget_closed(tx)
             await core.enrolments.expire(tx)
             await core.intents.expire(tx)
+            await core.reconciling.tick(tx)
         await core.intents.progress()
         core.changes.notify()
 
@@ -210,6 +213,9 @@ async def _load(
         clock=clock,
         config=config,
         tracing=tracing,
+        reconciling=Reconciling(
+            database=database, desired=desired, fleet=fleet, clock=clock, config=config, actor=signing.uri
+        ),
     )
 
 
@@ -277,6 +283,7 @@ def _api(core: Core, credentials: NodeCredentials, peers: Peers) -> operator_api
         enrolments=core.enrolments,
         queries=queries,
         listings=listings,
+        reconciling=core.reconciling,
         changes=core.changes,
         authorities=credentials.authorities,
         peers=peers,

@@ -16,6 +16,8 @@ class Config:
 
     ``halt_settle_s``: from a halt to the last word on the wave, for trials to roll back and report.
     ``intent_keep_s``: how long an intent stays published after it reached everybody it was for.
+    ``reconcile_s``: between two comparisons of what should have been reported with what was. ``unheard_s``: how old a
+    last word may be by then, and ``settle_s``: how long two tiers may differ, before it is a discrepancy.
     ``delivery_wait_s``: how long a submission waits to say that it was delivered instead of queued.
     """
 
@@ -28,6 +30,9 @@ class Config:
     closed_keep_s: float = field(default=30 * _DAY_S, metadata=bounded(60, 365 * _DAY_S))
     intent_keep_s: float = field(default=_DAY_S, metadata=bounded(60, 30 * _DAY_S))
     intent_lifetime_s: float = field(default=14 * _DAY_S, metadata=bounded(60, 365 * _DAY_S))
+    reconcile_s: float = field(default=_DAY_S, metadata=bounded(60, 30 * _DAY_S))
+    unheard_s: float = field(default=_DAY_S, metadata=bounded(60, 365 * _DAY_S))
+    settle_s: float = field(default=600.0, metadata=bounded(1, _DAY_S))
     delivery_wait_s: float = field(default=2.0, metadata=bounded(0, 30))
     tick_s: float = field(default=5.0, metadata=bounded(0.05, 300))
     heartbeat_s: float = field(default=15.0, metadata=bounded(0.1, 300))

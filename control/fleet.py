@@ -14,6 +14,7 @@ from wavemesh.identity.revocations import hits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from wavemesh.session.frames import Resource, ResourceKey
     from wavemesh.trust.statements import DeviceStatus, HubStatus, Revocation
@@ -25,12 +26,31 @@ class Fleet:
     def __init__(self) -> None:
         """Nothing was heard yet."""
         self.hubs: dict[str, HubStatus] = {}
+        self._shown: dict[str, dict[str, tuple[str, datetime]]] = {}
         self.devices: dict[str, DeviceStatus] = {}
         self._stores: frozenset[str] = frozenset()
         self._device_paths: frozenset[str] = frozenset()
         self._held: dict[str, dict[ResourceKey, str]] = {}
         self._connected: set[str] = set()
         self._delivered: dict[tuple[str, ResourceKey], str] = {}
+
+    def hub_says(self, status: HubStatus, now: datetime) -> None:
+        """A hub's latest status; since when it shows what it shows is kept."""
+        self.hubs[status.hub] = status
+        before = self._shown.get(status.hub, {})
+        shown = {"": status.incarnation} | {one.wave_id: one.sha256 for one in status.ledgers}
+        self._shown[status.hub] = {
+            name: before[name] if name in before and before[name][0] == value else (value, now)
+            for name, value in shown.items()
+        }
+
+    def incarnation_of(self, hub: str) -> tuple[str, datetime] | None:
+        """The incarnation that a hub shows, and since when; None before it was heard."""
+        return self._shown.get(hub, {}).get("")
+
+    def ledger_of(self, hub: str, wave_id: str) -> tuple[str, datetime] | None:
+        """The digest that a hub shows of its ledger of a wave, and since when; None while it shows none."""
+        return self._shown.get(hub, {}).get(wave_id)
 
     def register(self, stores: Iterable[str], devices: Iterable[str]) -> None:
         """The whole inventory, by path."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from control.listings import Listings
     from control.queries import Queries
+    from control.reconciling import Reconciling
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.peers import Peers
 
@@ -44,10 +45,11 @@ def for_operators(
 class Lookups(OperatorServiceServicer):
     """The calls of OperatorService that change nothing and are answered by one query."""
 
-    def __init__(self, queries: Queries, listings: Listings, peers: Peers) -> None:
+    def __init__(self, queries: Queries, listings: Listings, reconciling: Reconciling, peers: Peers) -> None:
         """Answer from there; ``peers`` know who calls."""
         self._queries = queries
         self._listings = listings
+        self._reconciling = reconciling
         self._peers = peers
 
     def caller(self, context: Context) -> NodeId:
@@ -137,3 +139,11 @@ class Lookups(OperatorServiceServicer):
         """A page of nodes."""
         del caller
         return await self._queries.nodes(request)
+
+    @for_operators
+    async def ListDiscrepancies(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.ListDiscrepanciesRequest, caller: NodeId
+    ) -> operator_pb2.ListDiscrepanciesResponse:
+        """What expected and reported progress differ in."""
+        del caller
+        return await self._reconciling.answer(request)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from control.intents import Intents
     from control.listings import Listings
     from control.queries import Queries
+    from control.reconciling import Reconciling
     from control.releases import Releases
     from control.revocations import Revocations
     from control.waves import Waves
@@ -78,6 +79,7 @@ class OperatorApi(Lookups):
         enrolments: Enrolments,
         queries: Queries,
         listings: Listings,
+        reconciling: Reconciling,
         changes: Changes,
         authorities: Authorities,
         peers: Peers,
@@ -85,7 +87,7 @@ class OperatorApi(Lookups):
         config: Config,
     ) -> None:
         """Take what the calls need."""
-        super().__init__(queries, listings, peers)
+        super().__init__(queries, listings, reconciling, peers)
         self._fleet_name = fleet_name
         self._database = database
         self._waves = waves

@@ -298,3 +298,13 @@ retirements = Table(
     Column("path", String(300), primary_key=True),
     Column("issued_at", UtcTime, nullable=False),
 )
+
+#: Discrepancies that reconciliation has found and that last: each is audited when it comes and when it goes.
+discrepancies = Table(
+    "discrepancies",
+    metadata,
+    Column("cause", String(30), primary_key=True),
+    Column("wave_id", String(64), primary_key=True),
+    Column("subject", String(300), primary_key=True),
+    Column("since", UtcTime, nullable=False),
+)

@@ -237,7 +237,7 @@ class ControlRegistry:
             raise ForbiddenError(msg)
         before = self._fleet.hubs.pop(path, None)
         if status is not None:
-            self._fleet.hubs[path] = status
+            self._fleet.hub_says(status, self._clock.now())
             intake.hubs.append(status)
         intake.flipped |= (before is not None and before.connected) != (status is not None and status.connected)
 

@@ -54,6 +54,7 @@ def wave_message(view: WaveView, fleet: Fleet, desired: DesiredState) -> operato
     message.expires_at.FromDatetime(row.expires_at)
     pauses = {pause.origin: pause.reason for pause in view.pauses}
     for store_path, devices in view.targets.items():
+        hub = fleet.hubs.get(store_path)
         delivered = is_told(view, store_path, fleet, desired)
         exposed = exposure(view, store_path, fleet, desired)
         message.stores.add(
@@ -63,11 +64,11 @@ def wave_message(view: WaveView, fleet: Fleet, desired: DesiredState) -> operato
             exposure=exposed,
             connected=fleet.is_connected(store_path),
             order_delivered=delivered,
+            waits=[to_proto(wait) for wait in (hub.waits if hub else ()) if wait.wave_id == row.wave_id],
         )
         message.exposure += exposed
         if view.row.state not in _ENDED:
             message.waiting_for_certificate += len(waiting_for_certificate(view.share(store_path)))
-        hub = fleet.hubs.get(store_path)
         for pause in hub.local_pauses if hub else ():
             if pause.wave_id == row.wave_id:
                 pauses.setdefault(pause.origin, pause.reason)

@@ -46,7 +46,7 @@ class Exit(enum.IntEnum):
 
 _MEANING = {
     Exit.OK: "Done, or queued; what is queued says so and names whom it waits for.",
-    Exit.CHECK_FAILED: "The command ran and what it checked is not so (`lab demo`, `lab status`), or you said no.",
+    Exit.CHECK_FAILED: "The command ran and what it checked is not so (`fleet reconcile`), or you said no.",
     Exit.BAD_INPUT: "Bad flags, a bad file or bad data; nothing was done.",
     Exit.NOT_FOUND: "No such wave, device, release, store, intent, context or word.",
     Exit.REFUSED: "Refused by a gate or by the state things are in; the message names it.",

@@ -108,7 +108,13 @@ def wave_parts(wave: Mapping[str, Any]) -> tuple[Table | str, ...]:
         for store in wave["stores"]
     ]
     columns = ("store", "devices", "outcomes", "exposure", "connected", "order delivered")
-    return (*lines, Table("", columns, rows, ("connected", "devices")))
+    waits = [line for store in wave["stores"] for line in wait_lines(store["waits"])]
+    return (*lines, Table("", columns, rows, ("connected", "devices")), *waits)
+
+
+def wait_lines(waits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whom availability groups hold up, and why."""
+    return [f"  {wait['device']} waits: {wait['reason']}" for wait in waits]
 
 
 def ledger_parts(ledger: Mapping[str, Any]) -> tuple[Table | str, ...]:
@@ -339,6 +345,20 @@ def audit_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     return Table("", ("at", "who", "what", "about", "detail"), rows, ("who",))
 
 
+def discrepancy_parts(answer: Mapping[str, Any]) -> tuple[Table | str, ...]:
+    """What expected and reported progress differ in."""
+    found = answer["discrepancies"]
+    if not found:
+        return ("what was reported is what should have been",)
+    rows = [
+        (d["cause"], place(d["subject"]), d["wave_id"] or "-", d["expected"], d["reported"], ago(d["since"]))
+        for d in found
+    ]
+    columns = ("cause", "of", "wave", "expected", "reported", "known since")
+    more = answer["total"] - len(found)
+    return (Table("", columns, rows, ("known since", "expected")), *([f"{more} more"] if more else []))
+
+
 def stores_table(stores: Sequence[Mapping[str, Any]]) -> Table:
     """One row a store."""
     rows = [
@@ -369,6 +389,7 @@ def store_parts(store: Mapping[str, Any]) -> tuple[Table | str, ...]:
             f"{size(hub['cache_quota_bytes'])}"
         )
         parts += [f"  paused here: wave {p['wave_id']} by {p['origin']}: {p['reason']}" for p in hub["local_pauses"]]
+        parts += wait_lines(hub["waits"])
     return tuple(parts)
 
 

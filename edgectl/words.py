@@ -77,6 +77,17 @@ PERMIT_STATES: Mapping[str, str] = {
     "written_off": "Bound to an earlier incarnation of the hub, and counted as spent.",
     "void": "Its wave was halted or has closed.",
 }
+DISCREPANCIES: Mapping[str, tuple[str, str]] = {
+    "hub_unheard": ("No session with the hub, and no word of it for a day.", "bring its WAN or the hub back"),
+    "device_unheard": ("Its hub is there and has not heard it for a day.", "look at the device, or take it out of use"),
+    "order_undelivered": ("The hub is there and has not acknowledged the latest order.", "look at the hub's log"),
+    "permit_unspent": ("The device is there and has had its permit for a day.", "what it reports says why"),
+    "snapshot_missing": ("A hub with a new incarnation has not said what it knows.", "look at the hub's log"),
+    "ledger_differs": ("Hub and control hold other outcomes.", "compare `edgectl ledger show` at both"),
+    "firmware_differs": ("The device runs other firmware than it signed last.", "`edgectl device show --id D`"),
+    "certificate_missing": ("Its permit waits for a renewal that does not come.", "`edgectl node list --below PATH`"),
+    "wave_overdue": ("The wave should have been closed.", "look at control's log"),
+}
 TERMS: Mapping[str, str] = {
     "exposure": "Devices named in outstanding permits: what a halt that cannot cross the WAN exposes at most.",
     "permit": "Control's signed word that one device may try one wave, so many times.",
@@ -109,6 +120,8 @@ def catalogue() -> Iterator[Word]:
         yield Word(word, "wave state", meaning, remedy)
     for word, (meaning, remedy) in DISPOSITIONS.items():
         yield Word(word, "intent", meaning, remedy)
+    for word, (meaning, remedy) in DISCREPANCIES.items():
+        yield Word(word, "discrepancy", meaning, remedy)
     for kind, words in (("device state", DEVICE_STATES), ("permit", PERMIT_STATES), ("term", TERMS)):
         for word, meaning in words.items():
             yield Word(word, kind, meaning)

@@ -1,8 +1,9 @@
 """The store's cache: fetches each blob once, ahead of need where it may, and serves it while it still arrives.
 
 - Wanted is what active waves and open prefetches name, by verified releases; nothing else is fetched. A want with a
-  window is fetched inside it only. Fetches go two at a time over a bulk channel that lives as long as bytes move,
-  resume where they stopped, and back off while the WAN is dark.
+  window is fetched inside it only: a fetch under way stops when it shuts, and goes on where it was in the next. Fetches
+  go two at a time over a bulk channel that lives as long as bytes move, resume where they stopped, and back off while
+  the WAN is dark.
 - Arrived bytes are verified against the signed digest before they are visible; the signature bundle of a release is
   verified too. A gate from above (hold, freshness, signature) is kept, shown, and tried again at the longest back-off.
 - Bytes that do not match on a read or a scrub are gone at once; every wave that needs them is paused here (origin
@@ -111,7 +112,9 @@ class Cache:
         """Begin what may be fetched now and settle what has arrived."""
         now = self._hub.clock.now()
         await self._settle()
-        missing = [digest for digest in self._open_wants(now) if not self._blobs.has(digest)]
+        wants = self._open_wants(now)
+        self._stop_others(wants)
+        missing = [digest for digest in wants if not self._blobs.has(digest)]
         for digest in missing:
             trouble = self.troubles.get(digest)
             if self._blobs.is_arriving(digest) or (trouble is not None and now < trouble.retry_at):
@@ -141,6 +144,19 @@ class Cache:
                 if not text or Window.parse(text).contains(now, hub.config.zone):
                     wants.update(dict.fromkeys(intent.digests))
         return list(wants)
+
+    def _stop_others(self, wants: Sequence[Digest]) -> None:
+        """End fetches that nobody wants any more, or not before the next window; what has arrived stays."""
+        for digest in set(self._fetches.active).difference(wants):
+            self._fetches.stop(digest, self._why_not_now(digest))
+
+    def _why_not_now(self, digest: Digest) -> WavemeshError:
+        """Why a blob that is not here is not fetched."""
+        if digest in self._known_wants():
+            msg = f"blob {digest.sha256} is fetched within its prefetch window only"
+            return BusyError(msg, retry_after_s=WINDOW_RETRY_S, gate=Gate.WINDOW.value)
+        msg = f"blob {digest.sha256} belongs to no active wave of this store"
+        return NotFoundError(msg, sha256=digest.sha256)
 
     def pins(self) -> Mapping[str, tuple[str, ...]]:
         """Reasons to keep blobs, by SHA-256."""
@@ -344,11 +360,7 @@ class Cache:
             raise GateError(trouble.gate, trouble.detail)
         wants = self._open_wants(self._hub.clock.now())
         if digest not in wants:
-            if digest in self._known_wants():
-                msg = f"blob {digest.sha256} is fetched within its prefetch window only"
-                raise BusyError(msg, retry_after_s=WINDOW_RETRY_S, gate=Gate.WINDOW.value)
-            msg = f"blob {digest.sha256} belongs to no active wave of this store"
-            raise NotFoundError(msg, sha256=digest.sha256)
+            raise self._why_not_now(digest)
         await self._make_room([want for want in wants if not self._blobs.has(want)])
         return await self._fetches.open(digest, offset)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from wavemesh.identity.nodes import is_name
 from wavemesh.runtime.config import bounded, load_config
 from wavemesh.telemetry.config import TelemetryConfig
 
@@ -17,11 +18,21 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class GroupConfig:
-    """Devices of this store that form an availability group of the policy."""
+    """Devices of this store, by name, that form the availability group (role, group) of a policy; may be none."""
 
     role: str
     group: str
     devices: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no device's name, and one that is named twice."""
+        for name in self.devices:
+            if not is_name(name):
+                msg = f"{name!r} is no name of a device: use 1 to 63 of a-z, 0-9 and '-', not at either end"
+                raise ValueError(msg)
+            if self.devices.count(name) > 1:
+                msg = f"device {name} is named twice in group {self.role}/{self.group}"
+                raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,12 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
-        """Refuse a time zone that does not exist."""
+        """Refuse a time zone that does not exist, and a group that is there twice."""
+        names = [f"{group.role}/{group.group}" for group in self.groups]
+        for name in names:
+            if names.count(name) > 1:
+                msg = f"group {name} is there twice; a device may be in several groups, a group is one list"
+                raise ValueError(msg)
         try:
             ZoneInfo(self.time_zone)
         except (ZoneInfoNotFoundError, ValueError) as error:

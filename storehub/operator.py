@@ -377,6 +377,7 @@ class OperatorApi:
     ListCohorts = answers(_ask_control)
     CreateEnrolment = answers(_ask_control)
     ListNodes = answers(_ask_control)
+    ListDiscrepancies = answers(_ask_control)
 
 
 def _page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:

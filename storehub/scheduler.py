@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from storehub.hub import Hub
-    from storehub.swaps import Inference, Slot
+    from storehub.swaps import Inference, Slot, Wait
     from wavemesh.policy.document import Policy
     from wavemesh.runtime.sqlite import Transaction
     from wavemesh.trust.statements import WaveOrder
@@ -72,6 +72,7 @@ class Scheduler:
         """Schedule the swaps of that hub."""
         self._hub = hub
         self._occupied = 0
+        self.waits: tuple[Wait, ...] = ()
 
     async def run(self) -> None:
         """Decide for as long as the hub runs."""
@@ -95,17 +96,20 @@ class Scheduler:
             view = self.view()
             decision = decide(view)
             if decision == NOTHING:
-                self._occupied = len(occupants(view))
+                self._note(view, decision)
                 return decision
         async with hub.store.database.transaction() as tx:
             await self._note_incarnation(tx)
             await hub.clock_guard.tick(tx, hub.clock.now())
             view = self.view()
-            self._occupied = len(occupants(view))
             decision = decide(view)
+            self._note(view, decision)
             await self._persist(tx, decision)
         self._tell(decision)
         return decision
+
+    def _note(self, view: HubView, decision: Decision) -> None:
+        self._occupied, self.waits = len(occupants(view)), decision.waits
 
     def swaps_active(self) -> int:
         """Devices inside a swap, as of the last pass; each grant causes another."""
@@ -146,26 +150,26 @@ class Scheduler:
         policy = hub.belief.policies.get(order.policy_digest)
         limit = policy.guardrails.max_concurrent_swaps if policy else config.max_concurrent_swaps
         trial_s = policy.guardrails.rollback_on_health_loss_s if policy else 0.0
-        devices = frozenset(hub.device_path(name) for name in order.devices)
         return WaveView(
             wave_id=order.wave_id,
             leasable=hub.standing(order).standing is Standing.LIVE,
-            devices=devices,
+            devices=frozenset(hub.device_path(name) for name in order.devices),
             expires_at=order.expires_at,
             max_concurrent_swaps=limit,
             trial_s=trial_s + config.trial_allowance_s,
-            groups=self._groups(policy, devices) if policy else (),
+            groups=self._groups(policy) if policy else (),
         )
 
-    def _groups(self, policy: Policy, targets: frozenset[str]) -> tuple[Group, ...]:
-        """The policy's groups by this store's configuration; a group it does not know is all the wave's devices."""
+    def _groups(self, policy: Policy) -> tuple[Group, ...]:
+        """The policy's groups by this store's configuration."""
         members = {
             (group.role, group.group): frozenset(self._hub.device_path(name) for name in group.devices)
             for group in self._hub.config.groups
         }
         return tuple(
-            Group(members.get((group.role, group.group), targets), group.min_up)
+            Group(members.get((group.role, group.group)), group.min_up, f"{group.role}/{group.group}")
             for group in policy.guardrails.availability
+            if members.get((group.role, group.group)) != frozenset()
         )
 
     def _device(self, path: str) -> DeviceView:

@@ -19,15 +19,17 @@ A *slot* is one device's place inside a swap, from the grant of its lease to its
 6. Inferred outcomes take a sequence that any later word of the device ties or beats, and a device's word wins ties.
 7. Rollbacks an operator asked for go before grants, and within the same limit; a sign-off waits for nothing. A
    rehearsal swaps nothing and takes no slot.
+8. What availability groups allow, ``availability.py`` decides; whom one holds up is told, with the reason.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from storehub.availability import NOT_ARMED, Roster
 from wavemesh.policy.gates import BadGateError, parse_gate
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
@@ -46,16 +48,6 @@ IN_SWAP = frozenset(
 )
 """States in which a device is inside a swap by its own word."""
 
-_NOT_ARMED = frozenset(
-    {
-        UpdateState.IDLE,
-        UpdateState.PREFLIGHT,
-        UpdateState.STAGING,
-        UpdateState.PAUSED,
-        UpdateState.VERIFIED,
-        UpdateState.REFUSED,
-    }
-)
 _AFTER_BURN = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.INCONCLUSIVE})
 _ASKS_AGAIN = frozenset(
     {OutcomeKind.PENDING, OutcomeKind.REFUSED, OutcomeKind.INCONCLUSIVE, OutcomeKind.UNKNOWN, OutcomeKind.SILENT}
@@ -129,10 +121,14 @@ class PermitView:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Devices of which at least ``min_up`` must be up, swapped one after the other."""
+    """Devices of which at least ``min_up`` stay up, swapped one after the other.
 
-    members: frozenset[str]
+    ``members`` is None where this store's configuration does not know the group; ``name`` is for people.
+    """
+
+    members: frozenset[str] | None
     min_up: int
+    name: str = "its group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +199,23 @@ class Inference:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """A device that its availability groups keep from a swap or a rollback for now, and for people why."""
+
+    wave_id: str
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows, to be made durable in one transaction before any of it is sent."""
+    """What follows, to be made durable in one transaction before any of it is sent; ``waits`` are only shown."""
 
     ended: tuple[Slot, ...]
     inferred: tuple[Inference, ...]
     relayed: tuple[tuple[RollbackWish, Slot | None], ...]
     granted: tuple[Slot, ...]
+    waits: tuple[Wait, ...] = field(default=(), compare=False)
 
 
 def decide(view: HubView) -> Decision:
@@ -218,12 +224,13 @@ def decide(view: HubView) -> Decision:
     gone = {slot.device for slot in ended}
     inferred = (*(i for slot in ended if (i := _judge(slot, view))), *_convictions(view))
     occupied = {device for device in view.slots if device not in gone} | _self_declared(view, gone)
-    relayed = _relay(view, occupied)
+    roster, waits = Roster(view, {one.device for one in inferred}), list[Wait]()
+    relayed = _relay(view, occupied, roster, waits)
     swapping = {slot.device for _, slot in relayed if slot is not None}
     occupied |= swapping
     held = frozenset(d for d in view.slots if d not in gone) | swapping
-    granted = _grant(view, occupied, held)
-    return Decision(ended, inferred, relayed, granted)
+    granted = _grant(view, occupied, held, roster, waits)
+    return Decision(ended, inferred, relayed, granted, tuple(waits))
 
 
 def occupants(view: HubView) -> frozenset[str]:
@@ -248,8 +255,8 @@ def _is_over(slot: Slot, view: HubView) -> bool:
     if device is None or device.seen_at <= slot.granted_at:
         return False
     if device.wave_id == slot.wave_id and device.attempt > slot.attempt:
-        return device.state in _NOT_ARMED
-    return device.state in _NOT_ARMED and device.said_at >= slot.expires_at
+        return device.state in NOT_ARMED
+    return device.state in NOT_ARMED and device.said_at >= slot.expires_at
 
 
 def _is_after(word: Word, slot: Slot) -> bool:
@@ -336,7 +343,9 @@ def _has_witness(view: HubView, device: str) -> bool:
     )
 
 
-def _relay(view: HubView, occupied: set[str]) -> tuple[tuple[RollbackWish, Slot | None], ...]:
+def _relay(
+    view: HubView, occupied: set[str], roster: Roster, waits: list[Wait]
+) -> tuple[tuple[RollbackWish, Slot | None], ...]:
     taken = set(occupied)
     relayed: list[tuple[RollbackWish, Slot | None]] = []
     until = view.now + timedelta(seconds=_maxima_s(view))
@@ -346,8 +355,11 @@ def _relay(view: HubView, occupied: set[str]) -> tuple[tuple[RollbackWish, Slot 
         if wish.is_rehearsal:
             relayed.append((wish, None))
             continue
-        if not wish.is_signoff and wish.device not in taken and len(taken) >= _limit(view):
-            continue
+        if not wish.is_signoff and wish.device not in taken:
+            if why := roster.why_not_rollback(wish.device, taken):
+                waits.append(Wait(wish.wave_id, wish.device, f"rollback: {why}"))
+            if why or len(taken) >= _limit(view):
+                continue
         taken.add(wish.device)
         slot = Slot(wish.device, wish.wave_id, SlotUse.ROLLBACK, 0, view.now, until, until)
         relayed.append((wish, slot))
@@ -359,7 +371,9 @@ def _limit(view: HubView) -> int:
     return min((w.max_concurrent_swaps for w in view.waves if w.leasable), default=view.default_limit)
 
 
-def _grant(view: HubView, occupied: set[str], held: frozenset[str]) -> tuple[Slot, ...]:
+def _grant(
+    view: HubView, occupied: set[str], held: frozenset[str], roster: Roster, waits: list[Wait]
+) -> tuple[Slot, ...]:
     taken = set(occupied)
     granted: list[Slot] = []
     limit = _limit(view)
@@ -371,10 +385,11 @@ def _grant(view: HubView, occupied: set[str], held: frozenset[str]) -> tuple[Slo
             key=lambda d: (d.attempt, d.path),
         )
         for device in candidates:
+            if why := roster.why_not_swap(device.path, wave.groups, taken):
+                waits.append(Wait(wave.wave_id, device.path, why))
+                continue
             if device.path not in taken and len(taken) >= limit:
                 continue  # a later candidate may hold a slot already and only need a fresh lease
-            if not _groups_allow(view, wave, device.path, taken):
-                continue
             taken.add(device.path)
             granted.append(_slot(view, wave, device))
         held |= {slot.device for slot in granted}
@@ -416,22 +431,6 @@ def _asks(view: HubView, wave: WaveView, device: DeviceView, held: frozenset[str
 def _has_lapsed(slot: Slot | None, wave: WaveView, now: datetime) -> bool:
     """Whether a slot is a lapsed lease of that wave, for which its device may get a fresh one."""
     return slot is not None and slot.use is SlotUse.SWAP and slot.wave_id == wave.wave_id and now >= slot.expires_at
-
-
-def _groups_allow(view: HubView, wave: WaveView, path: str, taken: set[str]) -> bool:
-    """Within a group: nobody else inside, the last one's word signed by itself, and enough of the others up."""
-    for group in wave.groups:
-        if path not in group.members:
-            continue
-        others = group.members - {path}
-        if others & taken:
-            return False
-        words = (view.words.get((wave.wave_id, other)) for other in others)
-        if any(word is not None and not word.by_device for word in words):
-            return False
-        if sum(_is_connected(view, other) for other in others) < group.min_up:
-            return False
-    return True
 
 
 def _slot(view: HubView, wave: WaveView, device: DeviceView) -> Slot:

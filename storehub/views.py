@@ -15,13 +15,14 @@ from wavemesh import __version__
 from wavemesh.codec.statements import to_proto
 from wavemesh.identity.nodes import NodeId
 from wavemesh.listing import pending_entry
+from wavemesh.outcomes import ledger_digest
 from wavemesh.queueing import place_in_queue
 from wavemesh.trust.holds import find_hold
-from wavemesh.trust.statements import HubStatus, LocalPause, OutcomeKind, WaveState
+from wavemesh.trust.statements import HubStatus, LedgerView, LocalPause, OutcomeKind, SwapWait, WaveState
 from wavemesh.v1 import operator_pb2, report_pb2, rollout_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from storehub.asks import Relay
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from wavemesh.trust.statements import WaveOrder
 
 FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.SILENT})
+MAX_WAITS = 64
+MAX_REASON = 300
 
 
 class Views:
@@ -61,6 +64,7 @@ class Views:
             exposure=exposure,
             connected=True,
             order_delivered=True,
+            waits=[to_proto(wait) for wait in self._waits() if wait.wave_id == order.wave_id],
         )
         pauses = {(pause.origin, pause.reason) for pause in order.pauses}
         pauses |= {(p.origin, p.reason) for p in hub.store.pauses.values() if p.wave_id == order.wave_id}
@@ -169,7 +173,21 @@ class Views:
             cache_bytes=self._cache.used_bytes,
             cache_quota_bytes=self._cache.quota_bytes,
             local_pauses=tuple(LocalPause(p.wave_id, p.origin, p.reason) for p in hub.store.pauses.values()),
+            waits=self._waits(),
+            ledgers=tuple(self._ledgers()),
         )
+
+    def _ledgers(self) -> Iterator[LedgerView]:
+        hub = self._hub
+        for wave_id, record in sorted(hub.store.waves.items()):
+            if record.closed_at is None:
+                ranks = {device: entry.rank for device, entry in hub.store.ledger(wave_id).items()}
+                yield LedgerView(wave_id, ledger_digest(map(hub.device_path, record.order.devices), ranks))
+
+    def _waits(self) -> tuple[SwapWait, ...]:
+        """Whom availability groups hold up; a bounded list, as it travels with each status."""
+        waits = self._scheduler.waits[:MAX_WAITS]
+        return tuple(SwapWait(w.device.rsplit("/", 1)[1], w.reason[:MAX_REASON], w.wave_id) for w in waits)
 
     def fleet(self) -> operator_pb2.GetFleetStatusResponse:
         """This store in one page; ``connected`` is the session with the super hub."""

@@ -208,11 +208,12 @@ class Fleet:
     ca: FleetCa
     issuers: Issuers
     nodes: dict[str, NodeCredentials] = field(default_factory=dict)
+    lifetime: timedelta = timedelta(days=1)
 
     @classmethod
-    def create(cls, directory: Path) -> Fleet:
+    def create(cls, directory: Path, lifetime: timedelta = timedelta(days=1)) -> Fleet:
         ca = FleetCa.create(FLEET, datetime.now(UTC) - timedelta(hours=1))
-        return cls(directory, ca, Issuers(ca))
+        return cls(directory, ca, Issuers(ca), lifetime=lifetime)
 
     def credentials(self, node: NodeId) -> NodeCredentials:
         if node.path not in self.nodes:
@@ -222,7 +223,7 @@ class Fleet:
                 self.issuers.issuer(node.path),
                 node,
                 not_before=now - timedelta(hours=1),
-                not_after=now + timedelta(days=1),
+                not_after=now + self.lifetime,
             )
         return self.nodes[node.path]
 

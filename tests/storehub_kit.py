@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from wavemesh.runtime.clock import Clock
     from wavemesh.session.parent import ParentOptions
     from wavemesh.trust.statements import TrustMetadata
 
@@ -213,11 +214,11 @@ class Control:
         order = replace(order, **changes)
         return self.make("order", f"{order.wave_id}/{STORE.name}", self.sign(order), urgent=state is WaveState.PAUSED)
 
-    def permit(self, name: str, incarnation: str) -> Resource:
+    def permit(self, name: str, incarnation: str, **changes: Any) -> Resource:
         now = datetime.now(UTC)
         path = device_node(name).path
         permit = Permit(WAVE, path, 3, 1, self.firmware, now, now + timedelta(days=1), incarnation)
-        return self.make("permit", f"{WAVE}/{STORE.name}/{name}", self.sign(permit))
+        return self.make("permit", f"{WAVE}/{STORE.name}/{name}", self.sign(replace(permit, **changes)))
 
     def closed(self) -> Resource:
         return self.make("closed", WAVE, self.sign(WaveClosed(WAVE, WaveState.CLOSED, datetime.now(UTC))))
@@ -329,12 +330,25 @@ def lay_out(
     return directory
 
 
+class DrivenClock(SystemClock):
+    """The machine's wall clock as far ahead as the test wants; timers stay the machine's own."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+    def set(self, at: datetime) -> None:
+        self.ahead = at - super().now()
+
+
 @asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[storehub_app.App]:
+async def running(directory: Path, clock: Clock | None = None) -> AsyncIterator[storehub_app.App]:
     """A store hub in this process, stopped in an orderly way at the end."""
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
     async with asyncio.TaskGroup() as group:
-        group.create_task(storehub_app.run(directory, stop, ready.set_result))
+        group.create_task(storehub_app.run(directory, stop, ready.set_result, clock))
         try:
             yield await ready
         finally:

@@ -37,6 +37,13 @@ def rank_of(outcome: DeviceOutcome, envelope: Envelope, *, by_device: bool) -> R
     return Rank(outcome.attempt, outcome.sequence, by_device, payload_sha256)
 
 
+def ledger_digest(targets: Iterable[str], ranks: Mapping[str, Rank]) -> str:
+    """SHA-256, in hex, over which outcome counts for each of the target devices (paths): equal where ledgers agree."""
+    held = sorted((device, ranks[device]) for device in set(targets) if device in ranks)
+    lines = (f"{device} {r.attempt} {r.sequence} {r.by_device} {r.payload_sha256}\n" for device, r in held)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Outcomes of a population; they sum to it."""

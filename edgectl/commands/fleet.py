@@ -9,7 +9,7 @@ import typer
 from edgectl.client import CALL_TIMEOUT_S
 from edgectl.completing import device_names, store_names, wave_ids
 from edgectl.framework import DEFAULT_LIMIT, LimitOption, Session, command
-from edgectl.tables import audit_table, entry_lines, hubs_table, ledger_parts, place, waves_table
+from edgectl.tables import audit_table, discrepancy_parts, entry_lines, hubs_table, ledger_parts, place, waves_table
 from wavemesh.errors import NotFoundError
 
 fleet = typer.Typer(help="The whole fleet.", no_args_is_help=True)
@@ -30,6 +30,27 @@ def status(session: Session) -> None:
     head = f"{data['devices_connected']} of {data['devices']} devices connected; versions {versions}"
     waves = waves_table(data["waves"]) if data["waves"] else "no open waves"
     session.show(data, head, hubs_table(data["hubs"]), waves)
+
+
+@command(fleet, "reconcile")
+def reconcile(
+    session: Session,
+    *,
+    wave: Annotated[str, typer.Option("--wave", help="Only of this wave.", autocompletion=wave_ids)] = "",
+) -> None:
+    """Compare what should have been reported with what was. Control only; exit code 1 when something differs.
+
+    Control does it daily as well and audits what came and what went: `edgectl audit list --action reconcile`.
+    """
+    from edgectl.exits import Exit
+    from edgectl.plain import plain
+    from wavemesh.v1.operator_pb2 import ListDiscrepanciesRequest
+
+    request = ListDiscrepanciesRequest(wave_id=wave)
+    data = plain(session.ask(lambda stub: stub.ListDiscrepancies(request, timeout=CALL_TIMEOUT_S)))
+    session.show(data, *discrepancy_parts(data))
+    if data["total"]:
+        raise typer.Exit(Exit.CHECK_FAILED)
 
 
 @command(ledger, "show")

@@ -14,7 +14,7 @@ from edgectl.exits import Exit
 from edgectl.framework import DryRunOption, Session, command
 from edgectl.intents import IntentIdOption, new_intent_id, now, submit
 from edgectl.output import Table
-from edgectl.tables import cache_parts, hubs_table, place
+from edgectl.tables import cache_parts, hubs_table, place, wait_lines
 from wavemesh.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def show_hub(
         raise NotFoundError(msg, hub=name)
     [hub] = found[:1]
     lines = [f"  paused here: wave {p['wave_id']} by {p['origin']}: {p['reason']}" for p in hub["local_pauses"]]
+    lines += wait_lines(hub["waits"])
     session.show(hub, hubs_table([hub]), f"incarnation {hub['incarnation'] or '?'}", *lines)
 
 

@@ -271,6 +271,10 @@ class OperatorClient:
         """A device's log; a store hub's answer."""
         return await self.ask(self.stub.GetDeviceLogs, request)
 
+    async def discrepancies(self, wave_id: str = "") -> operator_pb2.ListDiscrepanciesResponse:
+        """What should have been reported by now and was not, or otherwise, compared now; control's answer."""
+        return await self.ask(self.stub.ListDiscrepancies, operator_pb2.ListDiscrepanciesRequest(wave_id=wave_id))
+
     async def fleet_status(self) -> operator_pb2.GetFleetStatusResponse:
         """The whole fleet in one page."""
         return await self.ask(self.stub.GetFleetStatus, operator_pb2.GetFleetStatusRequest())

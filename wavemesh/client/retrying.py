@@ -41,6 +41,7 @@ REPEATABLE = frozenset(
         "ListCache",
         "ListCohorts",
         "ListDevices",
+        "ListDiscrepancies",
         "ListHolds",
         "ListIntents",
         "ListPermits",

@@ -79,6 +79,8 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.EventReport: report_pb2.EventReport,
     s.DeviceStatus: report_pb2.DeviceStatus,
     s.LocalPause: report_pb2.HubStatus.Pause,
+    s.SwapWait: report_pb2.HubStatus.Wait,
+    s.LedgerView: report_pb2.HubStatus.Ledger,
     s.HubStatus: report_pb2.HubStatus,
     uploads.LogLine: report_pb2.LogLine,
     uploads.LogUpload: report_pb2.LogUpload,

@@ -63,7 +63,7 @@ class NodeId:
             msg = f"node path {self.path!r} is none of control/N, operator/N, region/R[/store/S[/device/D]]"
             raise BadNodeIdError(msg)
         for name in (self.fleet.replace(".", "-"), *parts[1::2]):
-            if not _SEGMENT.fullmatch(name):
+            if not is_name(name):
                 msg = f"name {name!r} in {self.path!r}: use 1 to 63 of a-z, 0-9 and '-', not at either end"
                 raise BadNodeIdError(msg)
 
@@ -106,6 +106,11 @@ class NodeId:
         if self.role in {Role.STORE_HUB, Role.DEVICE}:
             return self.path.rsplit("/", 2)[0] == parent.path
         return False
+
+
+def is_name(text: str) -> bool:
+    """Whether a node may have that name."""
+    return _SEGMENT.fullmatch(text) is not None
 
 
 def is_within(path: str, ancestor: str) -> bool:

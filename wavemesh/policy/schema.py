@@ -56,11 +56,11 @@ _TARGETS = Section(
 _AVAILABILITY = Section(
     (
         Key("role", _NAME, "Role of the devices concerned, for example till."),
-        Key("group", _NAME, "Name of the group within each store."),
+        Key("group", _NAME, "Name of the group within each store; the store hub's config.toml lists its devices."),
         Key(
             "minUp",
             WholeNumber(1, 1000),
-            "Devices of the group that stay up; the next swap waits for the last's health.",
+            "Devices of the group that stay up; less than the group has. The next swap waits for the last's health.",
         ),
     )
 )

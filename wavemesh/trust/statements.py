@@ -453,6 +453,23 @@ class LocalPause:
 
 
 @dataclass(frozen=True, slots=True)
+class SwapWait:
+    """A device, by name, that its availability groups keep from a swap or a rollback, and for people why."""
+
+    device: str
+    reason: str
+    wave_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerView:
+    """Which outcomes of a wave count at a hub, as ``outcomes.ledger_digest``."""
+
+    wave_id: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class HubStatus:
     """Latest-wins status of a hub."""
 
@@ -466,3 +483,5 @@ class HubStatus:
     cache_quota_bytes: int = 0
     local_pauses: tuple[LocalPause, ...] = ()
     connected: bool = False
+    waits: tuple[SwapWait, ...] = ()
+    ledgers: tuple[LedgerView, ...] = ()

@@ -90,6 +90,58 @@ PERMIT_STATE_VOID: PermitState.ValueType  # 4
 """Its wave was halted or has closed."""
 Global___PermitState: _TypeAlias = PermitState  # noqa: Y015
 
+class _DiscrepancyCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DiscrepancyCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DiscrepancyCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISCREPANCY_CAUSE_UNSPECIFIED: _DiscrepancyCause.ValueType  # 0
+    """Never sent."""
+    DISCREPANCY_CAUSE_HUB_UNHEARD: _DiscrepancyCause.ValueType  # 1
+    """A hub without a session, and without a word for longer than is allowed."""
+    DISCREPANCY_CAUSE_DEVICE_UNHEARD: _DiscrepancyCause.ValueType  # 2
+    """The same of a device whose hub is there."""
+    DISCREPANCY_CAUSE_ORDER_UNDELIVERED: _DiscrepancyCause.ValueType  # 3
+    """A hub that is there has not acknowledged a wave's latest order."""
+    DISCREPANCY_CAUSE_PERMIT_UNSPENT: _DiscrepancyCause.ValueType  # 4
+    """A device that is there has held a permit for long without a final outcome."""
+    DISCREPANCY_CAUSE_SNAPSHOT_MISSING: _DiscrepancyCause.ValueType  # 5
+    """A hub shows a new incarnation and has sent no snapshot of it."""
+    DISCREPANCY_CAUSE_LEDGER_DIFFERS: _DiscrepancyCause.ValueType  # 6
+    """A hub holds other outcomes of a wave than control."""
+    DISCREPANCY_CAUSE_FIRMWARE_DIFFERS: _DiscrepancyCause.ValueType  # 7
+    """A device runs other firmware than it signed last."""
+    DISCREPANCY_CAUSE_CERTIFICATE_MISSING: _DiscrepancyCause.ValueType  # 8
+    """A device that is there has not renewed the certificate for which its permit waits."""
+    DISCREPANCY_CAUSE_WAVE_OVERDUE: _DiscrepancyCause.ValueType  # 9
+    """A wave that should have had control's last word."""
+
+class DiscrepancyCause(_DiscrepancyCause, metaclass=_DiscrepancyCauseEnumTypeWrapper):
+    """Why expected and reported progress differ."""
+
+DISCREPANCY_CAUSE_UNSPECIFIED: DiscrepancyCause.ValueType  # 0
+"""Never sent."""
+DISCREPANCY_CAUSE_HUB_UNHEARD: DiscrepancyCause.ValueType  # 1
+"""A hub without a session, and without a word for longer than is allowed."""
+DISCREPANCY_CAUSE_DEVICE_UNHEARD: DiscrepancyCause.ValueType  # 2
+"""The same of a device whose hub is there."""
+DISCREPANCY_CAUSE_ORDER_UNDELIVERED: DiscrepancyCause.ValueType  # 3
+"""A hub that is there has not acknowledged a wave's latest order."""
+DISCREPANCY_CAUSE_PERMIT_UNSPENT: DiscrepancyCause.ValueType  # 4
+"""A device that is there has held a permit for long without a final outcome."""
+DISCREPANCY_CAUSE_SNAPSHOT_MISSING: DiscrepancyCause.ValueType  # 5
+"""A hub shows a new incarnation and has sent no snapshot of it."""
+DISCREPANCY_CAUSE_LEDGER_DIFFERS: DiscrepancyCause.ValueType  # 6
+"""A hub holds other outcomes of a wave than control."""
+DISCREPANCY_CAUSE_FIRMWARE_DIFFERS: DiscrepancyCause.ValueType  # 7
+"""A device runs other firmware than it signed last."""
+DISCREPANCY_CAUSE_CERTIFICATE_MISSING: DiscrepancyCause.ValueType  # 8
+"""A device that is there has not renewed the certificate for which its permit waits."""
+DISCREPANCY_CAUSE_WAVE_OVERDUE: DiscrepancyCause.ValueType  # 9
+"""A wave that should have had control's last word."""
+Global___DiscrepancyCause: _TypeAlias = DiscrepancyCause  # noqa: Y015
+
 @_typing.final
 class SubmitIntentRequest(_message.Message):
     """Gives an intent."""
@@ -448,6 +500,7 @@ class WaveStore(_message.Message):
     EXPOSURE_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
     ORDER_DELIVERED_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
     store: _builtins.str
     """Path of the store."""
     exposure: _builtins.int
@@ -464,6 +517,10 @@ class WaveStore(_message.Message):
     def counts(self) -> Global___LedgerCounts:
         """Outcomes of this store."""
 
+    @_builtins.property
+    def waits(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.HubStatus.Wait]:
+        """Devices of the wave that their availability groups hold up there, by the hub's last status."""
+
     def __init__(
         self,
         *,
@@ -473,10 +530,11 @@ class WaveStore(_message.Message):
         exposure: _builtins.int = ...,
         connected: _builtins.bool = ...,
         order_delivered: _builtins.bool = ...,
+        waits: _abc.Iterable[_report_pb2.HubStatus.Wait] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "counts", b"counts", "devices", b"devices", "exposure", b"exposure", "order_delivered", b"order_delivered", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "counts", b"counts", "devices", b"devices", "exposure", b"exposure", "order_delivered", b"order_delivered", "store", b"store", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3345,3 +3403,103 @@ class Node(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class ListDiscrepanciesRequest(_message.Message):
+    """Asks for discrepancies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAVE_ID_FIELD_NUMBER: _builtins.int
+    wave_id: _builtins.str
+    """Only those of this wave; empty for all."""
+    def __init__(
+        self,
+        *,
+        wave_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wave_id", b"wave_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDiscrepanciesRequest: _TypeAlias = ListDiscrepanciesRequest  # noqa: Y015
+
+@_typing.final
+class ListDiscrepanciesResponse(_message.Message):
+    """Discrepancies, by cause and subject."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISCREPANCIES_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    CHECKED_AT_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """How many there are."""
+    @_builtins.property
+    def discrepancies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Discrepancy]:
+        """The first 1000."""
+
+    @_builtins.property
+    def checked_at(self) -> _timestamp_pb2.Timestamp:
+        """When they were compared."""
+
+    def __init__(
+        self,
+        *,
+        discrepancies: _abc.Iterable[Global___Discrepancy] | None = ...,
+        total: _builtins.int = ...,
+        checked_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checked_at", b"checked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_at", b"checked_at", "discrepancies", b"discrepancies", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDiscrepanciesResponse: _TypeAlias = ListDiscrepanciesResponse  # noqa: Y015
+
+@_typing.final
+class Discrepancy(_message.Message):
+    """One difference between expected and reported progress."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    WAVE_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    REPORTED_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    cause: Global___DiscrepancyCause.ValueType
+    """Why."""
+    subject: _builtins.str
+    """Path of the node; the wave's id for a wave."""
+    wave_id: _builtins.str
+    """The wave; empty where none is concerned."""
+    expected: _builtins.str
+    """What should have been, for people."""
+    reported: _builtins.str
+    """What was, for people."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When the daily comparison first found it; unset until then."""
+
+    def __init__(
+        self,
+        *,
+        cause: Global___DiscrepancyCause.ValueType = ...,
+        subject: _builtins.str = ...,
+        wave_id: _builtins.str = ...,
+        expected: _builtins.str = ...,
+        reported: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "expected", b"expected", "reported", b"reported", "since", b"since", "subject", b"subject", "wave_id", b"wave_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Discrepancy: _TypeAlias = Discrepancy  # noqa: Y015

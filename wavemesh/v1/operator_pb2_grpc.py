@@ -195,6 +195,11 @@ class OperatorServiceStub:
                 request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesResponse.FromString,
                 _registered_method=True)
+        self.ListDiscrepancies = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/ListDiscrepancies',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -429,6 +434,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDiscrepancies(self, request, context):
+        """What should have been reported by now and was not, or otherwise, by cause; compared when asked. Control only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -591,6 +603,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListNodes,
                     request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesRequest.FromString,
                     response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'ListDiscrepancies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDiscrepancies,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1458,6 +1475,33 @@ class OperatorService:
             '/wavemesh.v1.OperatorService/ListNodes',
             wavemesh_dot_v1_dot_operator__pb2.ListNodesRequest.SerializeToString,
             wavemesh_dot_v1_dot_operator__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDiscrepancies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/ListDiscrepancies',
+            wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -107,6 +107,8 @@ class OperatorServiceStub:
     """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]
     """Nodes with their certificates and open enrolments. Control only."""
+    ListDiscrepancies: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDiscrepanciesRequest, _operator_pb2.ListDiscrepanciesResponse]
+    """What should have been reported by now and was not, or otherwise, by cause; compared when asked. Control only."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -185,6 +187,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """
     ListNodes: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Nodes with their certificates and open enrolments. Control only."""
+    ListDiscrepancies: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDiscrepanciesRequest, _operator_pb2.ListDiscrepanciesResponse]  # type: ignore[assignment]
+    """What should have been reported by now and was not, or otherwise, by cause; compared when asked. Control only."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
@@ -452,5 +456,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListNodesResponse, _abc.Awaitable[_operator_pb2.ListNodesResponse]]:
         """Nodes with their certificates and open enrolments. Control only."""
+
+    @_abc_1.abstractmethod
+    def ListDiscrepancies(
+        self,
+        request: _operator_pb2.ListDiscrepanciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListDiscrepanciesResponse, _abc.Awaitable[_operator_pb2.ListDiscrepanciesResponse]]:
+        """What should have been reported by now and was not, or otherwise, by cause; compared when asked. Control only."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -521,6 +521,58 @@ class HubStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
+    class Ledger(_message.Message):
+        """Which outcomes of a wave count at this hub."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        WAVE_ID_FIELD_NUMBER: _builtins.int
+        SHA256_FIELD_NUMBER: _builtins.int
+        wave_id: _builtins.str
+        """The wave."""
+        sha256: _builtins.str
+        """SHA-256 over target devices and their outcomes' ranks (wavemesh/outcomes.py)."""
+        def __init__(
+            self,
+            *,
+            wave_id: _builtins.str = ...,
+            sha256: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "wave_id", b"wave_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Wait(_message.Message):
+        """A device that waits for its availability groups."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        WAVE_ID_FIELD_NUMBER: _builtins.int
+        DEVICE_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        wave_id: _builtins.str
+        """The wave; empty for a rollback without one."""
+        device: _builtins.str
+        """Name of the device."""
+        reason: _builtins.str
+        """Why, for people: "till/lane-a has 2 of 3 up (not pos-03), floor 2"."""
+        def __init__(
+            self,
+            *,
+            wave_id: _builtins.str = ...,
+            device: _builtins.str = ...,
+            reason: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "reason", b"reason", "wave_id", b"wave_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Pause(_message.Message):
         """A pause of one origin for one wave at this hub."""
 
@@ -558,6 +610,8 @@ class HubStatus(_message.Message):
     LOCAL_PAUSES_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
+    LEDGERS_FIELD_NUMBER: _builtins.int
     hub: _builtins.str
     """Path of the hub."""
     software_version: _builtins.str
@@ -582,6 +636,14 @@ class HubStatus(_message.Message):
     def at(self) -> _timestamp_pb2.Timestamp:
         """When this was true."""
 
+    @_builtins.property
+    def waits(self) -> _containers.RepeatedCompositeFieldContainer[Global___HubStatus.Wait]:
+        """Devices that their availability groups keep from a swap or a rollback now; the first 64."""
+
+    @_builtins.property
+    def ledgers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HubStatus.Ledger]:
+        """The ledgers of the waves that are not closed here, for control to compare with its own."""
+
     def __init__(
         self,
         *,
@@ -595,10 +657,12 @@ class HubStatus(_message.Message):
         local_pauses: _abc.Iterable[Global___HubStatus.Pause] | None = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
         connected: _builtins.bool = ...,
+        waits: _abc.Iterable[Global___HubStatus.Wait] | None = ...,
+        ledgers: _abc.Iterable[Global___HubStatus.Ledger] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "devices_connected", b"devices_connected", "hub", b"hub", "incarnation", b"incarnation", "local_pauses", b"local_pauses", "software_version", b"software_version", "swaps_active", b"swaps_active"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "devices_connected", b"devices_connected", "hub", b"hub", "incarnation", b"incarnation", "ledgers", b"ledgers", "local_pauses", b"local_pauses", "software_version", b"software_version", "swaps_active", b"swaps_active", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from control.fleet import Fleet
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
-from wavemesh.trust.statements import DeviceStatus, HubStatus, UpdateState
+from wavemesh.trust.statements import DeviceStatus, HubStatus, LedgerView, UpdateState
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 REGION = "region/midwest"
@@ -63,3 +63,20 @@ def test_delivery_is_concluded_and_kept(fleet: Fleet) -> None:
     fleet.region_up(REGION, {})
     fleet.note_deliveries(REGION, {})
     assert not fleet.is_delivered(STORE, newer)
+
+
+def test_since_when_a_hub_shows_what_it_shows() -> None:
+    """Said again, it is not news; another digest, another life, or a wave less is."""
+    fleet, later = Fleet(), NOW + timedelta(minutes=1)
+
+    def says(incarnation: str, at: datetime, *ledgers: LedgerView) -> None:
+        fleet.hub_says(HubStatus(STORE, at, incarnation=incarnation, ledgers=ledgers), at)
+
+    says("i1", NOW, LedgerView("142", "a"), LedgerView("143", "b"))
+    says("i1", later, LedgerView("142", "a"), LedgerView("143", "c"))
+    assert fleet.incarnation_of(STORE) == ("i1", NOW)
+    assert fleet.ledger_of(STORE, "142") == ("a", NOW)
+    assert fleet.ledger_of(STORE, "143") == ("c", later)
+    says("i2", later, LedgerView("142", "a"))
+    assert fleet.incarnation_of(STORE) == ("i2", later)
+    assert fleet.ledger_of(STORE, "143") is None

@@ -20,6 +20,7 @@ from wavemesh.v1 import operator_pb2, report_pb2, rollout_pb2
         (words.DISPOSITIONS, operator_pb2.Disposition),
         (words.DEVICE_STATES, report_pb2.UpdateState),
         (words.PERMIT_STATES, operator_pb2.PermitState),
+        (words.DISCREPANCIES, operator_pb2.DiscrepancyCause),
     ],
 )
 def test_each_table_explains_its_enum_and_nothing_else(table: Any, enum: Any) -> None:

@@ -83,6 +83,31 @@ def test_a_window_open_when_the_clock_is_set_back_may_be_cut() -> None:
     assert window.next_opening(window.closing(opening, BERLIN), BERLIN) == at("2026-10-25T02:30", fold=1)
 
 
+WEEKS = (
+    # Berlin's and New York's spring and autumn, Lord Howe's half hour both ways, and Kathmandu, which changes nothing.
+    # A night is of the day on which it begins; the first one begins on the evening before that day, or in its morning.
+    ("Europe/Berlin", "2026-03-25", "00:30-03:30", [180, 180, 180, 180, 120, 180, 180]),
+    ("Europe/Berlin", "2026-10-21", "00:30-03:30", [180, 180, 180, 180, 240, 180, 180]),
+    ("Europe/Berlin", "2026-03-25", "22:00-06:00", [480, 480, 480, 480, 420, 480, 480]),
+    ("America/New_York", "2026-03-04", "22:30-02:30", [240, 240, 240, 240, 210, 240, 240]),
+    ("America/New_York", "2026-10-28", "22:30-02:30", [240, 240, 240, 240, 300, 240, 240]),
+    ("Australia/Lord_Howe", "2026-10-01", "01:00-03:00", [120, 120, 120, 90, 120, 120, 120]),
+    ("Australia/Lord_Howe", "2026-04-02", "23:30-02:15", [165, 165, 165, 195, 165, 165, 165]),
+    ("Asia/Kathmandu", "2026-03-25", "23:45-00:15", [30] * 7),
+)
+
+
+@pytest.mark.parametrize(("name", "day", "text", "minutes"), WEEKS)
+def test_a_week_of_nights(name: str, day: str, text: str, minutes: list[int]) -> None:
+    zone, window = ZoneInfo(name), Window.parse(text)
+    now, lengths = at(f"{day}T12:00", zone) - timedelta(days=1), []
+    for _ in minutes:
+        opening = window.next_opening(now, zone)
+        now = window.closing(opening, zone)
+        lengths.append((now - opening) // MINUTE)
+    assert lengths == minutes
+
+
 def test_a_calendar_day_left_out() -> None:
     """Apia went from 29 to 31 December 2011."""
     apia = ZoneInfo("Pacific/Apia")
