@@ -14,6 +14,7 @@ import random
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from storehub.asks import Asks
@@ -36,7 +37,8 @@ from storehub.views import Views
 from wavemesh import __version__
 from wavemesh.artifacts.blobstore import BlobStore
 from wavemesh.artifacts.transfer import SERVICE_NAME as ARTIFACT_SERVICE
-from wavemesh.artifacts.transfer import ArtifactClient, ArtifactServer
+from wavemesh.artifacts.transfer import ArtifactServer
+from wavemesh.artifacts.yielding import YieldingReader
 from wavemesh.errors import LocalError
 from wavemesh.identity.live import LiveCredentials
 from wavemesh.identity.nodes import NodeId, Role
@@ -167,8 +169,8 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
         options=UpstreamOptions(backoff_base_s=config.reconnect_min_s, backoff_cap_s=config.reconnect_max_s),
     )
     scheduler = Scheduler(hub)
-    client = ArtifactClient(lambda: make_bulk_channel(credentials, config.parent, parent))
-    cache = Cache(hub, blobs, client, group, rng)
+    reader = YieldingReader(partial(make_bulk_channel, credentials, config.parent, parent), hub.clock)
+    cache = Cache(hub, blobs, reader, group, rng)
     views = Views(hub, cache, scheduler, upstream)
     statuses = Statuses(hub, views, upstream.set_status)
     asks = Asks(hub, upstream)
