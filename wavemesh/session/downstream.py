@@ -36,7 +36,7 @@ from wavemesh.session.parent import (
     ParentOptions,
     ParentState,
 )
-from wavemesh.session.pump import Pump, StreamOverError
+from wavemesh.session.pump import WRITE_STALL_S, Pump, StreamOverError
 from wavemesh.v1 import session_pb2
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class DownstreamOptions:
     max_handshakes: int = 1024
     shed_retry_s: float = 1.0
     drain_grace_s: float = 2.0
+    write_stall_s: float = WRITE_STALL_S
 
 
 class _Session:
@@ -85,7 +86,9 @@ class _Session:
         self.proof = proof
         self.child = proof.node_id
         self.machine = machine
-        self.pump: Pump[ChildFrame, ParentFrame, ParentEffect] = Pump(machine, self, downstream.clock)
+        self.pump: Pump[ChildFrame, ParentFrame, ParentEffect] = Pump(
+            machine, self, downstream.clock, downstream.options.write_stall_s
+        )
         self.hello: Hello | None = None
         self.is_stale = False
         self.closed = asyncio.Event()
@@ -151,7 +154,7 @@ class SessionDownstream:
         self.clock = clock
         self._node_id = node_id
         self._peers = peers
-        self._options = options
+        self.options = options
         self._streams: set[_Session] = set()
         self._seats: dict[str, _Session] = {}
         self._is_draining = False
@@ -200,7 +203,7 @@ class SessionDownstream:
             session.machine.close("the parent is stopping", retry_after_s)
             session.pump.wake()
         try:
-            async with asyncio.timeout(self._options.drain_grace_s):
+            async with asyncio.timeout(self.options.drain_grace_s):
                 await self._all_closed()
         except TimeoutError:
             for session in self._streams:
@@ -222,7 +225,7 @@ class SessionDownstream:
             raise ForbiddenError(f"{child.path} is not a child of {self._node_id.path}", child=child.path)
         self._shed()
         machine = ParentMachine(
-            self._options.terms,
+            self.options.terms,
             session_id=secrets.token_hex(8),
             epoch=self.registry.epoch,
             now=self.clock.monotonic(),
@@ -243,10 +246,10 @@ class SessionDownstream:
     def _shed(self) -> None:
         """Refuse what would be too much at once."""
         handshakes = len(self._streams) - len(self._seats)
-        if self._is_draining or len(self._streams) >= self._options.max_sessions:
-            raise BusyError("this parent takes no more sessions", self._options.shed_retry_s)
-        if handshakes >= self._options.max_handshakes:
-            raise BusyError(f"{handshakes} children are connecting at once", self._options.shed_retry_s)
+        if self._is_draining or len(self._streams) >= self.options.max_sessions:
+            raise BusyError("this parent takes no more sessions", self.options.shed_retry_s)
+        if handshakes >= self.options.max_handshakes:
+            raise BusyError(f"{handshakes} children are connecting at once", self.options.shed_retry_s)
 
     async def seat(self, session: _Session, hello: Hello) -> None:
         """Make this session the child's only one, then admit it."""

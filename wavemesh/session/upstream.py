@@ -49,7 +49,7 @@ from wavemesh.session.frames import (
 )
 from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.session.negotiation import Dialect
-from wavemesh.session.pump import Pump, StreamOverError, full_jitter
+from wavemesh.session.pump import WRITE_STALL_S, Pump, StreamOverError, full_jitter
 from wavemesh.session.seams import SentMark
 from wavemesh.v1.session_pb2_grpc import SessionServiceStub
 
@@ -85,6 +85,7 @@ class UpstreamOptions:
     incompatible_s: float = 60.0
     dialect: Dialect = field(default_factory=Dialect)
     revoked_retry_s: float = 300.0
+    write_stall_s: float = WRITE_STALL_S
     channel_options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -99,7 +100,7 @@ class _Stream:
         self._call = call
         self._read_over = asyncio.Event()
         self.machine = machine
-        self.pump: Pump[ParentFrame, ChildFrame, ChildEffect] = Pump(machine, self, clock)
+        self.pump: Pump[ParentFrame, ChildFrame, ChildEffect] = Pump(machine, self, clock, upstream.write_stall_s)
         self.opened_at: float | None = None
         self.answers: dict[int, asyncio.Future[bytes]] = {}
 
@@ -171,6 +172,7 @@ class SessionUpstream:
         self._rng = rng
         self._software_version = software_version
         self._options = options
+        self.write_stall_s = options.write_stall_s
         self._status: dict[str, bytes | None] = {}
         self._stream: _Stream | None = None
         self._next: grpc.aio.Channel | None = None
