@@ -308,6 +308,18 @@ def test_silence_ends_the_session_but_not_while_working() -> None:
         machine().receive(Heartbeat(0), 0.0)
 
 
+def test_the_first_report_is_waited_for_no_longer_than_the_others() -> None:
+    made = machine()
+    made.reports_appended(20)
+    made.reports_read(5, [Report("event", b"x")])
+    assert frames(made, 1.0)
+    made.receive(Heartbeat(1), ACK_TIMEOUT_S)
+    made.handle_timer(ACK_TIMEOUT_S)
+    assert made.end is None
+    made.handle_timer(ACK_TIMEOUT_S + 1.0)
+    assert ending(made) is Ending.PEER_SLOW
+
+
 def test_a_parent_that_acknowledges_nothing_is_left() -> None:
     """Although it beats: what it reads or does not read, it makes nothing durable."""
     made = machine()

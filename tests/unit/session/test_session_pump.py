@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 
 class Talking:
-    """A machine that always has a frame and is never content with the time."""
+    """A machine that has so many frames to say, and wants to be woken after that time again and again."""
 
     end: SessionEnd | None = None
 
-    def __init__(self, timer_s: float) -> None:
+    def __init__(self, timer_s: float, frames: int = 1000) -> None:
         self._timer_s = timer_s
+        self._left = frames
 
     def receive(self, frame: str, now: float) -> None:
         raise NotImplementedError
@@ -42,7 +43,8 @@ class Talking:
         pass
 
     def next_frame(self, now: float) -> str | None:
-        return "frame"
+        self._left -= 1
+        return "frame" if self._left >= 0 else None
 
 
 class Full:
@@ -92,3 +94,11 @@ async def test_a_slow_peer_that_takes_frames_is_not_cut() -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(pump.run(), 0.8)
     assert driver.taken > 8
+
+
+async def test_a_peer_with_nothing_to_take_is_not_cut() -> None:
+    driver = Full(1000)
+    pump: Pump[str, str, str] = Pump(Talking(0.05, frames=3), driver, SystemClock(), stall_s=0.2)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(pump.run(), 0.5)
+    assert driver.taken == 3
