@@ -177,7 +177,9 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     registry = DeviceRegistry(hub, asks, statuses.device_changed)
     terms = ParentOptions(__version__, heartbeat_interval_s=config.heartbeat_interval_s)
     peers = Peers(credentials.authorities, hub.clock, opened.retirements)
-    downstream = SessionDownstream(credentials.node_id, registry, hub.clock, peers, DownstreamOptions(terms=terms))
+    # Between ARM and outcome: nobody else at this hub has a clock running against it.
+    options = DownstreamOptions(terms=terms, is_pressing=lambda child: child.path in hub.store.slots)
+    downstream = SessionDownstream(credentials.node_id, registry, hub.clock, peers, options)
     server, port = make_server(
         credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs, peers=peers
     )

@@ -21,6 +21,16 @@ def test_sessions(tmp_path: Path) -> None:
     assert {"machine", "versions", "commit"} <= result.keys()
 
 
+def test_sessions_in_a_storm(tmp_path: Path) -> None:
+    target = tmp_path / "storm.json"
+    assert main(["sessions", "--storm", "--devices", "8", "--rounds", "1", "--json", str(target)]) == 0
+    result = json.loads(target.read_text())
+    for key in ("s", "calm_p99_ms", "live_p50_ms", "live_p99_ms", "live_worst_ms", "peak_mib"):
+        assert result[f"storm_{key}"] > 0
+        assert result[f"floor_storm_{key}"] > 0
+    assert result["storm_reports"] > 0
+
+
 def test_unknown_names_are_refused() -> None:
     assert main(["nonsense"]) == 2
     assert main([]) == 2

@@ -1,4 +1,4 @@
-"""Peers that stop reading, over real gRPC: cut at a bound, with a reason, and what they hold of memory is bounded (M6)."""
+"""Peers that stop reading, over real gRPC: cut at a bound, with a reason (M6)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ from wavemesh.v1.session_pb2_grpc import SessionServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 STALL_S = 0.5
 MOST_ASKS = 512
@@ -60,7 +59,7 @@ class Reasons(MemoryRegistry):
 
 
 async def test_a_child_that_asks_but_reads_nothing_is_cut(fleet: Fleet) -> None:
-    """Its answers fill the transport. Then no frame is taken, or too many asks are unanswered, whichever comes first."""
+    """Its answers fill the transport; then no frame is taken, or too many asks are unanswered."""
     registry = Reasons()
     options = DownstreamOptions(FAST, write_stall_s=STALL_S)
     asked = 0

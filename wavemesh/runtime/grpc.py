@@ -35,6 +35,7 @@ KEEPALIVE_CLIENT_MS = 30_000
 KEEPALIVE_SERVER_MS = 60_000
 PING_TIMEOUT_MS = 10_000
 MIN_PING_INTERVAL_MS = 10_000
+HANDSHAKE_MS = 20_000
 
 # Objects made before the collector looks for cycles; Python's default is 700. A session is some hundreds of objects
 # that live for days: while many open, each look walks over all of them again, measured at a tenth of opening's CPU.
@@ -60,6 +61,8 @@ SERVER_OPTIONS: Options = [
     ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
     ("grpc.so_reuseport", 0),
+    # Whoever connects and never greets would else hold a place among the connections for two minutes.
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
 ]
 SESSION_OPTIONS: Options = [
     *_KEEPALIVE,
@@ -90,11 +93,13 @@ def make_server(
     """A server bound to ``address`` ("host:port", port 0 for any) and its port; not yet started.
 
     Calls beyond ``maximum_concurrent_rpcs`` are refused with RESOURCE_EXHAUSTED; whom ``peers`` do not admit reaches no
-    service. Raises ListenError.
+    service. Connections beyond that number, idle ones and those in their handshake included, are closed before TLS
+    costs anything. Raises ListenError.
     """
+    bound = [("grpc.max_allowed_incoming_connections", maximum_concurrent_rpcs)]
     server = grpc.aio.server(
         interceptors=[peers.guard()],
-        options=_overridden(SERVER_OPTIONS, options),
+        options=_overridden([*SERVER_OPTIONS, *bound], options),
         maximum_concurrent_rpcs=maximum_concurrent_rpcs,
     )
     return server, bind(server, address, credentials.server_credentials())

@@ -36,7 +36,7 @@ Effect_contra = TypeVar("Effect_contra", contravariant=True)
 # A due heartbeat waits for a blocked writer; asking again sooner would only burn CPU.
 _MIN_TIMER_S = 0.05
 WRITE_STALL_S = 20.0
-"""How long a peer may leave one frame untaken. The transport holds a few frames, so one that reads at all is never there."""
+"""How long a peer may leave one frame untaken. The transport holds some, so whoever reads at all takes each at once."""
 
 
 class Machine(Protocol[In_contra, Out_co, Effect_co]):

@@ -452,7 +452,9 @@ class SessionUpstream:
             return self._rng.uniform(options.incompatible_s / 2, options.incompatible_s)
         wish_s = options.revoked_retry_s if end.ending is Ending.REVOKED else min(end.retry_after_s, MAX_RETRY_AFTER_S)
         if wish_s > 0:
-            return wish_s + self._rng.uniform(0, max(options.backoff_base_s, wish_s))
+            # A parent spreads its wishes; the jitter is for one that says the same to all.
+            spread_s = wish_s if end.ending is Ending.REVOKED else wish_s / 8
+            return wish_s + self._rng.uniform(0, max(options.backoff_base_s, spread_s))
         if end.ending in _AT_ONCE and attempt == 0:
             return 0.0
         return full_jitter(options.backoff_cap_s, options.backoff_base_s, attempt, self._rng.uniform)
