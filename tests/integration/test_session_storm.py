@@ -129,6 +129,33 @@ async def test_children_of_a_parent_that_stops_are_told_different_times(fleet: F
     assert sorted(told) == [5000, 5100, 5200, 5300]
 
 
+async def test_one_node_cannot_use_up_what_is_there_for_all(fleet: Fleet) -> None:
+    """Calls that say nothing, or whose end nobody reads, stay open; a node may have so many of them."""
+    credentials = fleet.credentials(STORE)
+    peers = Peers(credentials.authorities, SystemClock(), maximum_calls_per_node=3)
+    server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=64, peers=peers)
+    SessionDownstream(STORE, MemoryRegistry(), SystemClock(), peers, DownstreamOptions(FAST)).add_to(server)
+    await server.start()
+    address = f"127.0.0.1:{port}"
+    channel = make_channel(fleet.credentials(DEVICE), address, STORE)
+    silent = [SessionServiceStub(channel).Connect() for _ in range(3)]
+    try:
+        for call in silent:
+            await call.wait_for_connection()
+        async with asyncio.timeout(10.0):
+            while (told := await _opens(fleet, address, DEVICE)) is None:
+                await asyncio.sleep(0)
+        assert told == pytest.approx(1.0)
+        assert await _opens(fleet, address, child(1)) is None
+        silent[0].cancel()
+        async with asyncio.timeout(10.0):
+            while await _opens(fleet, address, DEVICE) is not None:
+                await asyncio.sleep(0)
+    finally:
+        await channel.close()
+        await server.stop(None)
+
+
 async def test_connections_beyond_the_bound_are_closed_before_their_handshake(fleet: Fleet) -> None:
     """And a bound that was reached is no lock: who leaves makes room."""
     credentials = fleet.credentials(STORE)
