@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from bench.fakes import ORDER
 from bench.report import Result, Target, WrongResultError, write
 from bench.session_fleet import POLL_S, STORE, devices_of, enrol, serving
+from bench.slow import crawl
 from bench.storm import weather
 from lab.wan import Link, LinkConfig, Mode
 from wavemesh.runtime.grpc import make_channel, run
@@ -50,12 +51,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench sessions", description=__doc__)
     parser.add_argument("--devices", type=int, default=300, help="sessions (default 300)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of either kind (default 5)")
-    parser.add_argument("--storm", action="store_true", help="only a storm of them, while others work: storm.py")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--storm", action="store_true", help="only a storm of them, while others work: storm.py")
+    only.add_argument("--slow", action="store_true", help="only so many that never read: slow.py")
     parser.add_argument("--json", metavar="FILE", help="write one JSON object there; - is standard output")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="wavemesh-bench-") as directory:
-            measure = weather if options.storm else _measure
+            measure = weather if options.storm else crawl if options.slow else _measure
             result = run(measure(Path(directory), options.devices, options.rounds))
     except WrongResultError as error:
         sys.stderr.write(f"bench sessions: wrong result: {error}\n")

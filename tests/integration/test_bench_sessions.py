@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from bench.__main__ import main
+from bench.slow import BOUND_KIB
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,15 @@ def test_sessions_in_a_storm(tmp_path: Path) -> None:
         assert result[f"storm_{key}"] > 0
         assert result[f"floor_storm_{key}"] > 0
     assert result["storm_reports"] > 0
+
+
+def test_slow_readers(tmp_path: Path) -> None:
+    """Their memory is bounded, they are cut, and whoever reads is not disturbed."""
+    target = tmp_path / "slow.json"
+    assert main(["sessions", "--slow", "--devices", "8", "--json", str(target)]) == 0
+    result = json.loads(target.read_text())
+    assert result["slow_kib"] <= 1.5 * BOUND_KIB
+    assert result["slow_cut_s"] > 0
 
 
 def test_unknown_names_are_refused() -> None:

@@ -152,7 +152,7 @@ class Peers:
         if self._open[path] >= self._maximum_calls_per_node:
             raise BusyError(f"{path} has {self._open[path]} calls open", RETRY_S)
         self._open[path] += 1
-        context.add_done_callback(lambda _: self._uncount(path))
+        context.add_done_callback(lambda _: self._uncount(path))  # type: ignore[arg-type]  # stubs without __call__
 
     def _uncount(self, path: str) -> None:
         self._open[path] -= 1
