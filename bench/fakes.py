@@ -31,9 +31,11 @@ class BenchLog:
         self.incarnation = "bench"
         self.first_number = self.next_number = 1
         self._reports: list[Report] = []
+        self.acknowledged = asyncio.Event()
 
     def append(self, report: Report) -> None:
         """Add a report."""
+        self.acknowledged.clear()
         self._reports.append(report)
         self.next_number += 1
 
@@ -46,6 +48,7 @@ class BenchLog:
         """See seams.ReportLog."""
         del self._reports[: max(0, through + 1 - self.first_number)]
         self.first_number = max(self.first_number, through + 1)
+        self.acknowledged.set()
 
     async def restart(self) -> None:
         """See seams.ReportLog."""
@@ -61,6 +64,7 @@ class BenchSink:
         self.resources: dict[ResourceKey, Resource] = {}
         self.is_open, self.is_settled = asyncio.Event(), asyncio.Event()
         self.is_closed = asyncio.Event()
+        self.openings = 0
 
     def held(self) -> Sequence[HeldResource]:
         """See seams.ResourceSink."""
@@ -77,6 +81,7 @@ class BenchSink:
         """See seams.ResourceSink."""
         self.is_closed.clear()
         self.is_open.set()
+        self.openings += 1
 
     async def settled(self) -> None:
         """See seams.ResourceSink."""

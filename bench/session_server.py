@@ -1,7 +1,8 @@
 """The server process of ``bench sessions``: our downstream, or the bare grpcio echo that is its floor.
 
-``python -m bench.session_server ours|floor IDENTITY_DIR``; says its port, then answers the lines ``count`` (streams
-open, reports applied, reports applied twice) and ``rss`` (resident KiB) on standard input with lines of JSON.
+``python -m bench.session_server KIND IDENTITY_DIR``: ``door`` admits sessions at the product's rate, ``ours`` all at
+once, ``floor`` echoes. Says its port, then answers the lines ``count`` (streams open, reports applied, reports applied
+twice) and ``rss`` (resident KiB) on standard input with lines of JSON.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import os
 import sys
 from dataclasses import replace
@@ -52,11 +54,13 @@ async def serve(kind: str, directory: Path) -> None:
     """Serve until standard input ends."""
     credentials = NodeCredentials.load(directory)
     count: Callable[[], dict[str, int]]
-    if kind == "ours":
+    if kind != "floor":
         registry, clock = BenchRegistry(), SystemClock()
         peers = Peers(credentials.authorities, clock)
         server, port = make_server(credentials, address="127.0.0.1:0", maximum_concurrent_rpcs=MAX_STREAMS, peers=peers)
         options = DownstreamOptions(max_sessions=MAX_STREAMS, max_handshakes=MAX_STREAMS)
+        if kind == "ours":
+            options = replace(options, opens_per_s=math.inf)
         terms = replace(options.terms, heartbeat_interval_s=5.0)
         downstream = SessionDownstream(credentials.node_id, registry, clock, peers, replace(options, terms=terms))
         downstream.add_to(server)

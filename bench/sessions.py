@@ -10,38 +10,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
-from bench.fakes import ORDER, BenchLog, BenchSink
+from bench.fakes import ORDER
 from bench.report import Result, Target, WrongResultError, write
+from bench.session_fleet import POLL_S, STORE, devices_of, enrol, serving
+from bench.slow import crawl
+from bench.storm import weather
 from lab.wan import Link, LinkConfig, Mode
-from wavemesh.identity.ca import FleetCa, write_node
-from wavemesh.identity.nodes import NodeId
-from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_channel, run
 from wavemesh.session.frames import Report
-from wavemesh.session.link import SessionUpstream, UpstreamOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     import grpc
 
+    from bench.session_fleet import Device
     from wavemesh.identity.credentials import NodeCredentials
 
-FLEET = "bench.example"
-STORE = NodeId(FLEET, "region/midwest/store/store-208")
 STEP_TIMEOUT_S = 120.0
-POLL_S = 0.01
 MEMORY_BOUND = 1.25
 RATE_BOUND = 0.8
 
@@ -54,47 +46,20 @@ class Opened:
     open_per_s: float
 
 
-@dataclass(slots=True)
-class Server:
-    """A server process and its control lines."""
-
-    process: asyncio.subprocess.Process
-    port: int
-
-    async def ask(self, line: str) -> dict[str, int]:
-        """Send a line, read the answer."""
-        if self.process.stdin is None or self.process.stdout is None:
-            msg = "the server has no pipes"
-            raise RuntimeError(msg)
-        self.process.stdin.write(line.encode() + b"\n")
-        answer: dict[str, int] = json.loads(await self.process.stdout.readline())
-        return answer
-
-    async def until_open(self, count: int) -> None:
-        """Wait until that many streams are open at the server."""
-        while (await self.ask("count"))["open"] != count:  # noqa: ASYNC110  # the event is in another process
-            await asyncio.sleep(POLL_S)  # the event is in another process
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One device of ours."""
-
-    upstream: SessionUpstream
-    log: BenchLog
-    sink: BenchSink
-
-
 def main(arguments: list[str]) -> int:
     """Measure and print; 1 when a session does not open or a report is lost or counted twice."""
     parser = argparse.ArgumentParser(prog="python -m bench sessions", description=__doc__)
     parser.add_argument("--devices", type=int, default=300, help="sessions (default 300)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of either kind (default 5)")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--storm", action="store_true", help="only a storm of them, while others work: storm.py")
+    only.add_argument("--slow", action="store_true", help="only so many that never read: slow.py")
     parser.add_argument("--json", metavar="FILE", help="write one JSON object there; - is standard output")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="wavemesh-bench-") as directory:
-            result = run(_measure(Path(directory), options.devices, options.rounds))
+            measure = weather if options.storm else crawl if options.slow else _measure
+            result = run(measure(Path(directory), options.devices, options.rounds))
     except WrongResultError as error:
         sys.stderr.write(f"bench sessions: wrong result: {error}\n")
         return 1
@@ -103,7 +68,7 @@ def main(arguments: list[str]) -> int:
 
 
 async def _measure(directory: Path, devices: int, rounds: int) -> Result:
-    credentials = _enrol(directory, devices)
+    credentials = enrol(directory, devices)
     ours, floor = [], []
     for _ in range(rounds):
         floor.append(await _open_floor(directory, credentials))
@@ -129,40 +94,8 @@ async def _measure(directory: Path, devices: int, rounds: int) -> Result:
     return Result(keys, targets)
 
 
-def _enrol(directory: Path, devices: int) -> list[NodeCredentials]:
-    now = datetime.now(UTC)
-    ca = FleetCa.create(FLEET, now - timedelta(hours=1))
-    since, until = now - timedelta(hours=1), now + timedelta(days=1)
-    write_node(directory / "store", ca, STORE, not_before=since, not_after=until)
-    return [
-        write_node(directory / node.name, ca, node, not_before=since, not_after=until)
-        for node in (NodeId(FLEET, f"{STORE.path}/device/pos-{number}") for number in range(devices))
-    ]
-
-
-@asynccontextmanager
-async def _server(kind: str, directory: Path) -> AsyncIterator[Server]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bench.session_server",
-        kind,
-        str(directory / "store"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        if process.stdout is None:
-            msg = "the server has no pipes"
-            raise RuntimeError(msg)
-        yield Server(process, json.loads(await process.stdout.readline())["port"])
-    finally:
-        process.kill()
-        await process.wait()
-
-
 async def _open_floor(directory: Path, credentials: list[NodeCredentials]) -> Opened:
-    async with _server("floor", directory) as server, AsyncExitStack() as stack:
+    async with serving("floor", directory) as server, AsyncExitStack() as stack:
         before = (await server.ask("rss"))["rss_kib"]
         started = asyncio.get_running_loop().time()
         calls: list[Any] = []
@@ -186,10 +119,10 @@ async def _open_floor(directory: Path, credentials: list[NodeCredentials]) -> Op
 
 
 async def _open_ours(directory: Path, credentials: list[NodeCredentials]) -> Opened:
-    async with _server("ours", directory) as server:
+    async with serving("ours", directory) as server:
         before = (await server.ask("rss"))["rss_kib"]
         started = asyncio.get_running_loop().time()
-        async with _devices(credentials, f"127.0.0.1:{server.port}") as devices:
+        async with devices_of(credentials, f"127.0.0.1:{server.port}") as devices:
             async with asyncio.timeout(STEP_TIMEOUT_S):
                 for device in devices:
                     await device.sink.is_open.wait()
@@ -204,9 +137,9 @@ async def _reconnect(directory: Path, credentials: list[NodeCredentials]) -> tup
     """Seconds from the link's return to all sessions open, and to all reports applied and resources settled."""
     async with (
         asyncio.timeout(STEP_TIMEOUT_S),
-        _server("ours", directory) as server,
+        serving("ours", directory) as server,
         Link(LinkConfig("lan", "127.0.0.1:0", f"127.0.0.1:{server.port}")) as link,
-        _devices(credentials, link.address) as devices,
+        devices_of(credentials, link.address) as devices,
     ):
         await _settle(devices)
         link.set_mode(Mode.CUT)
@@ -233,28 +166,3 @@ async def _settle(devices: list[Device]) -> None:
         await device.sink.is_settled.wait()
         if device.sink.resources != {ORDER.key: ORDER}:
             raise WrongResultError("a device settled without the order")
-
-
-@asynccontextmanager
-async def _devices(credentials: list[NodeCredentials], address: str) -> AsyncIterator[list[Device]]:
-    """All devices, running."""
-    devices = []
-    for number, each in enumerate(credentials):
-        log, sink = BenchLog(), BenchSink()
-        upstream = SessionUpstream(
-            credentials=each,
-            parent=STORE,
-            address=address,
-            log=log,
-            sink=sink,
-            clock=SystemClock(),
-            rng=Random(number),  # noqa: S311  # jitter, not a secret
-            software_version="bench",
-            options=UpstreamOptions(connect_timeout_s=30.0),
-        )
-        devices.append(Device(upstream, log, sink))
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(device.upstream.run()) for device in devices]
-        yield devices
-        for task in tasks:
-            task.cancel()

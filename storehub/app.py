@@ -14,6 +14,7 @@ import random
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from storehub.asks import Asks
@@ -36,7 +37,8 @@ from storehub.views import Views
 from wavemesh import __version__
 from wavemesh.artifacts.blobstore import BlobStore
 from wavemesh.artifacts.transfer import SERVICE_NAME as ARTIFACT_SERVICE
-from wavemesh.artifacts.transfer import ArtifactClient, ArtifactServer
+from wavemesh.artifacts.transfer import ArtifactServer
+from wavemesh.artifacts.yielding import YieldingReader
 from wavemesh.errors import LocalError
 from wavemesh.identity.live import LiveCredentials
 from wavemesh.identity.nodes import NodeId, Role
@@ -167,15 +169,17 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
         options=UpstreamOptions(backoff_base_s=config.reconnect_min_s, backoff_cap_s=config.reconnect_max_s),
     )
     scheduler = Scheduler(hub)
-    client = ArtifactClient(lambda: make_bulk_channel(credentials, config.parent, parent))
-    cache = Cache(hub, blobs, client, group, rng)
+    reader = YieldingReader(partial(make_bulk_channel, credentials, config.parent, parent), hub.clock)
+    cache = Cache(hub, blobs, reader, group, rng)
     views = Views(hub, cache, scheduler, upstream)
     statuses = Statuses(hub, views, upstream.set_status)
     asks = Asks(hub, upstream)
     registry = DeviceRegistry(hub, asks, statuses.device_changed)
     terms = ParentOptions(__version__, heartbeat_interval_s=config.heartbeat_interval_s)
     peers = Peers(credentials.authorities, hub.clock, opened.retirements)
-    downstream = SessionDownstream(credentials.node_id, registry, hub.clock, peers, DownstreamOptions(terms=terms))
+    # Between ARM and outcome: nobody else at this hub has a clock running against it.
+    options = DownstreamOptions(terms=terms, is_pressing=lambda child: child.path in hub.store.slots)
+    downstream = SessionDownstream(credentials.node_id, registry, hub.clock, peers, options)
     server, port = make_server(
         credentials, address=config.listen, maximum_concurrent_rpcs=config.maximum_concurrent_rpcs, peers=peers
     )

@@ -2,8 +2,8 @@
 
 - Wanted is what active waves and open prefetches name, by verified releases; nothing else is fetched. A want with a
   window is fetched inside it only: a fetch under way stops when it shuts, and goes on where it was in the next. Fetches
-  go two at a time over a bulk channel that lives as long as bytes move, resume where they stopped, and back off while
-  the WAN is dark.
+  go two at a time over a bulk channel that lives as long as bytes move and gives way to the session on the same link
+  (ADR 25), resume where they stopped, and back off while the WAN is dark.
 - Arrived bytes are verified against the signed digest before they are visible; the signature bundle of a release is
   verified too. A gate from above (hold, freshness, signature) is kept, shown, and tried again at the longest back-off.
 - Bytes that do not match on a read or a scrub are gone at once; every wave that needs them is paused here (origin
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from storehub.hub import Hub
     from wavemesh.artifacts.blobstore import BlobEntry, BlobStore, BlobWriter
-    from wavemesh.artifacts.transfer import ArtifactClient
+    from wavemesh.artifacts.download import BlobReader
     from wavemesh.identity.nodes import NodeId
     from wavemesh.trust.statements import Digest
 
@@ -64,13 +64,11 @@ class Trouble:
 class Cache:
     """Fills and serves one blob store. Also the ``BlobSource`` of the hub's ArtifactServer."""
 
-    def __init__(
-        self, hub: Hub, blobs: BlobStore, client: ArtifactClient, group: asyncio.TaskGroup, rng: Random
-    ) -> None:
+    def __init__(self, hub: Hub, blobs: BlobStore, reader: BlobReader, group: asyncio.TaskGroup, rng: Random) -> None:
         """Fetches run as tasks of ``group``."""
         self._hub = hub
         self._blobs = blobs
-        self._client = client
+        self._reader = reader
         self._rng = rng
         self._fetches = Fetches(blobs, self._fetch, group, PARALLEL_FETCHES)
         self.troubles: dict[Digest, Trouble] = {}
@@ -208,7 +206,7 @@ class Cache:
         config, began_at = self._hub.config, self._hub.clock.now()
         patience = Patience(FETCH_ATTEMPTS, config.fetch_retry_min_s, config.fetch_retry_max_s)
         try:
-            await download(self._client, writer, rng=self._rng, patience=patience)
+            await download(self._reader, writer, rng=self._rng, patience=patience)
         except BlobMismatchError as error:
             await self.mismatch(error)
             await self._trouble(writer.digest, error)

@@ -93,6 +93,8 @@ async def test_a_wave_from_order_to_ledger(control: Control, fleet: Fleet, tmp_p
             one.say(UpdateState.VERIFIED)
         await eventually(lambda: sum(one.lease() is not None for one in devices) == 2)
         assert len(app.hub.store.slots) == 2
+        pressing = app.downstream.options.is_pressing
+        assert [pressing(one.node) for one in devices] == [one.lease() is not None for one in devices]
         await eventually(lambda: app.scheduler.swaps_active() == 2)
 
         first = next(one for one in devices if one.lease() is not None)

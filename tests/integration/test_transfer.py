@@ -13,7 +13,7 @@ import pytest
 from wavemesh.artifacts.blobstore import BlobMismatchError, BlobStore
 from wavemesh.artifacts.digests import digest_of
 from wavemesh.artifacts.download import Patience, download
-from wavemesh.artifacts.transfer import ArtifactClient, ArtifactServer
+from wavemesh.artifacts.transfer import STALL_S, ArtifactClient, ArtifactServer
 from wavemesh.errors import BusyError, ForbiddenError, GateError, LinkDownError, NotFoundError, WavemeshError
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_bulk_channel, make_server
@@ -78,8 +78,8 @@ class Rig:
         peer = (hub or self._credentials(HUB)).node_id
         return make_bulk_channel(self._credentials(path), f"127.0.0.1:{self.port}", peer)
 
-    def client(self, path: str = f"{HUB}/device/pos-01", **options: float) -> ArtifactClient:
-        return ArtifactClient(lambda: self.channel(path), **options)
+    def client(self, path: str = f"{HUB}/device/pos-01", stall_s: float = STALL_S) -> ArtifactClient:
+        return ArtifactClient(lambda: self.channel(path), stall_s=stall_s)
 
 
 @asynccontextmanager

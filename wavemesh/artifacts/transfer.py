@@ -37,6 +37,7 @@ SERVICE_NAME = artifact_pb2.DESCRIPTOR.services_by_name["ArtifactService"].full_
 MAX_FIND_MISSING = 4096
 STALL_S = 60.0
 SHED_RETRY_S = 2.0
+MIN_FRAME_BYTES = 4096
 
 _READ = f"/{SERVICE_NAME}/Read"
 _FIND_MISSING = f"/{SERVICE_NAME}/FindMissing"
@@ -73,6 +74,16 @@ def frame(data: bytes) -> bytes:
         length >>= 7
     prefix.append(length)
     return b"".join((prefix, data))
+
+
+def parts(piece: bytes, window_bytes: int) -> Iterator[bytes]:
+    """The piece in frames for a reader that lets so many bytes be on the way; 0 leaves it whole."""
+    step = max(window_bytes // 4, MIN_FRAME_BYTES) if window_bytes else len(piece)
+    if step >= len(piece):
+        yield piece
+        return
+    for start in range(0, len(piece), step):
+        yield piece[start : start + step]
 
 
 def unframe(message: bytes) -> memoryview:
@@ -165,7 +176,8 @@ class ArtifactServer:
             with self._counted(peer):
                 async with aclosing(await self._source.open(peer, digest, request.offset)) as pieces:
                     async for piece in pieces:
-                        await self._write(context, frame(piece))
+                        for part in parts(piece, request.window_bytes):
+                            await self._write(context, frame(part))
         except (OutOfRangeError, BlobMismatchError) as error:
             await _abort(context, error)
 
@@ -209,8 +221,14 @@ async def _abort(context: Context, error: OutOfRangeError | BlobMismatchError) -
 class ArtifactClient:
     """Fetches blobs from a parent. The channel is opened for the first transfer and closed after the last."""
 
-    def __init__(self, open_channel: Callable[[], grpc.aio.Channel], *, stall_s: float = STALL_S) -> None:
-        """``open_channel`` makes a bulk channel to the parent; ``stall_s`` ends a read in which nothing arrives."""
+    def __init__(
+        self, open_channel: Callable[[], grpc.aio.Channel], *, stall_s: float = STALL_S, window_bytes: int = 0
+    ) -> None:
+        """``open_channel`` makes a bulk channel to the parent; ``stall_s`` ends a read in which nothing arrives.
+
+        ``window_bytes`` is what the channels let be on the way, where that is bounded (``yielding.py``).
+        """
+        self._window_bytes = window_bytes
         self._open_channel = open_channel
         self._stall_s = stall_s
         self._channel: grpc.aio.Channel | None = None
@@ -240,7 +258,7 @@ class ArtifactClient:
         Raises LinkDownError (also when the stream ends early or stands still), NotFoundError, GateError, BusyError,
         ForbiddenError, BadTransferError, RemoteFaultError.
         """
-        request = artifact_pb2.ReadRequest(digest=_message(digest), offset=offset)
+        request = artifact_pb2.ReadRequest(digest=_message(digest), offset=offset, window_bytes=self._window_bytes)
         async with self.transfer() as channel:
             start: grpc.aio.UnaryStreamMultiCallable[artifact_pb2.ReadRequest, bytes] = channel.unary_stream(
                 _READ, request_serializer=artifact_pb2.ReadRequest.SerializeToString, response_deserializer=None

@@ -35,6 +35,8 @@ KEEPALIVE_CLIENT_MS = 30_000
 KEEPALIVE_SERVER_MS = 60_000
 PING_TIMEOUT_MS = 10_000
 MIN_PING_INTERVAL_MS = 10_000
+HANDSHAKE_MS = 20_000
+WINDOW_BYTES = 64 * 1024
 
 # Objects made before the collector looks for cycles; Python's default is 700. A session is some hundreds of objects
 # that live for days: while many open, each look walks over all of them again, measured at a tenth of opening's CPU.
@@ -53,17 +55,24 @@ _MESSAGES: Options = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
 ]
+# What may be on the way to one that does not read: gRPC by itself lets it grow to 6 MiB a stream, at whose end it sits
+# in this process's memory. No bulk comes this way; a session's frames are small and answered.
+_WINDOW: Options = [("grpc.http2.lookahead_bytes", WINDOW_BYTES), ("grpc.http2.bdp_probe", 0)]
 SERVER_OPTIONS: Options = [
     *_KEEPALIVE,
     *_MESSAGES,
+    *_WINDOW,
     ("grpc.keepalive_time_ms", KEEPALIVE_SERVER_MS),
     ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
     ("grpc.so_reuseport", 0),
+    # Whoever connects and never greets would else hold a place among the connections for two minutes.
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
 ]
 SESSION_OPTIONS: Options = [
     *_KEEPALIVE,
     *_MESSAGES,
+    *_WINDOW,
     ("grpc.keepalive_time_ms", KEEPALIVE_CLIENT_MS),
     # A session resumes by itself; a stream retried below it would start in the middle.
     ("grpc.enable_retries", 0),
@@ -90,11 +99,15 @@ def make_server(
     """A server bound to ``address`` ("host:port", port 0 for any) and its port; not yet started.
 
     Calls beyond ``maximum_concurrent_rpcs`` are refused with RESOURCE_EXHAUSTED; whom ``peers`` do not admit reaches no
-    service. Raises ListenError.
+    service. Connections beyond a quarter more, idle ones and those in their handshake included, are closed before TLS
+    costs anything. Raises ListenError.
     """
+    # A few more than can call, so that the first in excess are told so.
+    connections = maximum_concurrent_rpcs + maximum_concurrent_rpcs // 4 + 1
+    bound = [("grpc.max_allowed_incoming_connections", connections)]
     server = grpc.aio.server(
         interceptors=[peers.guard()],
-        options=_overridden(SERVER_OPTIONS, options),
+        options=_overridden([*SERVER_OPTIONS, *bound], options),
         maximum_concurrent_rpcs=maximum_concurrent_rpcs,
     )
     return server, bind(server, address, credentials.server_credentials())

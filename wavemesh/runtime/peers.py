@@ -6,6 +6,8 @@ mesh (``grpc.make_server``) puts ``Peers`` before every RPC of every service but
 admitted by its certificate, and ends with PERMISSION_DENIED when that is revoked (reason REVOKED) or expires, however
 long the call was meant to last. A service needs to do nothing for that and cannot forget it; it asks ``of`` who calls.
 
+No node can use up what a server has for all: its open calls are counted, those that nobody reads the end of included.
+
 A certificate's end is waited for on the monotonic clock, from the time at which the call began: a wall clock that jumps
 meanwhile ends no stream and prolongs none.
 """
@@ -13,6 +15,7 @@ meanwhile ends no stream and prolongs none.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from wavemesh.errors import ForbiddenError, PeerError
+from wavemesh.errors import BusyError, ForbiddenError, PeerError
 from wavemesh.identity.retirement import NoRetirements, check_in_use
 from wavemesh.identity.revocations import RevokedError
 from wavemesh.runtime.status import answers
@@ -46,6 +49,11 @@ _FOR_EVERYBODY = frozenset(
 """They say nothing of the fleet, and probes of load balancers need them."""
 
 
+MAXIMUM_CALLS_PER_NODE = 64
+"""A device has a session, another while it moves, and four reads; a store hub and a service have more."""
+RETRY_S = 1.0
+
+
 @dataclass(eq=False, slots=True)
 class _Call:
     """A call under way; ``ended_by`` is set with the time that ends it."""
@@ -58,12 +66,23 @@ class _Call:
 class Peers:
     """The callers of one server."""
 
-    def __init__(self, authorities: Authorities, clock: Clock, retirements: Retirements | None = None) -> None:
-        """Believe those authorities, at the clock's time, but no certificate that has retired."""
+    def __init__(
+        self,
+        authorities: Authorities,
+        clock: Clock,
+        retirements: Retirements | None = None,
+        maximum_calls_per_node: int = MAXIMUM_CALLS_PER_NODE,
+    ) -> None:
+        """Believe those authorities, at the clock's time, but no certificate that has retired.
+
+        No node may have more calls open than ``maximum_calls_per_node``.
+        """
         self._authorities = authorities
         self._clock = clock
         self._retirements = retirements or NoRetirements()
         self._calls: dict[Context, _Call] = {}
+        self._maximum_calls_per_node = maximum_calls_per_node
+        self._open: Counter[str] = Counter()
         authorities.on_change(self._judge_again)
 
     def of(self, context: Context) -> NodeId:
@@ -88,9 +107,11 @@ class Peers:
     async def admitted(self, context: Context) -> AsyncGenerator[None]:
         """The block in which a call is served.
 
-        Raises ForbiddenError when the certificate proves no node of the fleet, or does not any more.
+        Raises ForbiddenError when the certificate proves no node of the fleet, or does not any more, and BusyError when
+        the node has too many calls open.
         """
         proof = self._prove(context)
+        self._count(proof.node_id.path, context)
         left_s = (proof.expires_at - self._clock.now()).total_seconds()
         expired = ForbiddenError(
             f"certificate of {proof.node_id.uri} expired at {proof.expires_at.isoformat()}: renew it, and come again",
@@ -125,6 +146,18 @@ class Peers:
             raise ForbiddenError(msg) from error
         check_in_use(self._retirements, proof.node_id.path, proof.issued_at)
         return proof
+
+    def _count(self, path: str, context: Context) -> None:
+        """Count the call until gRPC is done with it: one whose end the caller does not read outlives its handler."""
+        if self._open[path] >= self._maximum_calls_per_node:
+            raise BusyError(f"{path} has {self._open[path]} calls open", RETRY_S)
+        self._open[path] += 1
+        context.add_done_callback(lambda _: self._uncount(path))  # type: ignore[arg-type]  # stubs without __call__
+
+    def _uncount(self, path: str) -> None:
+        self._open[path] -= 1
+        if not self._open[path]:
+            del self._open[path]
 
     def _judge_again(self) -> None:
         """The list of revocations changed: end what it hits, now."""

@@ -3,8 +3,8 @@
 Theory. A machine lives as long as one stream. What must survive it is elsewhere: reports in the durable log, resources
 in the sink, status in the link. So nothing is lost with a machine, and a new stream starts from Hello alone.
 
-    OPENING --hello sent--> GREETING --welcome--> OPEN --close()--> CLOSING --goodbye sent-> OVER
-                               |                    +--goodbye received, parent silent-----> OVER
+    OPENING --hello sent--> GREETING --welcome--> OPEN --close()--> CLOSING --goodbye sent---> OVER
+                               |                    +--goodbye received, parent silent or slow-> OVER
                                +--fenced, or welcome below the log's first number: RestartLog OVER
 
 Rules.
@@ -15,8 +15,9 @@ Rules.
 3. Effects come in the order in which they must be done; the driver does them one at a time and reads no frame
    meanwhile.
 4. Updates are answered in the order of arrival. At most ``MAX_UPDATES_IN_FLIGHT`` are unanswered.
-5. At most ``report_window`` reports are unacknowledged; reports are contiguous from the parent's cursor on.
-   Hello names the lowest number never sent, by which the parent tells a child restored from an older state.
+5. At most ``report_window`` reports are unacknowledged, and one of them is acknowledged every ``ACK_TIMEOUT_S``;
+   reports are contiguous from the parent's cursor on. Hello names the lowest number never sent, by which the parent
+   tells a child restored from an older state.
 6. A frame outside ``ACCEPTS`` for the state, a number out of order, a bound exceeded: SessionViolationError.
 """
 
@@ -69,6 +70,8 @@ HANDSHAKE_S = 20.0
 STATUS_INTERVAL_S = 0.2
 STATUS_FRAME_BYTES = 256 * 1024
 ASK_RETRY_S = 1.0
+ACK_TIMEOUT_S = 120.0
+"""Long, because a parent that works through a storm acknowledges late, and coming again would not help it."""
 CHECKSUM_GATE = "checksum"
 
 
@@ -174,6 +177,7 @@ class ChildMachine:
         self._first_number = first_report_number
         self._next_number = hello.next_report_number
         self._sent_through = self._acknowledged_through = 0
+        self._ack_deadline = math.inf
         self._report_window = 0
         self._capabilities: frozenset[str] = frozenset()
         self._batch: ReportBatch | None = None
@@ -224,7 +228,7 @@ class ChildMachine:
             case ResourceUpdate():
                 self._update(frame)
             case ReportAck():
-                self._report_ack(frame.through)
+                self._report_ack(frame.through, now)
             case Answer():
                 self._answer(frame)
             case Heartbeat():
@@ -279,13 +283,14 @@ class ChildMachine:
         self._refused[update.nonce] = tuple(refused)
         self._effects.append(ApplyResources(update.nonce, tuple(genuine), update.removed, tuple(refused)))
 
-    def _report_ack(self, through: int) -> None:
+    def _report_ack(self, through: int, now: float) -> None:
         if not self._acknowledged_through <= through <= self._sent_through:
             raise SessionViolationError(
                 f"report {through} acknowledged, sent are {self._acknowledged_through + 1} to {self._sent_through}"
             )
         if through > self._acknowledged_through:
             self._acknowledged_through = through
+            self._ack_deadline = math.inf if through == self._sent_through else now + ACK_TIMEOUT_S
             self._effects.append(AcknowledgeReports(through))
 
     def _answer(self, answer: Answer) -> None:
@@ -383,7 +388,7 @@ class ChildMachine:
             return math.inf
         if self._liveness is None:
             return self._deadline
-        timer = min(self._liveness.heartbeat_at, self._liveness.dead_at)
+        timer = min(self._liveness.heartbeat_at, self._slow_at(self._liveness))
         return min(timer, self._status_at) if self._status else timer
 
     def handle_timer(self, now: float) -> None:
@@ -393,6 +398,12 @@ class ChildMachine:
         dead_at = self._deadline if self._liveness is None else self._liveness.dead_at
         if now >= dead_at:
             self._finish(SessionEnd(Ending.PEER_SILENT, "nothing heard from the parent"))
+        elif self._liveness is not None and now >= self._slow_at(self._liveness):
+            self._finish(SessionEnd(Ending.PEER_SLOW, "reports were not acknowledged in time"))
+
+    def _slow_at(self, liveness: Liveness) -> float:
+        """When the parent is given up; never while this side works and reads no acknowledgement either."""
+        return min(liveness.dead_at, self._ack_deadline) if liveness.dead_at < math.inf else math.inf
 
     def next_frame(self, now: float) -> ChildFrame | None:
         """The most urgent frame there is, None when nothing is to be sent at ``now``."""
@@ -417,6 +428,7 @@ class ChildMachine:
         if self._batch is not None:
             batch, self._batch = self._batch, None
             self._sent_through = batch.first_number + len(batch.reports) - 1
+            self._ack_deadline = min(self._ack_deadline, now + ACK_TIMEOUT_S)
             return batch
         if self._status and now >= self._status_at:
             self._status_at = now + STATUS_INTERVAL_S

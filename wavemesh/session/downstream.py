@@ -6,7 +6,8 @@ Rules.
    with the registry and ``child_disconnected`` was called; only then the new one is admitted.
 3. ``apply_reports`` and the other calls of a child's stream come one at a time; asks alone run beside it, bounded by
    the machine.
-4. Load is shed, not queued: too many streams at once get BusyError with a time to come back.
+4. Load is shed, not queued: sessions open at a rate (``admission.py``), and whoever is turned away gets BusyError with
+   a time of his own to come back. So do those who are told that this parent stops.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from wavemesh import __version__
 from wavemesh.codec.session import decode_child, encode_parent
 from wavemesh.errors import BusyError, ForbiddenError, WavemeshError
 from wavemesh.runtime.status import answers
+from wavemesh.session.admission import Admission
 from wavemesh.session.faults import SupersededError
 from wavemesh.session.frames import MAX_ASK_BYTES, Answer, Ask, ChildFrame, Hello, ParentFrame
 from wavemesh.session.parent import (
@@ -36,11 +38,11 @@ from wavemesh.session.parent import (
     ParentOptions,
     ParentState,
 )
-from wavemesh.session.pump import Pump, StreamOverError
+from wavemesh.session.pump import WRITE_STALL_S, Pump, StreamOverError
 from wavemesh.v1 import session_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from wavemesh.identity.certificates import Proof
     from wavemesh.identity.nodes import NodeId
@@ -54,13 +56,17 @@ SERVICE_NAME: str = session_pb2.DESCRIPTOR.services_by_name["SessionService"].fu
 
 @dataclass(frozen=True, slots=True)
 class DownstreamOptions:
-    """A parent's bounds; times in seconds."""
+    """A parent's bounds; times in seconds. A child that ``is_pressing`` goes before the others in a storm."""
 
     terms: ParentOptions = field(default_factory=lambda: ParentOptions(__version__))
     max_sessions: int = 4096
+    opens_per_s: float = 200.0
+    opens_at_once: int = 200
     max_handshakes: int = 1024
     shed_retry_s: float = 1.0
     drain_grace_s: float = 2.0
+    write_stall_s: float = WRITE_STALL_S
+    is_pressing: Callable[[NodeId], bool] = lambda _: False
 
 
 class _Session:
@@ -85,7 +91,9 @@ class _Session:
         self.proof = proof
         self.child = proof.node_id
         self.machine = machine
-        self.pump: Pump[ChildFrame, ParentFrame, ParentEffect] = Pump(machine, self, downstream.clock)
+        self.pump: Pump[ChildFrame, ParentFrame, ParentEffect] = Pump(
+            machine, self, downstream.clock, downstream.options.write_stall_s
+        )
         self.hello: Hello | None = None
         self.is_stale = False
         self.closed = asyncio.Event()
@@ -151,7 +159,8 @@ class SessionDownstream:
         self.clock = clock
         self._node_id = node_id
         self._peers = peers
-        self._options = options
+        self.options = options
+        self._admission = Admission(options.opens_per_s, options.opens_at_once)
         self._streams: set[_Session] = set()
         self._seats: dict[str, _Session] = {}
         self._is_draining = False
@@ -196,11 +205,11 @@ class SessionDownstream:
     async def drain(self, retry_after_s: float) -> None:
         """Say goodbye to all children and wait until their handlers ended; new ones are refused from now on."""
         self._is_draining = True
-        for session in self._streams:
-            session.machine.close("the parent is stopping", retry_after_s)
+        for session, later_s in zip(self._streams, self._admission.spread(len(self._streams)), strict=True):
+            session.machine.close("the parent is stopping", retry_after_s + later_s)
             session.pump.wake()
         try:
-            async with asyncio.timeout(self._options.drain_grace_s):
+            async with asyncio.timeout(self.options.drain_grace_s):
                 await self._all_closed()
         except TimeoutError:
             for session in self._streams:
@@ -220,9 +229,9 @@ class SessionDownstream:
         child = proof.node_id
         if not child.is_child_of(self._node_id):
             raise ForbiddenError(f"{child.path} is not a child of {self._node_id.path}", child=child.path)
-        self._shed()
+        self._shed(child)
         machine = ParentMachine(
-            self._options.terms,
+            self.options.terms,
             session_id=secrets.token_hex(8),
             epoch=self.registry.epoch,
             now=self.clock.monotonic(),
@@ -240,13 +249,16 @@ class SessionDownstream:
                 reason = machine.end.reason
             await self._leave(session, reason)
 
-    def _shed(self) -> None:
+    def _shed(self, child: NodeId) -> None:
         """Refuse what would be too much at once."""
         handshakes = len(self._streams) - len(self._seats)
-        if self._is_draining or len(self._streams) >= self._options.max_sessions:
-            raise BusyError("this parent takes no more sessions", self._options.shed_retry_s)
-        if handshakes >= self._options.max_handshakes:
-            raise BusyError(f"{handshakes} children are connecting at once", self._options.shed_retry_s)
+        if self._is_draining or len(self._streams) >= self.options.max_sessions:
+            raise BusyError("this parent takes no more sessions", self.options.shed_retry_s)
+        if handshakes >= self.options.max_handshakes:
+            raise BusyError(f"{handshakes} children are connecting at once", self.options.shed_retry_s)
+        wait_s = self._admission.ask(child.path, self.clock.monotonic(), pressing=self.options.is_pressing(child))
+        if wait_s:
+            raise BusyError(f"many children are connecting: your turn is in {wait_s:.1f} s", wait_s)
 
     async def seat(self, session: _Session, hello: Hello) -> None:
         """Make this session the child's only one, then admit it."""

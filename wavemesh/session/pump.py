@@ -12,7 +12,10 @@ machine; it also works while the writer is blocked by a peer that does not read.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, TypeVar
+
+from wavemesh.errors import LinkDownError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -32,6 +35,8 @@ Effect_contra = TypeVar("Effect_contra", contravariant=True)
 
 # A due heartbeat waits for a blocked writer; asking again sooner would only burn CPU.
 _MIN_TIMER_S = 0.05
+WRITE_STALL_S = 20.0
+"""How long a peer may leave one frame untaken. The transport holds some, so whoever reads at all takes each at once."""
 
 
 class Machine(Protocol[In_contra, Out_co, Effect_co]):
@@ -101,14 +106,21 @@ class Pump(Generic[In, Out, Effect]):
         "_group",
         "_is_over",
         "_is_working",
-        "_is_writing",
         "_machine",
+        "_stall_s",
+        "_stalled_at",
         "_timer",
         "_wake",
     )
 
-    def __init__(self, machine: Machine[In, Out, Effect], driver: Driver[In, Out, Effect], clock: Clock) -> None:
-        """Nothing happens before ``run``."""
+    def __init__(
+        self,
+        machine: Machine[In, Out, Effect],
+        driver: Driver[In, Out, Effect],
+        clock: Clock,
+        stall_s: float = WRITE_STALL_S,
+    ) -> None:
+        """Nothing happens before ``run``. A frame that the peer does not take within ``stall_s`` ends the stream."""
         self._machine = machine
         self._driver = driver
         self._clock = clock
@@ -116,7 +128,9 @@ class Pump(Generic[In, Out, Effect]):
         self._group: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
-        self._is_working = self._is_writing = self._is_over = False
+        self._stall_s = stall_s
+        self._stalled_at = math.inf
+        self._is_working = self._is_over = False
 
     async def run(self) -> None:
         """Pump until the machine or the stream ends. Raises what reading, writing or an effect raised."""
@@ -174,10 +188,10 @@ class Pump(Generic[In, Out, Effect]):
                 self._wake.clear()
                 await self._driver.prepare()
                 while (frame := self._machine.next_frame(self._clock.monotonic())) is not None:
+                    self._stalled_at = self._clock.monotonic() + self._stall_s
                     self._arm()
-                    self._is_writing = True
                     await self._driver.write(frame)
-                    self._is_writing = False
+                    self._stalled_at = math.inf
                     await self._driver.prepare()
                 if self._machine.end is not None and not self._is_working:
                     raise StreamOverError
@@ -188,8 +202,8 @@ class Pump(Generic[In, Out, Effect]):
 
     def _arm(self) -> None:
         """See to it that the timer fires no later than the machine wants; a timer that is early is left alone."""
-        wanted = self._machine.get_timer()
-        if wanted == float("inf") or (self._timer is not None and self._armed_for <= wanted):
+        wanted = min(self._machine.get_timer(), self._stalled_at)
+        if wanted == math.inf or (self._timer is not None and self._armed_for <= wanted):
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -199,12 +213,15 @@ class Pump(Generic[In, Out, Effect]):
 
     def _tick(self) -> None:
         self._timer = None
-        self._machine.handle_timer(self._clock.monotonic())
+        now = self._clock.monotonic()
+        self._machine.handle_timer(now)
         if self._machine.end is not None:
             self.cut()
+        elif now >= self._stalled_at:
+            self.cut(LinkDownError(f"the peer took no frame for {self._stall_s:g} s"))
         else:
             self._wake.set()
-            if self._is_writing:
+            if self._stalled_at < math.inf:
                 self._arm()
 
     @staticmethod

@@ -209,5 +209,7 @@ class Downstream(Protocol):
         ...
 
     async def drain(self, retry_after_s: float) -> None:
-        """Say goodbye to all children and wait until their handlers ended."""
+        """Say goodbye to all children and wait until their handlers ended. They are told to come back after that time,
+        and spread over as much more as it takes to admit them again.
+        """
         ...

@@ -49,7 +49,7 @@ from wavemesh.session.frames import (
 )
 from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.session.negotiation import Dialect
-from wavemesh.session.pump import Pump, StreamOverError, full_jitter
+from wavemesh.session.pump import WRITE_STALL_S, Pump, StreamOverError, full_jitter
 from wavemesh.session.seams import SentMark
 from wavemesh.v1.session_pb2_grpc import SessionServiceStub
 
@@ -85,6 +85,7 @@ class UpstreamOptions:
     incompatible_s: float = 60.0
     dialect: Dialect = field(default_factory=Dialect)
     revoked_retry_s: float = 300.0
+    write_stall_s: float = WRITE_STALL_S
     channel_options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -99,7 +100,7 @@ class _Stream:
         self._call = call
         self._read_over = asyncio.Event()
         self.machine = machine
-        self.pump: Pump[ParentFrame, ChildFrame, ChildEffect] = Pump(machine, self, clock)
+        self.pump: Pump[ParentFrame, ChildFrame, ChildEffect] = Pump(machine, self, clock, upstream.write_stall_s)
         self.opened_at: float | None = None
         self.answers: dict[int, asyncio.Future[bytes]] = {}
 
@@ -171,6 +172,7 @@ class SessionUpstream:
         self._rng = rng
         self._software_version = software_version
         self._options = options
+        self.write_stall_s = options.write_stall_s
         self._status: dict[str, bytes | None] = {}
         self._stream: _Stream | None = None
         self._next: grpc.aio.Channel | None = None
@@ -450,7 +452,9 @@ class SessionUpstream:
             return self._rng.uniform(options.incompatible_s / 2, options.incompatible_s)
         wish_s = options.revoked_retry_s if end.ending is Ending.REVOKED else min(end.retry_after_s, MAX_RETRY_AFTER_S)
         if wish_s > 0:
-            return wish_s + self._rng.uniform(0, max(options.backoff_base_s, wish_s))
+            # A parent spreads its wishes; the jitter is for one that says the same to all.
+            spread_s = wish_s if end.ending is Ending.REVOKED else wish_s / 8
+            return wish_s + self._rng.uniform(0, max(options.backoff_base_s, spread_s))
         if end.ending in _AT_ONCE and attempt == 0:
             return 0.0
         return full_jitter(options.backoff_cap_s, options.backoff_base_s, attempt, self._rng.uniform)

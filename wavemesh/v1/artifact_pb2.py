@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awavemesh/v1/artifact.proto\x12\x0bwavemesh.v1\",\n\x06\x44igest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\":\n\x12\x46indMissingRequest\x12$\n\x07\x64igests\x18\x01 \x03(\x0b\x32\x13.wavemesh.v1.Digest\";\n\x13\x46indMissingResponse\x12$\n\x07missing\x18\x01 \x03(\x0b\x32\x13.wavemesh.v1.Digest\"B\n\x0bReadRequest\x12#\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x13.wavemesh.v1.Digest\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x1c\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xa2\x01\n\x0f\x41rtifactService\x12P\n\x0b\x46indMissing\x12\x1f.wavemesh.v1.FindMissingRequest\x1a .wavemesh.v1.FindMissingResponse\x12=\n\x04Read\x12\x18.wavemesh.v1.ReadRequest\x1a\x19.wavemesh.v1.ReadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awavemesh/v1/artifact.proto\x12\x0bwavemesh.v1\",\n\x06\x44igest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\":\n\x12\x46indMissingRequest\x12$\n\x07\x64igests\x18\x01 \x03(\x0b\x32\x13.wavemesh.v1.Digest\";\n\x13\x46indMissingResponse\x12$\n\x07missing\x18\x01 \x03(\x0b\x32\x13.wavemesh.v1.Digest\"X\n\x0bReadRequest\x12#\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x13.wavemesh.v1.Digest\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x14\n\x0cwindow_bytes\x18\x03 \x01(\r\"\x1c\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xa2\x01\n\x0f\x41rtifactService\x12P\n\x0b\x46indMissing\x12\x1f.wavemesh.v1.FindMissingRequest\x1a .wavemesh.v1.FindMissingResponse\x12=\n\x04Read\x12\x18.wavemesh.v1.ReadRequest\x1a\x19.wavemesh.v1.ReadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDMISSINGRESPONSE']._serialized_start=149
   _globals['_FINDMISSINGRESPONSE']._serialized_end=208
   _globals['_READREQUEST']._serialized_start=210
-  _globals['_READREQUEST']._serialized_end=276
-  _globals['_READRESPONSE']._serialized_start=278
-  _globals['_READRESPONSE']._serialized_end=306
-  _globals['_ARTIFACTSERVICE']._serialized_start=309
-  _globals['_ARTIFACTSERVICE']._serialized_end=471
+  _globals['_READREQUEST']._serialized_end=298
+  _globals['_READRESPONSE']._serialized_start=300
+  _globals['_READRESPONSE']._serialized_end=328
+  _globals['_ARTIFACTSERVICE']._serialized_start=331
+  _globals['_ARTIFACTSERVICE']._serialized_end=493
 # @@protoc_insertion_point(module_scope)

@@ -102,8 +102,13 @@ class ReadRequest(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """First byte wanted; the blob's size is allowed and yields an empty stream."""
+    window_bytes: _builtins.int
+    """How many bytes the reader lets be on the way, 0 when it leaves that to the transport. Frames SHOULD then be at most
+    a quarter of it: the transport lets a frame that has begun come to its end, whatever the window.
+    """
     @_builtins.property
     def digest(self) -> Global___Digest:
         """Which blob."""
@@ -113,10 +118,11 @@ class ReadRequest(_message.Message):
         *,
         digest: Global___Digest | None = ...,
         offset: _builtins.int = ...,
+        window_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

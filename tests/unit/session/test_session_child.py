@@ -11,6 +11,7 @@ from tests.session_kit import resource
 from wavemesh.errors import BusyError, LinkDownError
 from wavemesh.session.child import (
     ACCEPTS,
+    ACK_TIMEOUT_S,
     HANDSHAKE_S,
     STATUS_INTERVAL_S,
     AcknowledgeReports,
@@ -305,6 +306,56 @@ def test_silence_ends_the_session_but_not_while_working() -> None:
     assert ending(made) is Ending.PEER_SILENT
     with pytest.raises(SessionViolationError):
         machine().receive(Heartbeat(0), 0.0)
+
+
+def test_the_first_report_is_waited_for_no_longer_than_the_others() -> None:
+    made = machine()
+    made.reports_appended(20)
+    made.reports_read(5, [Report("event", b"x")])
+    assert frames(made, 1.0)
+    made.receive(Heartbeat(1), ACK_TIMEOUT_S)
+    made.handle_timer(ACK_TIMEOUT_S)
+    assert made.end is None
+    made.handle_timer(ACK_TIMEOUT_S + 1.0)
+    assert ending(made) is Ending.PEER_SLOW
+
+
+def test_a_parent_that_acknowledges_nothing_is_left() -> None:
+    """Although it beats: what it reads or does not read, it makes nothing durable."""
+    made = machine()
+    made.reports_appended(20)
+    for first in (5, 7):
+        made.reports_read(first, [Report("event", b"x")] * 2)
+        assert frames(made, first - 5.0)
+    made.receive(ReportAck(6), 100.0)
+    drain(made)
+    made.work_done(100.0)
+    for beat, now in enumerate(range(101, 100 + int(ACK_TIMEOUT_S)), start=1):
+        made.receive(Heartbeat(beat), float(now))
+        made.handle_timer(float(now))
+    assert made.get_timer() <= 100 + ACK_TIMEOUT_S
+    assert made.end is None
+    made.receive(Heartbeat(1000), 100 + ACK_TIMEOUT_S)
+    made.handle_timer(100 + ACK_TIMEOUT_S)
+    assert ending(made) is Ending.PEER_SLOW
+
+
+def test_a_parent_owes_nothing_while_nothing_is_read_and_once_all_is_acknowledged() -> None:
+    made, late = machine(), 10 * ACK_TIMEOUT_S
+    made.reports_appended(20)
+    for first in (5, 6):
+        made.reports_read(first, [Report("event", b"x")])
+        assert frames(made)
+    made.receive(ReportAck(5), 1.0)
+    assert made.take_effects()
+    made.handle_timer(late)
+    assert made.end is None
+    made.work_done(late)
+    made.receive(ReportAck(6), late)
+    drain(made)
+    made.work_done(2 * late)
+    made.handle_timer(2 * late)
+    assert made.end is None
 
 
 def test_no_welcome_in_time() -> None:
