@@ -1,8 +1,8 @@
 """Chaos on real processes: ``python -m tests.chaos --minutes 10 --seed 7 [--json FILE] [--tamper]``.
 
-The lab's processes run wave after wave while a script drawn from the seed breaks them, their disks, clocks and links; an
-independent checker reads what came of it. Prints a line a fault on stderr and a table at the end. Exit code 0 only if
-nothing is lost, counted twice, bricked, over the limit, untrue, corrupt, orphaned or stuck; 2 for bad input.
+The lab's processes run wave after wave while a script drawn from the seed breaks them, their disks, clocks and links;
+an independent checker reads what came of it. Prints a line a fault on stderr and a table at the end. Exit code 0 only
+if nothing is lost, counted twice, bricked, over the limit, untrue, corrupt, orphaned or stuck; 2 for bad input.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -45,13 +46,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not 0 < options.minutes <= _MOST_MINUTES:
         parser.error(f"--minutes: above 0, at most {_MOST_MINUTES}")
-    missing = [tool for tool in place.TOOLS if shutil.which(tool) is None]
-    if options.network == "sites" and (missing or os.geteuid() != 0):
-        parser.error(f"--network sites: needs root and {', '.join(place.TOOLS)}")
+    obstacle = "" if options.inside or options.network == "proxies" else place.obstacle()
+    if options.network == "sites" and obstacle:
+        parser.error(f"--network sites: {obstacle}")
     if options.keep is not None and options.keep.exists() and any(options.keep.iterdir()):
         parser.error(f"--keep {options.keep}: not empty")
     if options.network == "auto":
-        options.network = "proxies" if missing or os.geteuid() != 0 else "sites"
+        options.network = "proxies" if obstacle else "sites"
     return options
 
 
@@ -88,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
 def _show(result: Result, directory: Path, say: Telling) -> None:
     """The table, and with a violation where to look."""
     rows = [(kind, count) for kind, count in result.faults.items()]
-    rows += [("at once", result.at_once), ("waves", result.waves), *((kind, getattr(result, kind)) for kind in _COUNTS)]
+    rows += [("at once", result.at_once), ("ended", len(result.ended_by_themselves)), ("waves", result.waves)]
+    rows += [(kind, getattr(result, kind)) for kind in _COUNTS]
     sys.stderr.write("".join(f"{name:12}{count:6}\n" for name, count in rows))
     if result.holds:
         return
@@ -107,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return run(options)
-    except WavemeshError as exc:
+    except (WavemeshError, subprocess.SubprocessError) as exc:
         sys.stderr.write(f"error: {exc}\n")
         return 2
 

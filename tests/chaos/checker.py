@@ -1,14 +1,14 @@
 """What really came of a chaos run: ``python -m tests.chaos.checker DIR [--json FILE]``. Imports no product code.
 
 Judged from slots' bytes, boot environments, the boards' records and the nodes' databases alone, against
-``DIR/expected.json``, which the run writes: stores and devices, images by version, the swap limit, and the waves so far,
-each of which takes every device. What is found wrong, by kind:
+``DIR/expected.json``, which the run writes: stores and devices, images by version, the swap limit, and the waves so
+far, each of which takes every device. What is found wrong, by kind:
 
 * *lost*: a target without a final outcome at control, or with another one there than at its hub, or with another one at
   the super hub, which forgets a wave once control has closed it;
 * *duplicated*: an outcome that is in a ledger twice, at two hubs, or for no target of the wave;
 * *bricked*: the boot environment is unreadable, a trial is left over, or what the device boots is no whole image;
-* *over_limit*: more devices of a store than the limit between arming and outcome, by what they announced to their boards;
+* *over_limit*: more devices of a store than the limit between arming and outcome, by what they told their boards;
 * *untrue*: the last update that control counts is not what the device runs;
 * *corrupt*: a database that SQLite's own check finds fault with.
 

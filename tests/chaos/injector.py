@@ -1,4 +1,4 @@
-"""Breaks things and makes them whole again: each fault of the script, acted on real processes, disks, clocks and links."""
+"""Breaks things and makes them whole again: the faults of the script, done to processes, disks, clocks and links."""
 
 from __future__ import annotations
 

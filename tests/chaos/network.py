@@ -1,9 +1,9 @@
 """The network that is broken: links by name, each in one condition at a time.
 
-*Machines* (root): each site has a network namespace, sites are joined by veth pairs, and a store's devices reach its hub
-over that namespace's loopback. Conditions are made by the kernel: iptables resets (cut), drops (half-open) or drops at
-random (lossy), and tbf throttles. *Proxies* (anybody): the lab's WAN proxies are commanded by a rhythm instead; a link
-that loses packets is one that stands still now and then, as TCP makes of it. There the LAN has no link to break.
+*Machines* (root): each site has a network namespace, sites are joined by veth pairs, and a store's devices reach its
+hub over that namespace's loopback. Conditions are made by the kernel: iptables resets (cut), drops (half-open) or drops
+at random (lossy), and tbf throttles. *Proxies* (anybody): the lab's WAN proxies are commanded by a rhythm instead; a
+link that loses packets is one that stands still now and then, as TCP makes of it. There the LAN has no link to break.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ class Machines:
         namespace, device = self._ends[link][0]
         rule = {
             # A reset passes, or the rule would swallow its own.
-            Kind.CUT: "-p tcp ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset".split(),
+            Kind.CUT: ["-p", "tcp", "!", "--tcp-flags", "RST", "RST", "-j", "REJECT", "--reject-with", "tcp-reset"],
             Kind.HALF_OPEN: ["-j", "DROP"],
-            Kind.LOSSY: f"-m statistic --mode random --probability {_LOSS} -j DROP".split(),
+            Kind.LOSSY: ["-m", "statistic", "--mode", "random", "--probability", str(_LOSS), "-j", "DROP"],
         }[kind]
         for chain, direction in (("INPUT", "-i"), ("OUTPUT", "-o")):
             inside(namespace, "iptables", "-w", verb, chain, direction, device, *rule)
@@ -145,11 +145,10 @@ def inside(namespace: str, *command: str) -> None:
     subprocess.run([*prefix, *command], check=True, timeout=_TIMEOUT_S)
 
 
-def join(near: str, near_device: str, near_address: str, far: str, far_device: str, far_address: str) -> None:
-    """Join two namespaces, "" for our own, by a veth pair; addresses as "10.0.0.1/30"."""
-    # Made at the far end's name in our own, then moved: the near end may be ours as well.
-    inside("", "ip", "link", "add", "name", near_device, "type", "veth", "peer", "name", far_device)
-    for namespace, device, address in ((near, near_device, near_address), (far, far_device, far_address)):
+def join(near: tuple[str, str, str], far: tuple[str, str, str]) -> None:
+    """Join two namespaces, "" for our own, by a veth pair; each end as (namespace, device, "10.0.0.1/30")."""
+    inside("", "ip", "link", "add", "name", near[1], "type", "veth", "peer", "name", far[1])
+    for namespace, device, address in (near, far):
         if namespace:
             inside("", "ip", "link", "set", "dev", device, "netns", namespace)
         inside(namespace, "ip", "address", "add", address, "dev", device)

@@ -1,12 +1,14 @@
 """Where a chaos run's lab lives: what is made around it as root, and what there is for anybody.
 
 As root the run is in namespaces of its own (network, mounts, process ids), so that whatever it leaves behind ends with
-it. Control and origin are with us in the cloud, the super hub and each store in namespaces of their own, and each node's
-``state`` is a small tmpfs that can be filled. Elsewhere it is the lab as it is, on one machine behind its proxies.
+it. Control and origin are with us in the cloud, the super hub and each store in namespaces of their own, and each
+node's ``state`` is a small tmpfs that can be filled. Elsewhere it is the lab as it is, on one machine behind its
+proxies, and no disk is filled.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +29,8 @@ _CLOCKS = Path(__file__).resolve().parent / "clocks"
 _NAMESPACES = Path("/run/netns")
 _CLOUD, _SUPERHUB = "10.99.0.1", "10.99.255.1"
 _HUB_DISK, _DEVICE_DISK = "64m", "8m"
-TOOLS = ("unshare", "nsenter", "ip", "tc", "iptables", "mount", "umount")
+_TOOLS = ("unshare", "nsenter", "ip", "tc", "iptables", "mount", "umount")
+_UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
 class ChaosLab(Lab):
@@ -80,8 +83,16 @@ def node_dirs(lab: Lab) -> dict[str, Path]:
 
 def enter(arguments: list[str]) -> list[str]:
     """The command that runs us again in namespaces of our own, which end with us."""
-    unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    return [*unshare, sys.executable, "-m", "tests.chaos", "--inside", *arguments]
+    return [*_UNSHARE, sys.executable, "-m", "tests.chaos", "--inside", *arguments]
+
+
+def obstacle() -> str:
+    """Why there can be no namespaces here; empty when there can."""
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if os.geteuid() != 0 or missing:
+        return "it needs root" + (f" and {', '.join(missing)}" if missing else "")
+    tried = subprocess.run([*_UNSHARE, sys.executable, "-c", ""], check=False, capture_output=True, text=True)
+    return tried.stderr.strip()
 
 
 def build_sites(directory: Path) -> tuple[Lab, Network]:
@@ -95,10 +106,10 @@ def build_sites(directory: Path) -> tuple[Lab, Network]:
     for site in (region, *lab.stores):
         add_namespace(site)
     inside(region, "ip", "address", "add", f"{_SUPERHUB}/32", "dev", "lo")
-    join("", "cloud", f"{_CLOUD}/30", region, "control", "10.99.0.2/30")
+    join(("", "cloud", f"{_CLOUD}/30"), (region, "control", "10.99.0.2/30"))
     ends: dict[str, tuple[tuple[str, str], ...]] = {UPLINK: ((region, "control"), ("", "cloud"))}
     for number, store in enumerate(lab.stores, start=1):
-        join(region, f"to-{number}", f"10.99.{number}.1/30", store, "wan", f"10.99.{number}.2/30")
+        join((region, f"to-{number}", f"10.99.{number}.1/30"), (store, "wan", f"10.99.{number}.2/30"))
         inside(store, "ip", "route", "add", "default", "via", f"10.99.{number}.1")
         ends |= {f"wan/{store}": ((store, "wan"), (region, f"to-{number}")), f"lan/{store}": ((store, "lo"),)}
     for name, node in node_dirs(lab).items():
@@ -124,6 +135,6 @@ def keep_states(lab: Lab) -> None:
         if not state.is_mount():
             continue
         shutil.copytree(state, copy, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
-        subprocess.run(["umount", str(state)], check=True)
+        inside("", "umount", str(state))
         state.rmdir()
         copy.rename(state)

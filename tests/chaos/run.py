@@ -21,6 +21,7 @@ from lab import operations, processes
 from lab.evidence import EvidenceError, boot_environment, control_ledger, hub_ledger, wave_state
 from lab.images import digest_of
 from lab.policies import OLD_RELEASE, SWAP_LIMIT, ReleaseNames, policy_text
+from lab.processes import ProcessError
 from lab.provision import image
 from lab.topology import COHORT, device_id
 from tests.chaos import checker, place
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from lab.topology import Lab
     from tests.chaos.checker import Verdict
     from tests.chaos.network import Network
-    from tests.chaos.script import Fault
 
 STORM_S = 30.0
 CONVERGE_S = 150.0
@@ -112,7 +112,7 @@ class ChaosRun:
         self._slowest_s = 0.0
 
     def play(self, minutes: float, result: Result) -> None:
-        """Waves until the time is over or something is wrong; raises WavemeshError when the lab does not even come up."""
+        """Waves until the time is over or something is wrong; raises WavemeshError when the lab does not come up."""
         self._bring_up()
         until_s = time.monotonic() + 60 * minutes
         while time.monotonic() < until_s and not result.found:
@@ -191,14 +191,18 @@ class ChaosRun:
         self._injector.heal()
 
     def _converge(self, wave: str) -> float | None:
-        """Seconds until the wave is closed and all agree on it; None when the bound passes."""
+        """Seconds until the wave is closed, all agree on it and are heard; None when the bound passes."""
         began_s = time.monotonic()
         while (took_s := time.monotonic() - began_s) < CONVERGE_S:
             self._injector.tick()
             if not self._open_ends(wave):
-                return took_s
+                break
             time.sleep(_LOOK_S)
-        return None
+        try:
+            operations.wait_connected(self._lab, max(0.0, CONVERGE_S - took_s))
+        except ProcessError:
+            return None
+        return time.monotonic() - began_s
 
     def _open_ends(self, wave: str) -> list[str]:
         """What is not as it has to be in the end."""
@@ -209,9 +213,8 @@ class ChaosRun:
             superhub = set(hub_ledger(self._lab.superhub_dir, wave))
             if control != hubs or superhub - hubs:
                 found.append(f"ledgers differ: {sorted(map(str, control ^ hubs | superhub - hubs))}")
-            for device in self._lab.devices:
-                if boot_environment(self._lab.device_dir(device))["trial"] is not None:
-                    found.append(f"{device} is on trial")
+            booting = {device: boot_environment(self._lab.device_dir(device)) for device in self._lab.devices}
+            found += [f"{device} is on trial" for device, boot in booting.items() if boot["trial"] is not None]
         except EvidenceError as exc:
             found.append(str(exc))
         return found
