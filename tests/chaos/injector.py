@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lab import processes
 from lab.injectors import InjectorError, tell_supervisor
-from tests.chaos.place import node_dirs
+from tests.chaos import place
 from tests.chaos.script import LINK_KINDS, Kind
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Injector:
         self._lab = lab
         self._network = network
         self._say = say
-        self._dirs = node_dirs(lab)
+        self._dirs = place.node_dirs(lab)
         self._acting: dict[tuple[str, str], tuple[Fault, float]] = {}
         self.counts: Counter[Kind] = Counter()
         self.killed: Counter[str] = Counter()
@@ -85,7 +85,7 @@ class Injector:
             case Kind.FULL_DISK:
                 fill(self._dirs[fault.target] / "state" / "ballast")
             case Kind.CLOCK:
-                self._set_clock(fault.target, str(fault.offset_s))
+                place.set_clock(self._dirs[fault.target], fault.offset_s)
             case _:
                 self._network.apply(fault.target, fault.kind, 0.0)
         return True
@@ -102,7 +102,7 @@ class Injector:
             case Kind.FULL_DISK:
                 (self._dirs[fault.target] / "state" / "ballast").unlink()
             case Kind.CLOCK:
-                self._set_clock(fault.target, "0")
+                place.set_clock(self._dirs[fault.target], 0)
             case _:
                 self._network.heal(fault.target)
 
@@ -123,12 +123,6 @@ class Injector:
         except InjectorError:
             return False
         return True
-
-    def _set_clock(self, node: str, offset_s: str) -> None:
-        file = self._dirs[node] / "clock"
-        temporary = file.with_name("clock.tmp")
-        temporary.write_text(offset_s)
-        temporary.rename(file)
 
     def _tier(self, name: str) -> str:
         return name if name in {"control", "superhub"} else "storehub" if name in self._lab.stores else "device"

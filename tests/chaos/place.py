@@ -20,12 +20,13 @@ from lab.images import build_small_images
 from lab.provision import free_ports, furnish
 from lab.topology import STORES, Lab, port_names
 from tests.chaos.network import UPLINK, Machines, Proxies, add_namespace, inside, join
+from tests.chaos.script import Kind
 
 if TYPE_CHECKING:
     from tests.chaos.network import Network
 
 IMAGE_BYTES = 256 * 1024
-_CLOCKS = Path(__file__).resolve().parent / "clocks"
+CLOCKS = Path(__file__).resolve().parent / "clocks"
 _NAMESPACES = Path("/run/netns")
 _CLOUD, _SUPERHUB = "10.99.0.1", "10.99.255.1"
 _HUB_DISK, _DEVICE_DISK = "64m", "8m"
@@ -41,7 +42,7 @@ class ChaosLab(Lab):
     def launcher(self, name: str) -> tuple[str, ...]:
         """Give the process a clock that is wrong when its directory says so."""
         del name
-        return ("/usr/bin/env", f"PYTHONPATH={_CLOCKS}")
+        return ("/usr/bin/env", f"PYTHONPATH={CLOCKS}")
 
 
 class SiteLab(ChaosLab):
@@ -91,8 +92,14 @@ def obstacle() -> str:
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if os.geteuid() != 0 or missing:
         return "it needs root" + (f" and {', '.join(missing)}" if missing else "")
+    if not _faketime():
+        return "it needs libfaketime"
     tried = subprocess.run([*_UNSHARE, sys.executable, "-c", ""], check=False, capture_output=True, text=True)
     return tried.stderr.strip()
+
+
+def _faketime() -> bool:
+    return any(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
 
 def build_sites(directory: Path) -> tuple[Lab, Network]:
@@ -116,7 +123,7 @@ def build_sites(directory: Path) -> tuple[Lab, Network]:
         (node / "state").mkdir(parents=True)
         size = _DEVICE_DISK if name in lab.devices else _HUB_DISK
         inside("", "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(node / "state"))
-    furnish(lab, build_small_images(directory / "source", IMAGE_BYTES))
+    _fill(lab)
     return lab, Machines(ends)
 
 
@@ -124,8 +131,27 @@ def build_plain(directory: Path) -> tuple[Lab, Network]:
     """The lab on one machine, behind its proxies. Raises WavemeshError."""
     stores = dict(STORES)
     lab = ChaosLab(directory.resolve(), free_ports(port_names(stores)), stores)
-    furnish(lab, build_small_images(directory / "source", IMAGE_BYTES))
+    _fill(lab)
     return lab, Proxies(lab)
+
+
+def _fill(lab: Lab) -> None:
+    furnish(lab, build_small_images(lab.directory / "source", IMAGE_BYTES))
+    for node in node_dirs(lab).values():
+        set_clock(node, 0)
+
+
+def set_clock(node: Path, offset_s: int) -> None:
+    """How wrong a node's clock is from now on."""
+    temporary = node / "clock.tmp"
+    temporary.write_text(f"{offset_s:+}\n", encoding="utf-8")
+    temporary.rename(node / "clock")
+
+
+def kinds(lab: Lab) -> frozenset[Kind]:
+    """The kinds of faults that can be had here."""
+    wanting = {Kind.FULL_DISK: not isinstance(lab, SiteLab), Kind.CLOCK: not _faketime()}
+    return frozenset(kind for kind in Kind if not wanting.get(kind))
 
 
 def keep_states(lab: Lab) -> None:

@@ -104,8 +104,7 @@ class ChaosRun:
         sites = isinstance(lab, place.SiteLab)  # where there are sites, the lab's proxies have no part
         self._names = [name for name in processes.commands(lab) if not (sites and name == "wan")]
         self._injector = Injector(lab, network, self._names, say)
-        disks = tuple(name for name, node in place.node_dirs(lab).items() if (node / "state").is_mount())
-        fleet = Fleet("control", "superhub", tuple(lab.stores), lab.devices, network.links, disks)
+        fleet = Fleet("control", "superhub", tuple(lab.stores), lab.devices, network.links, place.kinds(lab))
         self._script = draw(fleet, random.Random(seed))
         self._waves: list[dict[str, str]] = []
         self._images = {OLD_RELEASE.version: _digest(image(lab, OLD_RELEASE))}

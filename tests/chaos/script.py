@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 
 class Kind(enum.Enum):
@@ -59,19 +59,19 @@ _BEHIND_S = (-7200, -5)
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Who can be struck; ``disks`` are the nodes whose disk can be filled."""
+    """Who can be struck, and the kinds of faults that can be had where it runs."""
 
     control: str
     superhub: str
     stores: tuple[str, ...]
     devices: tuple[str, ...]
     links: tuple[str, ...]
-    disks: tuple[str, ...]
+    kinds: frozenset[Kind] = frozenset(Kind)
 
     @property
-    def nodes(self) -> tuple[str, ...]:
-        """All of them."""
-        return (self.control, self.superhub, *self.stores, *self.devices)
+    def tiers(self) -> tuple[tuple[str, ...], ...]:
+        """The nodes of each tier."""
+        return ((self.control,), (self.superhub,), self.stores, self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Fault:
 
 def draw(fleet: Fleet, seeded: random.Random) -> Iterator[Fault]:
     """Faults without end. The generator is used up to the fault taken, and by nothing else."""
-    kinds = [kind for kind in Kind if kind is not Kind.FULL_DISK or fleet.disks]
+    kinds = [kind for kind in Kind if kind in fleet.kinds]
     numbers = itertools.count(1)
     while True:
         deck = [kind for kind in kinds for _ in range(_CARDS.get(kind, 1))]
@@ -102,7 +102,7 @@ def draw(fleet: Fleet, seeded: random.Random) -> Iterator[Fault]:
         for kind in deck:
             together = seeded.random() < _TOGETHER
             gap_s = 0.0 if together else min(_MOST_GAP_S, seeded.expovariate(1 / _MEAN_GAP_S))
-            target = killed.pop() if kind is Kind.KILL else seeded.choice(_targets(kind, fleet))
+            target = killed.pop() if kind is Kind.KILL else _target(kind, fleet, seeded)
             lasts_s = round(seeded.uniform(*_LASTS_S[kind]), 1)
             offset_s = seeded.randint(*seeded.choice((_AHEAD_S, _BEHIND_S))) if kind is Kind.CLOCK else 0
             yield Fault(next(numbers), gap_s, kind, target, lasts_s, offset_s)
@@ -116,9 +116,9 @@ def _killed(fleet: Fleet, seeded: random.Random) -> list[str]:
     return killed
 
 
-def _targets(kind: Kind, fleet: Fleet) -> Sequence[str]:
+def _target(kind: Kind, fleet: Fleet, seeded: random.Random) -> str:
+    """Each tier is as likely as another; but for power, which hubs lose by being killed."""
     if kind in LINK_KINDS:
-        return fleet.links
-    if kind is Kind.POWER:
-        return fleet.devices
-    return fleet.disks if kind is Kind.FULL_DISK else fleet.nodes
+        return seeded.choice(fleet.links)
+    tier = fleet.devices if kind is Kind.POWER else seeded.choice(fleet.tiers)
+    return seeded.choice(tier)

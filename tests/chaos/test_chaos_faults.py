@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import runpy
 import socket
 import subprocess
+import sys
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +18,6 @@ import pytest
 from tests.chaos import place
 from tests.chaos.network import Machines, add_namespace, flaps_down, verb_at
 from tests.chaos.script import LINK_KINDS, Kind
-from wavemesh.runtime.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,10 +117,20 @@ def test_the_rhythm_of_a_proxy() -> None:
     }
 
 
-def test_a_clock_is_as_wrong_as_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SystemClock, "now", SystemClock.now)
-    file = tmp_path / "clock"
-    runpy.run_path(str(Path(__file__).parent / "clocks" / "sitecustomize.py"))["mislead"](file)
-    assert abs((SystemClock().now() - datetime.now(UTC)).total_seconds()) < 60
-    file.write_text("-7200")
-    assert -7260 < (SystemClock().now() - datetime.now(UTC)).total_seconds() < -7140
+def test_a_node_reads_the_clock_that_its_file_says(tmp_path: Path) -> None:
+    """Changed while it runs; the monotonic clock goes on."""
+    program = "import time\nwhile True:\n    input()\n    print(time.time(), time.monotonic(), flush=True)\n"
+    (tmp_path / "device.py").write_text(program)
+    place.set_clock(tmp_path, 0)
+    command = ["/usr/bin/env", f"PYTHONPATH={place.CLOCKS}", sys.executable, "-m", "device", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=PIPE, stdout=PIPE, text=True) as node:
+        assert node.stdin is not None
+        assert node.stdout is not None
+        for offset_s in (0, -7200, 9):
+            place.set_clock(tmp_path, offset_s)
+            node.stdin.write("\n")
+            node.stdin.flush()
+            wall_s, monotonic_s = map(float, node.stdout.readline().split())
+            assert abs(wall_s - offset_s - time.time()) < 4
+            assert abs(monotonic_s - time.monotonic()) < 4
+        node.kill()

@@ -7,7 +7,7 @@ from itertools import islice
 
 from tests.chaos.script import Fault, Fleet, Kind, draw
 
-FLEET = Fleet("control", "superhub", ("s-1", "s-2"), ("d-1", "d-2", "d-3"), ("uplink", "wan/s-1"), ("control", "d-1"))
+FLEET = Fleet("control", "superhub", ("s-1", "s-2"), ("d-1", "d-2", "d-3"), ("uplink", "wan/s-1"))
 DECK = 26
 TRIAL_S = 45.0
 
@@ -36,6 +36,11 @@ def test_a_third_of_all_is_a_kill_and_another_a_cut() -> None:
     assert kinds.count(Kind.KILL) == kinds.count(Kind.CUT) == 90
 
 
+def test_each_disk_is_filled() -> None:
+    filled = {fault.target for fault in faults(4, 50 * DECK) if fault.kind is Kind.FULL_DISK}
+    assert filled == {"control", "superhub", *FLEET.stores, *FLEET.devices}
+
+
 def test_no_fault_outlasts_a_trial_and_some_come_together() -> None:
     drawn = faults(5, 500)
     assert max(fault.lasts_s for fault in drawn) < TRIAL_S
@@ -44,11 +49,9 @@ def test_no_fault_outlasts_a_trial_and_some_come_together() -> None:
 
 def test_only_what_can_be_struck_is_struck() -> None:
     for fault in faults(9, 500):
-        if fault.kind is Kind.FULL_DISK:
-            assert fault.target in FLEET.disks
         if fault.kind is Kind.POWER:
             assert fault.target in FLEET.devices
         if fault.kind is Kind.CUT:
             assert fault.target in FLEET.links
-    without = Fleet("control", "superhub", ("s-1",), ("d-1",), ("uplink",), ())
+    without = Fleet("control", "superhub", ("s-1",), ("d-1",), ("uplink",), frozenset(Kind) - {Kind.FULL_DISK})
     assert not any(fault.kind is Kind.FULL_DISK for fault in faults(9, 500, without))
