@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -103,10 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line, as root in namespaces of its own."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse(arguments)
-    if options.network == "sites" and not options.inside:
-        command = place.enter(arguments)
-        os.execvp(command[0], command)  # noqa: S606  # no shell is wanted
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if options.network == "sites" and not options.inside:
+        return place.enter(arguments)
     try:
         return run(options)
     except (WavemeshError, subprocess.SubprocessError) as exc:

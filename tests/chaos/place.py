@@ -82,9 +82,15 @@ def node_dirs(lab: Lab) -> dict[str, Path]:
     return found | {device: lab.device_dir(device) for device in lab.devices}
 
 
-def enter(arguments: list[str]) -> list[str]:
-    """The command that runs us again in namespaces of our own, which end with us."""
-    return [*_UNSHARE, sys.executable, "-m", "tests.chaos", "--inside", *arguments]
+def enter(arguments: list[str]) -> int:
+    """Run us again in namespaces that end with us; the exit code."""
+    with subprocess.Popen([*_UNSHARE, sys.executable, "-m", "tests.chaos", "--inside", *arguments]) as inner:
+        try:
+            return inner.wait()
+        except SystemExit:
+            # It ignores SIGTERM, and what is inside dies with it.
+            inner.kill()
+            raise
 
 
 def obstacle() -> str:
