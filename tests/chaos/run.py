@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tests.chaos.checker import Verdict
     from tests.chaos.network import Network
 
+BRING_UP_S = 180.0  # a machine may be busy with other things
 STORM_S = 30.0
 CONVERGE_S = 150.0
 EVENTS_SHOWN = 30
@@ -144,12 +145,13 @@ class ChaosRun:
 
     def _bring_up(self) -> None:
         """Everything runs and control hears every device."""
+        self._expect()
         processes.start(self._lab, [name for name in self._names if name not in self._lab.devices])
         operations.wait_ready(self._lab, ["control"])
         operations.register(self._lab)
         save_contexts(self._lab.contexts_path, operations.contexts(self._lab))
         processes.start(self._lab, self._lab.devices)
-        operations.wait_connected(self._lab)
+        operations.wait_connected(self._lab, BRING_UP_S)
         self._say(f"     {len(self._names)} processes, {len(self._lab.devices)} devices connected")
 
     def _start_wave(self) -> str:
