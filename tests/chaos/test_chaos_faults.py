@@ -53,6 +53,7 @@ def connection(namespace: str) -> tuple[socket.socket, socket.socket]:
     thread.start()
     thread.join()
     near, far = made
+    near.settimeout(10.0)
     far.settimeout(SILENCE_S)
     return near, far
 
