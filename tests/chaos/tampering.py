@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lab.evidence import boot_environment, database
 from tests.chaos import checker
@@ -49,9 +49,14 @@ def _falsifications(directory: Path) -> list[tuple[str, Callable[[Path], None], 
     def change_outcome(file: Path) -> None:
         _execute(file, "UPDATE outcomes SET attempt = attempt + 1 WHERE wave_id = ? AND device = ?", wave, path)
 
-    def count_elsewhere(file: Path) -> None:
+    def count_twice(file: Path) -> None:
         sql = "INSERT INTO outcomes SELECT wave_id, ?, envelope, signed_by, received_at FROM outcomes LIMIT 1"
         _execute(file, sql, path)
+
+    def count_elsewhere(file: Path) -> None:
+        sql = "SELECT envelope FROM outcomes WHERE wave_id = ? AND device = ?"
+        ((envelope,),) = _execute(database(directory / "stores" / stores[0]), sql, wave, path)
+        _execute(file, "INSERT INTO outcomes VALUES (?, ?, ?, '', 0)", wave, path, envelope)
 
     def spoil_image(file: Path) -> None:
         content = bytearray(file.read_bytes())
@@ -79,6 +84,7 @@ def _falsifications(directory: Path) -> list[tuple[str, Callable[[Path], None], 
     return [
         ("lost", forget_outcome, control),
         ("lost", change_outcome, control),
+        ("duplicated", count_twice, other_hub),
         ("duplicated", count_elsewhere, other_hub),
         ("bricked", spoil_image, run.device(first) / "slots" / f"{slot}.img"),
         ("bricked", cut_short, run.device(first) / "slots" / "bootenv.json"),
@@ -105,10 +111,10 @@ def _database(node: Path) -> Path:
     return path
 
 
-def _execute(path: Path, sql: str, *parameters: str) -> None:
+def _execute(path: Path, sql: str, *parameters: str | bytes) -> list[tuple[Any, ...]]:
     connection = sqlite3.connect(path)
     try:
         with connection:
-            connection.execute(sql, parameters)
+            return connection.execute(sql, parameters).fetchall()
     finally:
         connection.close()
