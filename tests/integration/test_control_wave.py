@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -33,10 +34,11 @@ from tests.unit.control.control_kit import (
     signed_intent,
 )
 from wavemesh.codec.statements import decode, encode
+from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_channel
 from wavemesh.session.faults import AskFailedError
 from wavemesh.session.frames import Report
-from wavemesh.trust.envelope import sign_as_node, verify_role
+from wavemesh.trust.envelope import EarlySignatureError, sign_as_node, verify_role
 from wavemesh.trust.metadata import load_trusted
 from wavemesh.trust.statements import (
     Envelope,
@@ -48,6 +50,7 @@ from wavemesh.trust.statements import (
     IntentKind,
     IntentReport,
     OutcomeKind,
+    OutcomeReport,
     Permit,
     SnapshotReport,
     TrustMetadata,
@@ -471,6 +474,37 @@ async def test_reports_below_the_cursor_are_passed_over(world: World) -> None:
         assert len(await audited(stub, "report.refused")) == 4
         await reports.apply(MIDWEST, "two", 1, gossip)
         assert [await reports.cursor(MIDWEST, name) for name in ("one", "two")] == [4, 3]
+
+
+class ClockBehind(SystemClock):
+    """A month behind."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) - timedelta(days=30)
+
+
+async def test_a_clock_that_is_behind_throws_no_outcome_away(world: World) -> None:
+    """M3: by it the device's certificate is not valid yet; the report is neither applied nor acknowledged."""
+    async with world.serving() as served:
+        core = served.control.core
+        reports = Reports(
+            database=core.database,
+            waves=core.waves,
+            intents=core.intents,
+            revocations=core.revocations,
+            fleet=core.fleet,
+            enrolments=core.enrolments,
+            authorities=world.credentials(CONTROL.path).authorities,
+            clock=ClockBehind(),
+            tracing=core.tracing,
+        )
+        for kind in ("outcome", "snapshot"):
+            envelope = outcome(world, DEVICES[0], OutcomeKind.UPDATED)
+            statement = SnapshotReport(STORES[0], "one", (envelope,), last=True)
+            body = encode(OutcomeReport((envelope,)) if kind == "outcome" else statement)
+            with pytest.raises(EarlySignatureError):
+                await reports.apply(MIDWEST, "one", 1, [Report(kind, body)])
+        assert await reports.cursor(MIDWEST, "one") == 0
 
 
 async def test_effect_and_cursor_are_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
