@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MYPY_TARGETS := wavemesh control superhub storehub device edgectl lab bench tools tests
 
-.PHONY: help setup lint format test demo bench kills crashpoints recordings proto baseline reference lock clean
+.PHONY: help setup lint format test demo bench kills chaos crashpoints recordings proto baseline reference lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -51,6 +51,9 @@ bench: $(STAMP)  ## the short set, beside floors and peers, as JSON: 300 session
 
 kills: $(STAMP)  ## kill -9 of each tier at ten moments of the demo's wave; ARGS="--moments 1"
 	$(BIN)/python -m tests.kills $(ARGS)
+
+chaos: $(STAMP)  ## real processes, disks, clocks and links broken for ten minutes of waves; ARGS="--minutes 1 --seed 7"
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 crashpoints: $(STAMP)  ## the power cut around every durable step of a device, and again in each recovery; ARGS="--sample 0"
 	$(BIN)/python -m tests.crashpoints $(ARGS)

@@ -26,7 +26,7 @@ from wavemesh.identity.certificates import load_certificate
 from wavemesh.identity.nodes import NodeId, Role, is_within
 from wavemesh.policy.gates import parse_gate
 from wavemesh.trust.enrolments import CertificateReport
-from wavemesh.trust.envelope import verify_node
+from wavemesh.trust.envelope import EarlySignatureError, verify_node
 from wavemesh.trust.statements import (
     DeviceOutcome,
     EventReport,
@@ -171,6 +171,8 @@ class Reports:
                     found = [_checked(child, decode(CertificateReport, report.body))]
                 case _:
                     found = [Dropped(f"report of unknown kind {report.kind[:_MAX_KIND_CHARACTERS]!r}")]
+        except EarlySignatureError:
+            raise  # our clock is behind: what ends the session is told again
         except PeerError as error:
             return [Dropped(f"report {report.kind!r}: {error}")]
         return found
@@ -185,6 +187,8 @@ class Reports:
             signer, outcome = verify_node(envelope, DeviceOutcome, self._authorities, now)
             _check_below(child, outcome.device, "outcome of")
             _check_outcome(signer, outcome)
+        except EarlySignatureError:
+            raise
         except PeerError as error:
             return Dropped(f"outcome: {error}")
         return VerifiedOutcome(outcome, signer, envelope)

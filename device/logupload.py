@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import PeerError
+from wavemesh.runtime.durable import DiskFullError
 from wavemesh.telemetry.uploads import LogLine, LogUpload, LogUploadAnswer
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ async def _upload_once(equipment: Equipment, upstream: Upstream) -> bool:
         return False
     if answer.through <= equipment.store.document.logs_uploaded:
         return False
-    equipment.store.note_logs_uploaded(min(answer.through, run[-1].number))
+    try:
+        equipment.store.note_logs_uploaded(min(answer.through, run[-1].number))
+    except DiskFullError:
+        return False
     return len(lines) == MAX_LINES or len(run) < len(lines)
 
 

@@ -168,16 +168,19 @@ class StateFile:
             self._recovered = True
             self._document = Document(self._new_incarnation, burns_unknown_before=now, clock_floor=now)
 
-    def commit(self, document: Document, *, copies: int = 1) -> None:
+    def commit(self, document: Document, *, copies: int = 1, may_cost_reserve: bool = True) -> None:
         """Make it durable; with two copies the previous file holds the same. Raises StateError, DiskFaultError.
 
-        A full disk costs the reserve first: there is always room to record one rollback and its evidence.
+        A full disk costs the reserve first: there is always room to record one rollback and its evidence. What can be
+        done without may not cost it, and raises DiskFullError.
         """
         for _ in range(copies):
             document = replace(document, serial=self._document.serial + 1)
             try:
                 self._replace(document)
             except DiskFullError:
+                if not may_cost_reserve:
+                    raise
                 self._disk.remove(self._reserve)
                 self._replace(document)
             self._document = document

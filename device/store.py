@@ -238,8 +238,8 @@ class DeviceStore:
         self._commit(replace(self.document, probed_slots=(*self.document.probed_slots, slot)))
 
     def note_logs_uploaded(self, through: int) -> None:
-        """Remember which log lines the hub has."""
-        self._commit(replace(self.document, logs_uploaded=through))
+        """Remember which log lines the hub has; on a full disk DiskFullError, and they are told again."""
+        self._commit(replace(self.document, logs_uploaded=through), may_cost_reserve=False)
 
     def next_ping(self) -> int:
         """A number that no ping of this device had before; reserved durably in blocks."""
@@ -250,14 +250,14 @@ class DeviceStore:
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
-    def _commit(self, document: Document, copies: int = 1) -> None:
+    def _commit(self, document: Document, copies: int = 1, *, may_cost_reserve: bool = True) -> None:
         if len(document.reports) > MAX_REPORTS:
             document = self._restarted(document)
         elif self._is_connected and document.next_number > self.document.next_number:
             # It is sent in a moment. Only a log that the hub welcomed in this run may say so: one restored from an
             # older state that marks what it appended offline would hide that other reports had these numbers.
             document = replace(document, sent_through=document.next_number - 1)
-        self._file.commit(document, copies=copies)
+        self._file.commit(document, copies=copies, may_cost_reserve=may_cost_reserve)
 
     def _traced(
         self, document: Document, progress: Progress, outcome: Outcome | None, boot_id: str, facts: Facts

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 KINDS = ("", "pending", "refused", "updated", "rolled_back", "failed", "silent", "unknown", "inconclusive")
 # From the first durable step towards the reboot until the agent knows how it ended.
 SWAP_STATES = frozenset({"ARMED", "TRIAL", "COMMITTING", "ROLLING_BACK", "AWAITING_SIGNOFF"})
+_DATABASES = {".sqlite", ".sqlite3", ".db"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -150,9 +151,9 @@ def wave_state(control: Path, wave: str) -> str:
     return next((str(row[0]).lower() for row in _query(control, "SELECT state FROM waves WHERE wave_id = ?", wave)), "")
 
 
-def hub_ledger(store: Path, wave: str) -> list[Outcome]:
-    """A store hub's outcomes of a wave, from its database: the signed statements themselves."""
-    rows = _query(store, "SELECT device, envelope FROM outcomes WHERE wave_id = ?", wave)
+def hub_ledger(hub: Path, wave: str) -> list[Outcome]:
+    """A store hub's or super hub's outcomes of a wave, from its database: the signed statements themselves."""
+    rows = _query(hub, "SELECT device, envelope FROM outcomes WHERE wave_id = ?", wave)
     return [signed_outcome(row[1]) for row in rows]
 
 
@@ -222,19 +223,25 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         shift += 7
 
 
+def database(node: Path) -> Path:
+    """A node's database; raises EvidenceError where there is none."""
+    for path in sorted((node / "state").iterdir()) if (node / "state").exists() else ():
+        if path.suffix in _DATABASES:
+            return path
+    raise EvidenceError(f"{node}/state: no database")
+
+
 def _query(node: Path, sql: str, *parameters: str) -> list[tuple[Any, ...]]:
     """Read a node's database without writing to it; a missing or broken one is an EvidenceError."""
-    paths = [path for path in sorted((node / "state").glob("*.sqlite*")) if not path.name.endswith(("-wal", "-shm"))]
-    if not paths:
-        raise EvidenceError(f"{node}/state: no database")
+    path = database(node)
     try:
-        connection = sqlite3.connect(f"file:{paths[0]}?mode=ro", uri=True, timeout=10)
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
         try:
             return connection.execute(sql, parameters).fetchall()
         finally:
             connection.close()
     except sqlite3.Error as exc:
-        raise EvidenceError(f"{paths[0]}: {exc}") from exc
+        raise EvidenceError(f"{path}: {exc}") from exc
 
 
 def _text(value: int | bytes | None) -> str:

@@ -91,7 +91,7 @@ def start(lab: Lab, names: Sequence[str]) -> None:
             continue
         with (lab.run_dir / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *known[name]],
+                [*lab.launcher(name), sys.executable, "-m", *known[name]],
                 cwd=_ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -114,7 +114,7 @@ def stop_all(lab: Lab) -> list[str]:
 def stop(lab: Lab, names: Sequence[str]) -> None:
     """Ask processes to end (SIGTERM) and kill those that have not after STOP_GRACE_S."""
     for name in names:
-        _signal(find(lab, name), signal.SIGTERM)
+        send(find(lab, name), signal.SIGTERM)
     try:
         wait_until(lambda: not any(find(lab, name).running for name in names), STOP_GRACE_S, "processes to end")
     except ProcessError:
@@ -124,7 +124,7 @@ def stop(lab: Lab, names: Sequence[str]) -> None:
 def kill(lab: Lab, names: Sequence[str]) -> None:
     """Kill processes and what they started, at once (SIGKILL)."""
     for name in names:
-        _signal(find(lab, name), signal.SIGKILL)
+        send(find(lab, name), signal.SIGKILL)
     wait_until(lambda: not any(find(lab, name).running for name in names), STOP_GRACE_S, "processes to be gone")
 
 
@@ -145,7 +145,8 @@ def log_tail(log: Path, lines: int = 5) -> str:
         return ""
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
+def send(process: Process, number: signal.Signals) -> None:
+    """Send a signal to a process and what it started, if it runs."""
     if process.pid is None:
         return
     try:

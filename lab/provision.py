@@ -58,7 +58,11 @@ def provision(directory: Path, pair: ImagePair, backends: Mapping[str, str] | No
     ``backends`` says what other devices than simulated ones boot by, by device.
     """
     stores = dict(topology.STORES)
-    lab = Lab(directory.resolve(), free_ports(port_names(stores)), stores)
+    return furnish(Lab(directory.resolve(), free_ports(port_names(stores)), stores), pair, backends)
+
+
+def furnish(lab: Lab, pair: ImagePair, backends: Mapping[str, str] | None = None) -> Lab:
+    """Make everything of a lab whose stores, ports and addresses are chosen; see ``provision``."""
     lab.directory.mkdir(parents=True, exist_ok=True)
     with_rauc = Backend.RAUC.value in (backends or {}).values()
     if with_rauc:
@@ -144,6 +148,7 @@ def _make_identities(lab: Lab, now: datetime) -> None:
     for store, devices in lab.stores.items():
         nodes[lab.store_dir(store) / "identity"] = topology.store_id(store)
         nodes |= {lab.device_dir(name) / "identity": topology.device_id(store, name) for name in devices}
+    addresses = [ipaddress.ip_address(host) for host in sorted({lab.host(name) for name in lab.ports})]
     for directory, node in nodes.items():
         write_node(
             directory,
@@ -151,7 +156,7 @@ def _make_identities(lab: Lab, now: datetime) -> None:
             node,
             not_before=since,
             not_after=now + _IDENTITY_LIFETIME,
-            ip_addresses=[ipaddress.ip_address(topology.LOCALHOST)],
+            ip_addresses=addresses,
             binding=_binding(node, now),
         )
 

@@ -66,9 +66,19 @@ class Lab:
         """The store a device stands in; KeyError for none of the lab's."""
         return next(store for store, devices in self.stores.items() if device in devices)
 
+    def host(self, name: str) -> str:
+        """The IP address of that server's machine; the lab is one machine."""
+        del name
+        return LOCALHOST
+
     def address(self, name: str) -> str:
         """Where a server listens: "control", "superhub", a store, "wan/NAME" or "origin"."""
-        return f"{LOCALHOST}:{self.ports[name]}"
+        return f"{self.host(name)}:{self.ports[name]}"
+
+    def launcher(self, name: str) -> tuple[str, ...]:
+        """What a process's command is put behind; nothing, where all are on one machine."""
+        del name
+        return ()
 
     @property
     def control_dir(self) -> Path:

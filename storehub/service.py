@@ -28,7 +28,7 @@ from wavemesh.errors import BusyError, ForbiddenError, GateError, PeerError
 from wavemesh.identity.nodes import is_for
 from wavemesh.policy.gates import Gate
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
-from wavemesh.trust.envelope import verify_node
+from wavemesh.trust.envelope import EarlySignatureError, verify_node
 from wavemesh.trust.statements import (
     INTENT_REFUSED,
     REHEARSED,
@@ -172,6 +172,8 @@ class DeviceRegistry:
             for report in reports:
                 try:
                     await self._apply(tx, child, report)
+                except EarlySignatureError:
+                    raise  # our clock is behind: what ends the session is told again
                 except (GateError, MalformedStatementError) as error:
                     gate = error.gate if isinstance(error, GateError) else ""
                     await hub.report_event(tx, "report-refused", gate=gate, subject=child.path, detail=str(error))

@@ -19,7 +19,7 @@ from wavemesh.errors import PeerError
 from wavemesh.identity.nodes import Role, is_within
 from wavemesh.outcomes import rank_of
 from wavemesh.session.frames import MAX_REPORT_BYTES, Report
-from wavemesh.trust.envelope import SignatureGateError, verify_node
+from wavemesh.trust.envelope import EarlySignatureError, SignatureGateError, verify_node
 from wavemesh.trust.statements import (
     DeviceOutcome,
     Envelope,
@@ -165,6 +165,8 @@ class Intake:
                     return ToldOnce(event.event_id, report)
                 case _:
                     return Refused(f"reports of kind {report.kind[:100]!r} are not known here")
+        except EarlySignatureError:
+            raise  # our clock is behind: what ends the session is told again
         except PeerError as error:
             return Refused(f"{report.kind}: {error}")
 
@@ -185,6 +187,8 @@ class Intake:
         for envelope in envelopes:
             try:
                 heard.append(self._hear(child, envelope, now))
+            except EarlySignatureError:
+                raise
             except PeerError as error:
                 refused.append(f"outcome: {error}")
         return Outcomes(tuple(heard), tuple(refused))

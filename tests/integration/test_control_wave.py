@@ -12,13 +12,11 @@ import grpc
 import pytest
 
 from control.database import DatabaseError
-from control.reports import Reports
 from control.waves import Waves
 from tests.session_kit import until
 from tests.unit.control.control_kit import (
     CONTROL,
     DEVICES,
-    MIDWEST,
     POLICY,
     SEGMENT,
     STORES,
@@ -35,7 +33,6 @@ from tests.unit.control.control_kit import (
 from wavemesh.codec.statements import decode, encode
 from wavemesh.runtime.grpc import make_channel
 from wavemesh.session.faults import AskFailedError
-from wavemesh.session.frames import Report
 from wavemesh.trust.envelope import sign_as_node, verify_role
 from wavemesh.trust.metadata import load_trusted
 from wavemesh.trust.statements import (
@@ -447,30 +444,6 @@ async def test_only_super_hubs_have_sessions(world: World) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await SessionServiceStub(channel).Connect().read()
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
-
-
-async def test_reports_below_the_cursor_are_passed_over(world: World) -> None:
-    """M3: a batch that overlaps what was applied adds only what is new; the cursor is that of the incarnation."""
-    async with world.serving() as served, served.calling() as stub:
-        core = served.control.core
-        reports = Reports(
-            database=core.database,
-            waves=core.waves,
-            intents=core.intents,
-            revocations=core.revocations,
-            fleet=core.fleet,
-            enrolments=core.enrolments,
-            authorities=world.credentials(CONTROL.path).authorities,
-            clock=core.clock,
-            tracing=core.tracing,
-        )
-        gossip = [Report("gossip", b"")] * 3
-        await reports.apply(MIDWEST, "one", 1, gossip)
-        await reports.apply(MIDWEST, "one", 2, gossip)
-        assert [await reports.cursor(MIDWEST, name) for name in ("one", "two")] == [4, 0]
-        assert len(await audited(stub, "report.refused")) == 4
-        await reports.apply(MIDWEST, "two", 1, gossip)
-        assert [await reports.cursor(MIDWEST, name) for name in ("one", "two")] == [4, 3]
 
 
 async def test_effect_and_cursor_are_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

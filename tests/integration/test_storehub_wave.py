@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from tests.storehub_kit import (
     till,
     wan,
 )
+from wavemesh.runtime.clock import SystemClock
 from wavemesh.session.frames import ResourceKey
 from wavemesh.trust.envelope import verify_node, verify_role
 from wavemesh.trust.statements import Lease, OutcomeKind, Permit, UpdateState, WaveState
@@ -186,6 +188,28 @@ async def test_an_order_may_come_before_the_trust_that_proves_it(control: Contro
         assert not app.hub.belief.orders
         super_hub.want(control.tuf())
         await eventually(lambda: WAVE in app.hub.belief.orders and app.hub.belief.holds is not None)
+
+
+async def test_a_hub_whose_clock_is_behind_throws_no_outcome_away(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M3: by its clock the device's certificate is not valid yet; it judges again when its clock is right."""
+    super_hub, behind = SuperHub(control), [timedelta()]
+    monkeypatch.setattr(SystemClock, "now", lambda _: datetime.now(UTC) - behind[0])
+    async with (
+        wan(super_hub) as parent,
+        running(lay_out(tmp_path / "hub", control, parent)) as app,
+        AsyncExitStack() as s,
+    ):
+        [till] = await tills(s, control, app, "pos-12")
+        await begin(super_hub, "pos-12")
+        behind[0] = timedelta(days=30)
+        till.report(till.outcome(OutcomeKind.UPDATED))
+        await eventually(lambda: till.node.path not in app.hub.present)
+        assert not super_hub.outcomes()
+        behind[0] = timedelta()
+        await eventually(super_hub.outcomes)
+        assert not super_hub.reported("report-refused")
 
 
 async def test_a_device_cannot_speak_for_another(control: Control, tmp_path: Path) -> None:

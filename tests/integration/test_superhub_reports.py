@@ -6,11 +6,12 @@ import asyncio
 import shutil
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from superhub.intake import Intake
 from tests.conftest import FLEET
 from tests.session_kit import MemoryLog, MemorySink, resource, until
 from tests.storehub_kit import eventually
@@ -18,9 +19,10 @@ from tests.superhub_kit import REGION, Region, python, store_id
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import LinkDownError
 from wavemesh.identity.nodes import NodeId
+from wavemesh.runtime.clock import SystemClock
 from wavemesh.session.faults import AskFailedError
 from wavemesh.session.frames import Report, ResourceKey
-from wavemesh.trust.envelope import sign_as_node, sign_statement
+from wavemesh.trust.envelope import EarlySignatureError, sign_as_node, sign_statement
 from wavemesh.trust.statements import (
     DeviceOutcome,
     DeviceStatus,
@@ -205,6 +207,34 @@ async def test_a_restored_super_hub_is_fenced_and_sends_what_it_holds(region: Re
     own = [snapshot for snapshot in region.snapshots() if snapshot.node == REGION.path]
     assert len({snapshot.incarnation for snapshot in own}) == 2
     assert all(snapshot.last for snapshot in own)
+
+
+async def test_a_super_hub_whose_clock_is_behind_throws_no_outcome_away(
+    region: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M3: by its clock the device's certificate is not valid yet; it judges again when its clock is right."""
+    behind, judged, apply = [timedelta()], asyncio.Event(), Intake.apply
+    monkeypatch.setattr(SystemClock, "now", lambda _: datetime.now(UTC) - behind[0])
+
+    async def watched(self: Intake, *reports: Any) -> None:
+        try:
+            await apply(self, *reports)
+        except EarlySignatureError:
+            judged.set()
+            raise
+
+    monkeypatch.setattr(Intake, "apply", watched)
+    log = MemoryLog()
+    async with region.running_control():
+        region.write_hub()
+        async with region.running_hub() as hub, region.running_store(STORE, hub.port, log, MemorySink()) as link:
+            await until(lambda: link.is_connected, region.control)
+            behind[0] = timedelta(days=30)
+            append(log, "outcome", OutcomeReport((outcome(region, "pos-01"),)))
+            await asyncio.wait_for(judged.wait(), 10)
+            behind[0] = timedelta()
+            await heard(region, "pos-01", 1)
+    assert not region.events()
 
 
 async def test_intents_and_events_go_up_once_and_lies_are_told(region: Region) -> None:

@@ -51,6 +51,10 @@ class BadCertificateError(PeerError):
     reason = "BAD_CERTIFICATE"
 
 
+class EarlyCertificateError(BadCertificateError):
+    """A certificate that will prove what it should: it is our clock that is behind, or its issuer's ahead."""
+
+
 def fleet_uri(fleet: str) -> str:
     """The URI SAN of a fleet's CA: its SPIFFE trust domain."""
     return f"spiffe://{fleet}"
@@ -117,7 +121,7 @@ def node_id_of(certificate: x509.Certificate) -> NodeId:
 
 
 def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Certificate], now: datetime) -> Proof:
-    """What the leaf proves at ``now``; raises BadCertificateError or BadNodeIdError."""
+    """What the leaf proves at ``now``; raises BadCertificateError (EarlyCertificateError) or BadNodeIdError."""
     node_id = node_id_of(leaf)
     lifetime = leaf.not_valid_after_utc - leaf.not_valid_before_utc
     if lifetime > LONGEST_LEAF_LIFETIME:
@@ -128,17 +132,12 @@ def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Ce
     if not roots:
         msg = "no root among the CA certificates: nothing can be verified"
         raise BadCertificateError(msg)
-    verifier = (
-        verification.PolicyBuilder()
-        .store(verification.Store(roots))
-        .time(now)
-        .max_chain_depth(_MAX_CHAIN_DEPTH)
-        .build_client_verifier()
-    )
     try:
-        chain = verifier.verify(leaf, intermediates).chain
+        chain = _chain(leaf, roots, intermediates, now)
     except verification.VerificationError as error:
         msg = f"certificate of {node_id.uri} is not valid at {now.isoformat()}: {validity_problem(leaf, now) or error}"
+        if _is_early(leaf, roots, intermediates, now):
+            raise EarlyCertificateError(msg) from error
         raise BadCertificateError(msg) from error
     authorities: list[tuple[Scope, datetime]] = []
     for authority in chain[1:]:
@@ -151,6 +150,36 @@ def verify_certificate(leaf: x509.Certificate, ca_certificates: Sequence[x509.Ce
     expires_at = min(one.not_valid_after_utc for one in chain)
     starts_at = max(one.not_valid_before_utc for one in chain)
     return Proof(node_id, leaf.not_valid_before_utc, expires_at, tuple(authorities), starts_at)
+
+
+def _chain(
+    leaf: x509.Certificate,
+    roots: Sequence[x509.Certificate],
+    intermediates: Sequence[x509.Certificate],
+    now: datetime,
+) -> list[x509.Certificate]:
+    """The leaf's chain to a root, all valid at ``now``; raises VerificationError."""
+    verifier = (
+        verification.PolicyBuilder()
+        .store(verification.Store(list(roots)))
+        .time(now)
+        .max_chain_depth(_MAX_CHAIN_DEPTH)
+        .build_client_verifier()
+    )
+    return verifier.verify(leaf, list(intermediates)).chain
+
+
+def _is_early(
+    leaf: x509.Certificate,
+    roots: Sequence[x509.Certificate],
+    intermediates: Sequence[x509.Certificate],
+    now: datetime,
+) -> bool:
+    """Whether nothing but time is wanting: anybody can write a date that is to come."""
+    try:
+        return now < leaf.not_valid_before_utc and bool(_chain(leaf, roots, intermediates, leaf.not_valid_before_utc))
+    except verification.VerificationError:
+        return False
 
 
 @lru_cache(maxsize=4 * MAX_CA_CERTIFICATES)

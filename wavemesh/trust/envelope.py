@@ -24,6 +24,7 @@ from securesystemslib.signer import Signature as RoleSignature
 
 from wavemesh.codec.statements import MAX_STATEMENT_BYTES, MalformedStatementError, decode, encode
 from wavemesh.errors import GateError, PeerError
+from wavemesh.identity.certificates import EarlyCertificateError
 from wavemesh.identity.nodes import Role, is_within
 from wavemesh.policy.gates import Gate
 from wavemesh.trust.enrolments import RenewalRequest
@@ -83,6 +84,10 @@ class SignatureGateError(GateError):
         super().__init__(Gate.SIGNATURE.value, message, **details)
 
 
+class EarlySignatureError(SignatureGateError):
+    """Signed with a certificate that is not valid yet by our clock: not to be believed now, nor to be thrown away."""
+
+
 def pae(payload_type: str, payload: bytes) -> bytes:
     """DSSE's pre-authentication encoding: the bytes that are signed."""
     kind = payload_type.encode()
@@ -117,7 +122,10 @@ def verify_node(
     now: datetime,
     expect: Role | str | None = None,
 ) -> tuple[NodeId, S]:
-    """Who signed, and what; ``expect`` narrows the signers to a role or to one node path. Raises SignatureGateError."""
+    """Who signed, and what; ``expect`` narrows the signers to a role or to one node path.
+
+    Raises SignatureGateError, EarlySignatureError where nothing but time is wanting.
+    """
     _check_type(envelope, cls.payload_type)
     if len(envelope.signatures) != 1:
         raise _refusal(envelope, f"has {len(envelope.signatures)} signatures; a node's statement has one")
@@ -125,7 +133,8 @@ def verify_node(
     try:
         node_id, certificate = authorities.verify_der(signature.certificate, now, signature.intermediates)
     except PeerError as error:
-        raise _refusal(envelope, f"signed by {signature.keyid!r}: {error}") from error
+        kind = EarlySignatureError if isinstance(error, EarlyCertificateError) else SignatureGateError
+        raise _refusal(envelope, f"signed by {signature.keyid!r}: {error}", kind) from error
     if node_id.uri != signature.keyid:
         raise _refusal(envelope, f"names {signature.keyid!r} and carries the certificate of {node_id.uri}")
     _check_signer(envelope, cls, node_id, expect)
@@ -217,7 +226,7 @@ def _decode(envelope: Envelope, cls: type[S]) -> S:
         raise _refusal(envelope, f"is signed well, but malformed: {error}") from error
 
 
-def _refusal(envelope: Envelope, why: str) -> SignatureGateError:
+def _refusal(envelope: Envelope, why: str, error: type[SignatureGateError] = SignatureGateError) -> SignatureGateError:
     signers = ",".join(signature.keyid[:200] for signature in envelope.signatures[:MAX_SIGNATURES])
     kind = envelope.payload_type[:200]
-    return SignatureGateError(f"statement {kind!r} {why}", payload_type=kind, signers=signers)
+    return error(f"statement {kind!r} {why}", payload_type=kind, signers=signers)

@@ -6,12 +6,16 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from device.logs import DeviceLog, parse_since, read_lines
-from device.logupload import MAX_TEXT_BYTES, bounded_run
+from device.logupload import MAX_TEXT_BYTES, _upload_once, bounded_run
+from wavemesh.codec.statements import encode
+from wavemesh.runtime.durable import DiskFullError
+from wavemesh.telemetry.uploads import LogUploadAnswer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,3 +105,24 @@ def test_an_upload_is_contiguous_and_bounded(tmp_path: Path) -> None:
     assert [line.number for line in bounded_run([*lines[:3], *lines[5:]])] == [1, 2, 3]
     log.close()
     assert json.loads((tmp_path / "000000000001.jsonl").read_text().splitlines()[0])["n"] == 1
+
+
+async def test_a_full_disk_costs_an_upload_and_not_the_agent(tmp_path: Path) -> None:
+    """Which lines the hub has can be done without: they are told again."""
+    log = ring(tmp_path, StillClock(), 1024 * 1024)
+    log.note("x")
+
+    def note(through: int) -> None:
+        told.append(through)
+        raise DiskFullError("no space left")
+
+    async def ask(kind: str, body: bytes, timeout_s: float) -> bytes:
+        return encode(LogUploadAnswer(1))
+
+    told: list[int] = []
+    store = SimpleNamespace(document=SimpleNamespace(logs_uploaded=0), note_logs_uploaded=note)
+    equipment: Any = SimpleNamespace(log=log, store=store)
+    upstream: Any = SimpleNamespace(ask=ask)
+    assert not await _upload_once(equipment, upstream)
+    assert told == [1]
+    log.close()

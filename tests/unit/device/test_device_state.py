@@ -132,6 +132,16 @@ def test_a_full_disk_still_records_a_rollback(tmp_path: Path) -> None:
     assert opened(tmp_path).document.waves == DOCUMENT.waves
 
 
+def test_what_can_be_done_without_leaves_the_reserve_for_a_rollback(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    file.reserve()
+    file._disk = FullDisk(tmp_path / "reserve")
+    with pytest.raises(DiskFullError):
+        file.commit(replace(DOCUMENT, logs_uploaded=7), may_cost_reserve=False)
+    file.commit(DOCUMENT)
+    assert opened(tmp_path).document.waves == DOCUMENT.waves
+
+
 def test_contents_are_believed_by_digest_only(tmp_path: Path) -> None:
     file = opened(tmp_path)
     digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"

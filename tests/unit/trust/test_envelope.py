@@ -13,9 +13,11 @@ from securesystemslib.signer import CryptoSigner
 
 from wavemesh.identity.authorities import Authorities
 from wavemesh.identity.ca import FleetCa, write_node
+from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.trust import statements as s
 from wavemesh.trust.envelope import (
+    EarlySignatureError,
     SignatureGateError,
     pae,
     sign_as_node,
@@ -171,8 +173,18 @@ def test_an_expired_certificate_is_refused_at_the_injected_time(credentials: Cre
     envelope = sign_as_node(ping(), credentials(DEVICE))
     with pytest.raises(SignatureGateError, match="expired at"):
         verify_ping(envelope, credentials, NOW + timedelta(days=91))
-    with pytest.raises(SignatureGateError, match="not valid before"):
+    with pytest.raises(EarlySignatureError, match="not valid before"):
         verify_ping(envelope, credentials, NOW - timedelta(hours=2))
+
+
+def test_of_a_certificate_of_others_no_date_makes_an_early_one(credentials: CredentialsFactory, tmp_path: Path) -> None:
+    stranger = FleetCa.create(credentials(DEVICE).node_id.fleet, NOW)
+    later = NOW + timedelta(hours=1)
+    write_node(tmp_path, stranger, credentials(DEVICE).node_id, not_before=later, not_after=later + timedelta(days=1))
+    envelope = sign_as_node(ping(), NodeCredentials.load(tmp_path))
+    with pytest.raises(SignatureGateError, match="not valid before") as caught:
+        verify_ping(envelope, credentials)
+    assert not isinstance(caught.value, EarlySignatureError)
 
 
 def test_a_revoked_nodes_word_is_refused_by_name_of_the_revocation(credentials: CredentialsFactory) -> None:

@@ -1,0 +1,277 @@
+"""One chaos run: wave after wave on real processes, faults during each, quiet and a check after each.
+
+A wave is a release of its own, each a little higher than the one before. Faults strike until the wave is closed or its
+storm is over; then everything is whole again and has CONVERGE_S to agree. Whether it came out right is for
+``tests/chaos/checker.py`` alone to say.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgectl.contexts import save_contexts
+from lab import operations, processes
+from lab.evidence import EvidenceError, boot_environment, control_ledger, hub_ledger, wave_state
+from lab.images import digest_of
+from lab.policies import OLD_RELEASE, SWAP_LIMIT, ReleaseNames, policy_text
+from lab.processes import ProcessError
+from lab.provision import image
+from lab.topology import COHORT, device_id
+from tests.chaos import checker, place
+from tests.chaos.injector import Injector
+from tests.chaos.script import Fleet, Kind, draw
+from wavemesh.errors import WavemeshError
+from wavemesh.trust.statements import IntentKind, OperatorIntent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lab.topology import Lab
+    from tests.chaos.checker import Verdict
+    from tests.chaos.network import Network
+
+BRING_UP_S = 180.0  # a machine may be busy with other things
+STORM_S = 30.0
+CONVERGE_S = 150.0
+EVENTS_SHOWN = 30
+_TICK_S = 0.05
+_LOOK_S = 0.5
+# A ratio that halts would end a wave, rightly, that a storm of watchdog resets hit: what is tested here is the account.
+_NEVER_HALT = 10_000
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run did and what was found wrong; everything but the counts of faults has to be 0."""
+
+    seed: int
+    minutes: float
+    network: str
+    waves: int = 0
+    kills: int = 0
+    cuts: int = 0
+    at_once: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    killed: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    ended_by_themselves: list[str] = field(default_factory=list)
+    slowest_convergence_s: float = 0.0
+    lost: int = 0
+    duplicated: int = 0
+    bricked: int = 0
+    over_limit: int = 0
+    untrue: int = 0
+    corrupt: int = 0
+    orphans: int = 0
+    stuck: int = 0
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.found
+
+
+class Telling:
+    """Lines as things happen, of which the last are kept."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        """The clock of the lines starts now."""
+        self._write = write
+        self._began_s = time.monotonic()
+        self.last: deque[str] = deque(maxlen=EVENTS_SHOWN)
+
+    def __call__(self, text: str) -> None:
+        """One line."""
+        line = f"{time.monotonic() - self._began_s:6.1f} s  {text}"
+        self.last.append(line)
+        self._write(line + "\n")
+
+
+class ChaosRun:
+    """A lab that is set up, and the waves on it."""
+
+    def __init__(self, lab: Lab, network: Network, seed: int, say: Telling) -> None:
+        """Nothing runs yet."""
+        self._lab = lab
+        self._say = say
+        sites = isinstance(lab, place.SiteLab)  # where there are sites, the lab's proxies have no part
+        self._names = [name for name in processes.commands(lab) if not (sites and name == "wan")]
+        self._injector = Injector(lab, network, self._names, say)
+        fleet = Fleet("control", "superhub", tuple(lab.stores), lab.devices, network.links, place.kinds(lab))
+        self._script = draw(fleet, random.Random(seed))
+        self._waves: list[dict[str, str]] = []
+        self._images = {OLD_RELEASE.version: _digest(image(lab, OLD_RELEASE))}
+        self._slowest_s = 0.0
+
+    def play(self, minutes: float, result: Result) -> None:
+        """Waves until the time is over or something is wrong; raises WavemeshError when the lab does not come up."""
+        self._bring_up()
+        until_s = time.monotonic() + 60 * minutes
+        while time.monotonic() < until_s and not result.found:
+            wave = self._start_wave()
+            self._storm(wave, until_s)
+            took_s = self._converge(wave)
+            verdict = checker.check(self._lab.directory)
+            _take(verdict, result)
+            if took_s is None:
+                result.found["stuck"] = self._where_it_stands(wave)
+                result.stuck = 1
+            result.slowest_convergence_s = max(result.slowest_convergence_s, round(took_s or CONVERGE_S, 1))
+            self._say(f"     {wave} is closed: {verdict.outcomes} so far" if took_s else f"     {wave} is stuck")
+        result.waves = len(self._waves)
+        result.faults = {kind.value: self._injector.counts[kind] for kind in Kind}
+        result.kills, result.cuts = self._injector.counts[Kind.KILL], self._injector.counts[Kind.CUT]
+        result.killed, result.at_once = dict(sorted(self._injector.killed.items())), self._injector.at_once
+        result.ended_by_themselves = self._injector.died
+
+    def finish(self, result: Result) -> None:
+        """Stop everything and look at what is left, files and processes."""
+        self._injector.heal()
+        processes.stop_all(self._lab)
+        orphans = list(_processes_of(self._lab.directory))
+        if orphans:
+            result.found["orphans"] = orphans
+        result.orphans = len(orphans)
+        place.keep_states(self._lab)
+        _take(checker.check(self._lab.directory), result)
+
+    def _bring_up(self) -> None:
+        """Everything runs and control hears every device."""
+        self._expect()
+        processes.start(self._lab, [name for name in self._names if name not in self._lab.devices])
+        operations.wait_ready(self._lab, ["control"])
+        operations.register(self._lab)
+        save_contexts(self._lab.contexts_path, operations.contexts(self._lab))
+        processes.start(self._lab, self._lab.devices)
+        operations.wait_connected(self._lab, BRING_UP_S)
+        self._say(f"     {len(self._names)} processes, {len(self._lab.devices)} devices connected")
+
+    def _start_wave(self) -> str:
+        """Publish the next release, plan its wave and start it."""
+        number = len(self._waves) + 1
+        wave = f"chaos-{number:03}"
+        release = ReleaseNames(f"firmware-v4.0.{number}", f"4.0.{number}", "pos-app-12.4.1.tar.gz", "12.4.1")
+        firmware = image(self._lab, release)
+        firmware.write_bytes(random.Random(number).randbytes(place.IMAGE_BYTES))
+        draft = operations.make_release(self._lab, operations.Draft(release, firmware))
+        operations.publish(self._lab, draft)
+        policy = policy_text(release, swap_limit=SWAP_LIMIT, halt_least_outcomes=_NEVER_HALT)
+        operations.plan(self._lab, wave, policy.encode())
+        self._images[release.version] = _digest(firmware)
+        self._waves.append({"wave": wave, "version": release.version})
+        self._expect()
+        start = OperatorIntent(f"start-{wave}", IntentKind.START_WAVE, datetime.now(UTC), wave_id=wave, cohort=COHORT)
+        operations.give(self._lab, "control", start)
+        self._say(f"     {wave} starts: every device to {release.version}")
+        return wave
+
+    def _storm(self, wave: str, until_s: float) -> None:
+        """Faults until the wave is closed, its storm is over, or the run's time is."""
+        end_s = min(until_s, time.monotonic() + STORM_S)
+        fault = next(self._script)
+        due_s, look_s = time.monotonic() + fault.gap_s, 0.0
+        while (now_s := time.monotonic()) < end_s:
+            self._injector.tick()
+            if now_s >= due_s:
+                self._injector.strike(fault)
+                fault = next(self._script)
+                due_s = now_s + fault.gap_s
+            if now_s >= look_s:
+                if self._state(wave) == "closed":
+                    break
+                look_s = now_s + _LOOK_S
+            time.sleep(_TICK_S)
+        self._injector.heal()
+
+    def _converge(self, wave: str) -> float | None:
+        """Seconds until the wave is closed, all agree on it and are heard; None when the bound passes."""
+        began_s = time.monotonic()
+        while (took_s := time.monotonic() - began_s) < CONVERGE_S:
+            self._injector.tick()
+            if not self._open_ends(wave):
+                break
+            time.sleep(_LOOK_S)
+        try:
+            operations.wait_connected(self._lab, max(0.0, CONVERGE_S - took_s))
+        except ProcessError:
+            return None
+        return time.monotonic() - began_s
+
+    def _open_ends(self, wave: str) -> list[str]:
+        """What is not as it has to be in the end."""
+        found = [] if (state := self._state(wave)) == "closed" else [f"control says that {wave} is {state}"]
+        try:
+            control = set(control_ledger(self._lab.control_dir, wave))
+            hubs = {outcome for store in self._lab.stores for outcome in hub_ledger(self._lab.store_dir(store), wave)}
+            superhub = set(hub_ledger(self._lab.superhub_dir, wave))
+            if control != hubs or superhub - hubs:
+                found.append(f"ledgers differ: {sorted(map(str, control ^ hubs | superhub - hubs))}")
+            booting = {device: boot_environment(self._lab.device_dir(device)) for device in self._lab.devices}
+            found += [f"{device} is on trial" for device, boot in booting.items() if boot["trial"] is not None]
+        except EvidenceError as exc:
+            found.append(str(exc))
+        return found
+
+    def _where_it_stands(self, wave: str) -> list[str]:
+        """For people: what did not come within the bound."""
+        heard: list[str] = []
+        for where in ("control", *self._lab.stores):
+            try:
+                entries = operations.ledger(self._lab, where, wave).entries
+                heard += [f"{where}: {entry.device} {entry.kind} {entry.gate}" for entry in entries]
+            except WavemeshError as exc:
+                heard.append(f"{where}: {exc}")
+        return [*self._open_ends(wave), *heard]
+
+    def _state(self, wave: str) -> str:
+        try:
+            return wave_state(self._lab.control_dir, wave)
+        except EvidenceError:
+            return "unreadable"
+
+    def _expect(self) -> None:
+        """Tell the checker."""
+        paths = {name: device_id(store, name).path for store, names in self._lab.stores.items() for name in names}
+        expected = {
+            "stores": self._lab.stores,
+            "paths": paths,
+            "images": self._images,
+            "first_version": OLD_RELEASE.version,
+            "swap_limit": SWAP_LIMIT,
+            "waves": self._waves,
+        }
+        (self._lab.directory / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
+
+
+def _take(verdict: Verdict, result: Result) -> None:
+    """The checker's last word replaces its earlier ones."""
+    result.outcomes = verdict.outcomes
+    for kind, found in verdict.wrong.items():
+        setattr(result, kind, len(found))
+        result.found.pop(kind, None)
+        if found:
+            result.found[kind] = found
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    sha256, size_bytes = digest_of(path)
+    return {"sha256": sha256, "size_bytes": size_bytes}
+
+
+def _processes_of(directory: Path) -> Iterator[str]:
+    """What still runs and has the lab's directory in its command."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        if str(directory) in command and "tests.chaos" not in command:
+            yield f"{process.name}: {command}"

@@ -1,0 +1,138 @@
+"""The faults themselves bite: links that the kernel breaks, the rhythm of proxies, clocks that are set wrong."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from subprocess import PIPE
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.chaos import place
+from tests.chaos.network import Machines, add_namespace, flaps_down, verb_at
+from tests.chaos.script import LINK_KINDS, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LAN = "lan"
+SILENCE_S = 0.5
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """An empty network namespace."""
+    if obstacle := place.obstacle():
+        pytest.skip(obstacle)
+    name = f"chaos-test-{os.getpid()}"
+    add_namespace(name)
+    yield name
+    subprocess.run(["ip", "netns", "delete", name], check=True)  # noqa: S607  # iproute2, which the run needs anyway
+
+
+def connection(namespace: str) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection over the namespace's loopback."""
+    made: list[socket.socket] = []
+
+    def make() -> None:
+        # A thread may be in another namespace than its process; a socket stays in the one it was made in.
+        with Path("/run/netns", namespace).open() as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            near = socket.create_connection(server.getsockname())
+            made.extend((near, server.accept()[0]))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    near, far = made
+    near.settimeout(10.0)
+    far.settimeout(SILENCE_S)
+    return near, far
+
+
+def test_a_cut_link_resets_and_a_healed_one_connects(namespace: str) -> None:
+    machines = Machines({LAN: ((namespace, "lo"),)})
+    near, far = connection(namespace)
+    with near, far:
+        machines.apply(LAN, Kind.CUT, 0.0)
+        near.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            near.recv(1)
+    machines.heal(LAN)
+    near, far = connection(namespace)
+    with near, far:
+        near.sendall(b"x")
+        assert far.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("kind", [Kind.HALF_OPEN, Kind.FLAPPING])
+def test_a_half_open_link_is_silent_and_brings_all_later(namespace: str, kind: Kind) -> None:
+    machines = Machines({LAN: ((namespace, "lo"),)})
+    near, far = connection(namespace)
+    with near, far:
+        machines.apply(LAN, kind, 0.0)
+        near.sendall(b"x")
+        with pytest.raises(TimeoutError):
+            far.recv(1)
+        if kind is Kind.FLAPPING:
+            machines.apply(LAN, kind, next(tick / 10 for tick in range(100) if not flaps_down(tick / 10)))
+        else:
+            machines.heal(LAN)
+        far.settimeout(10.0)
+        assert far.recv(1) == b"x"
+
+
+def test_a_throttled_link_is_slow_and_a_lossy_one_still_brings_all(namespace: str) -> None:
+    machines = Machines({LAN: ((namespace, "lo"),)})
+    near, far = connection(namespace)
+    content = bytes(80_000)
+    with near, far:
+        far.settimeout(10.0)
+        for kind, least_s in ((Kind.THROTTLED, 1.0), (Kind.LOSSY, 0.0)):
+            machines.apply(LAN, kind, 0.0)
+            began_s = time.monotonic()
+            near.sendall(content)
+            received = 0
+            while received < len(content):
+                received += len(far.recv(len(content)))
+            assert time.monotonic() - began_s >= least_s
+    machines.heal(LAN)
+
+
+def test_the_rhythm_of_a_proxy() -> None:
+    said = {kind: {verb_at(kind, tick / 10) for tick in range(200)} for kind in LINK_KINDS}
+    assert said == {
+        Kind.CUT: {"cut"},
+        Kind.HALF_OPEN: {"blackhole"},
+        Kind.THROTTLED: {"blackhole", "restore"},
+        Kind.LOSSY: {"blackhole", "restore"},
+        Kind.FLAPPING: {"cut", "restore"},
+    }
+
+
+def test_a_node_reads_the_clock_that_its_file_says(tmp_path: Path) -> None:
+    program = """
+from wavemesh.runtime.clock import SystemClock
+while input():
+    print(SystemClock().now().timestamp(), flush=True)
+"""
+    (tmp_path / "device.py").write_text(program)
+    place.set_clock(tmp_path, 0)
+    command = ["/usr/bin/env", f"PYTHONPATH={place.CLOCKS}", sys.executable, "-m", "device", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=PIPE, stdout=PIPE, text=True) as node:
+        assert node.stdin is not None
+        assert node.stdout is not None
+        for offset_s in (0, -7200, 9):
+            place.set_clock(tmp_path, offset_s)
+            node.stdin.write("now\n")
+            node.stdin.flush()
+            assert abs(float(node.stdout.readline()) - offset_s - time.time()) < 4
+        node.kill()
