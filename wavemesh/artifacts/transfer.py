@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from wavemesh.artifacts.blobstore import BlobMismatchError, OutOfRangeError
 from wavemesh.artifacts.digests import check_digest
+from wavemesh.artifacts.pacing import FIRST_MESSAGE_BYTES, next_message_bytes
 from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, PeerError
 from wavemesh.runtime.status import STATUS_KEY, answers, error_from_rpc, status_of
 from wavemesh.trust.statements import Digest
@@ -164,10 +165,19 @@ class ArtifactServer:
                 raise OutOfRangeError(msg)
             with self._counted(peer):
                 async with aclosing(await self._source.open(peer, digest, request.offset)) as pieces:
-                    async for piece in pieces:
-                        await self._write(context, frame(piece))
+                    await self._send(context, pieces)
         except (OutOfRangeError, BlobMismatchError) as error:
             await _abort(context, error)
+
+    async def _send(self, context: Context, pieces: AsyncIterator[bytes]) -> None:
+        """All pieces, in messages as large as the peer is fast."""
+        clock, message_bytes = asyncio.get_running_loop(), FIRST_MESSAGE_BYTES
+        async for piece in pieces:
+            start = 0
+            while start < len(piece):
+                end, began_s = start + message_bytes, clock.time()
+                await self._write(context, frame(piece[start:end]))
+                start, message_bytes = end, next_message_bytes(message_bytes, clock.time() - began_s)
 
     async def _write(self, context: Context, message: bytes) -> None:
         try:
