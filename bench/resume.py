@@ -2,19 +2,24 @@
 
 The first cut comes when half of the image bytes have crossed the link, the second when a quarter of the devices have
 their outcome; each lasts ``--outage`` seconds. ``lan`` is between devices and their store hubs, ``wan`` between store
-hubs and the super hub; a cut resets all connections and each new one. *Converged* means that control hears every device
-again and has every outcome that any device had reached when the link came back; the slower of both cuts counts. It is
-strict: a device that reboots for its trial just then is not heard, and is waited for.
+hubs and the super hub; a cut resets all connections and each new one, and control misses every device before it ends.
+*Converged* means that control has heard every device again and has every outcome that any device had reached when the
+link came back; the slower of both cuts counts. A device that is rebooting for its trial when the link comes back is
+waited for. ``all_at_once_s`` is when control heard all of them in one moment; as a wave goes on rebooting devices, that
+says more about the wave.
 
 A calm fleet of the same size runs the same wave first. ``redownloaded_bytes`` is what crossed the link downwards beyond
 it, less what bringing the sessions back costs, which is measured on the calm fleet by a cut after its wave. All bytes
 are counted at the proxy. ``floor_s`` is the same link with as many bare TLS connections that try every 0.1 s.
+``floor_bytes`` is what passes it and never arrives when it is cut while as many bare TCP connections carry all they
+can to readers that do nothing with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ssl
 import sys
 import time
@@ -44,6 +49,7 @@ NOTICED_TIMEOUT_S = 30.0
 HOPS = ("control", "wan", "lan")
 _LOOK_S = 0.1
 _BYTES_LOOK_S = 0.01
+_FLOOR_BYTES = 128 * 1024
 _ENDED = frozenset({"state:COMMITTED", "state:ROLLED_BACK"})
 
 
@@ -54,6 +60,7 @@ class Outcome:
     down_bytes: int
     at_cut: tuple[int, ...]
     converged_s: tuple[float, ...]
+    all_at_once_s: tuple[float, ...]
     reconnect_bytes: int
     verdict: Verdict
 
@@ -86,6 +93,7 @@ def _measure(directory: Path, size: Size, options: argparse.Namespace) -> Result
     cut = _run(directory / "cut", size, options, progress, cuts=(Bytes(half), Outcomes(max(1, size.total // 4))))
     site = make_site(directory / "floor", replace(size, image_kib=64, bad=0))
     floor_s = asyncio.run(_floor(site))
+    floor_bytes = asyncio.run(_floor_bytes(size.total))
     progress.done()
     extra = cut.down_bytes - calm.down_bytes
     redownloaded = max(0, extra - len(cut.converged_s) * calm.reconnect_bytes)
@@ -98,8 +106,10 @@ def _measure(directory: Path, size: Size, options: argparse.Namespace) -> Result
         "outages": len(cut.converged_s),
         "converged_s": round(converged_s, 2),
         "converged_s_each": [round(each, 2) for each in cut.converged_s],
+        "all_at_once_s_each": [round(each, 2) for each in cut.all_at_once_s],
         "floor_s": round(floor_s, 2),
         "redownloaded_bytes": redownloaded,
+        "floor_bytes": floor_bytes,
         "calm_bytes": calm.down_bytes,
         "extra_bytes": extra,
         "reconnect_bytes": calm.reconnect_bytes,
@@ -150,27 +160,31 @@ class _Observed:
         for name in self.links:
             self.fleet.tell_wan(f"{verb} {name}")
 
-    def outage(self, lasts_s: float) -> float:
-        """Cut, wait, restore once control misses devices; seconds until all has converged."""
+    def outage(self, lasts_s: float) -> tuple[float, float]:
+        """Cut, wait, restore once control misses all devices; seconds until converged, and until all at once."""
         self.set("cut")
         time.sleep(lasts_s)  # the outage itself
         total = len(self.fleet.site.devices)
         self.fleet.wait(
-            lambda: self.fleet.connected() < total,
+            lambda: self.fleet.connected() == 0,
             NOTICED_TIMEOUT_S,
-            "control to miss devices behind the link that was cut",
+            "control to miss the devices behind the link that was cut",
             poll_s=_LOOK_S,
         )
         ended = _ended(self.fleet.site)
         self.set("restore")
         began_s = time.monotonic()
-        self.fleet.wait(
-            lambda: ended <= _known(self.fleet.site) and self.fleet.connected() == total,
-            CONVERGED_TIMEOUT_S,
-            "control to hear all devices and to have their outcomes",
-            poll_s=_LOOK_S,
-        )
-        return time.monotonic() - began_s
+        heard: set[str] = set()
+
+        def is_converged() -> bool:
+            heard.update(self.fleet.heard())
+            return len(heard) == total and ended <= _known(self.fleet.site)
+
+        what = "control to hear all devices and to have their outcomes"
+        self.fleet.wait(is_converged, CONVERGED_TIMEOUT_S, what, poll_s=_LOOK_S)
+        converged_s = time.monotonic() - began_s
+        self.fleet.wait(lambda: self.fleet.connected() == total, CONVERGED_TIMEOUT_S, what, poll_s=_LOOK_S)
+        return converged_s, time.monotonic() - began_s
 
 
 def _run(
@@ -185,19 +199,21 @@ def _run(
         plan(fleet, size)
         before = observed.down_bytes()
         start_wave(fleet)
-        at_cut, converged_s = [], []
+        at_cut, outages = [], []
         for cut in cuts:
             poll_s = _BYTES_LOOK_S if isinstance(cut, Bytes) else _LOOK_S
             fleet.wait(_reached(cut, observed, before), options.timeout, f"{cut}", poll_s=poll_s)
             at_cut.append(observed.down_bytes() - before)
             progress.show(f"the {options.link} is cut for {options.outage:g} s")
-            converged_s.append(observed.outage(options.outage))
+            outages.append(observed.outage(options.outage))
         wait_closed(fleet, progress, options.timeout, lambda: None)
         closed = observed.down_bytes()
         if not cuts:
             observed.outage(min(options.outage, 2.0))
         reconnect_bytes = observed.down_bytes() - closed
-    return Outcome(closed - before, tuple(at_cut), tuple(converged_s), reconnect_bytes, check(site.directory))
+    converged_s, all_at_once_s = zip(*outages, strict=True) if outages else ((), ())
+    verdict = check(site.directory)
+    return Outcome(closed - before, tuple(at_cut), converged_s, all_at_once_s, reconnect_bytes, verdict)
 
 
 def _reached(cut: Bytes | Outcomes, observed: _Observed, before: int) -> Callable[[], bool]:
@@ -281,6 +297,41 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         return
     finally:
         writer.close()
+
+
+async def _floor_bytes(count: int) -> int:
+    """Bytes that passed the link and were lost when it was cut under so many bare TCP connections."""
+    server = await asyncio.start_server(_pour, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        Link(LinkConfig("floor", "127.0.0.1:0", f"127.0.0.1:{port}")) as link,
+        asyncio.TaskGroup() as group,
+    ):
+        host, _, near = link.address.rpartition(":")
+        tasks = [group.create_task(_received(host, int(near))) for _ in range(count)]
+        await _until(lambda: link.down_bytes >= count * _FLOOR_BYTES)
+        link.set_mode(Mode.CUT)
+        received = await asyncio.gather(*tasks)
+    return link.down_bytes - sum(received)
+
+
+async def _pour(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            writer.write(bytes(64 * 1024))
+            await writer.drain()
+
+
+async def _received(host: str, port: int) -> int:
+    """How many bytes arrived until the connection was reset."""
+    count = 0
+    reader, writer = await asyncio.open_connection(host, port)
+    with contextlib.suppress(OSError):
+        while data := await reader.read(64 * 1024):
+            count += len(data)
+    writer.close()
+    return count
 
 
 async def _until(holds: Callable[[], bool]) -> None:

@@ -138,6 +138,17 @@ class Fleet:
         self._progress.show(f"{count} of {len(self.site.devices)} devices connected")
         return count
 
+    def heard(self) -> set[str]:
+        """Names of the devices that control hears."""
+        found: set[str] = set()
+        request = operator_pb2.ListDevicesRequest(page_size=1000)
+        while True:
+            page = self.ask(lambda stub: stub.ListDevices(request, timeout=CALL_TIMEOUT_S))
+            found |= {one.path.rpartition("/")[2] for one in page.devices if one.status.connected}
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
     def ask(self, question: Callable[[OperatorServiceAsyncStub], Awaitable[T]]) -> T:
         """Put a question to control as the operator."""
         context = Context("control", self.site.address("control"), topology.control_id(), self.site.operator_dir)

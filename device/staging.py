@@ -50,6 +50,7 @@ class Staging:
         self._equipment = equipment
         self._target = target
         self._staged = staged
+        self._bundles: dict[Digest, bytes] = {}
         self._percent = -1
         self._arrived_bytes = self._image_offset = self._config_offset = 0
         self._problem = ""
@@ -133,11 +134,13 @@ class Staging:
         if digest.size_bytes > MAX_BUNDLE_BYTES:
             msg = f"signature bundle {release.signature.name} has {digest.size_bytes} bytes"
             raise GateError(Gate.SIGNATURE.value, msg)
-        bundle = bytearray()
-        async with aclosing(self._equipment.artifacts.read(digest)) as pieces:
-            async for piece in pieces:
-                bundle += piece
-        verify_signature_bundle(bytes(bundle), release, trusted)
+        if digest not in self._bundles:  # read once, however often the link breaks; verified each time
+            bundle = bytearray()
+            async with aclosing(self._equipment.artifacts.read(digest)) as pieces:
+                async for piece in pieces:
+                    bundle += piece
+            self._bundles = {digest: bytes(bundle)}
+        verify_signature_bundle(self._bundles[digest], release, trusted)
 
     # --- the last known good -----------------------------------------------------------------------------------------
 

@@ -171,6 +171,8 @@ async def test_a_lost_link_costs_no_byte_that_arrived(device: DeviceDirectory, h
     offsets = [offset for sha256, offset in hub.blobs.reads if sha256 == NEW_SHA256]
     assert offsets[0] == 0
     assert offsets[-1] >= 600_000
+    others = [sha256 for sha256, _ in hub.blobs.reads if sha256 != NEW_SHA256]
+    assert len(others) == len(set(others)) > 0, "the signature bundle was fetched again"
 
 
 async def test_wrong_bytes_are_refused_as_checksum(device: DeviceDirectory, hub: HubStandIn) -> None:

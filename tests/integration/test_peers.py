@@ -22,6 +22,7 @@ from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_bulk_channel, make_channel, make_server, serve_health, set_serving
 from wavemesh.runtime.peers import Peers
 from wavemesh.runtime.status import error_from_status, status_in
+from wavemesh.session.backoff import delay_s
 from wavemesh.session.link import DownstreamOptions, SessionDownstream
 from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.trust.statements import Digest, Revocation, RevocationList, RevocationReach
@@ -191,7 +192,9 @@ async def test_a_session_ends_and_its_child_stays_away(fleet: Fleet) -> None:
         other.upstream.wake()
         await until(lambda: registry.applied, registry)
         assert sorted(registry.events) == ["+pos-01", "+pos-02", "-pos-01"]
-        assert child.upstream._delay_s(SessionEnd(Ending.REVOKED, ""), 0) >= CHILD_OPTIONS.revoked_retry_s >= 60
+        assert (
+            delay_s(SessionEnd(Ending.REVOKED, ""), 0, 0.0, CHILD_OPTIONS, min) >= CHILD_OPTIONS.revoked_retry_s >= 60
+        )
 
 
 async def test_a_node_enrolled_again_gets_through(fleet: Fleet) -> None:

@@ -15,7 +15,6 @@ from wavemesh.runtime.grpc import make_channel
 from wavemesh.runtime.status import error_from_rpc
 from wavemesh.session.frames import Hello
 from wavemesh.session.link import DownstreamOptions
-from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.session.negotiation import Dialect
 from wavemesh.v1.session_pb2_grpc import SessionServiceStub
 
@@ -70,17 +69,6 @@ async def test_a_child_that_is_too_old_stays_away_and_returns_once_it_can(
             await eventually(lambda: child.upstream.is_connected)
             assert child.upstream.refusal == ""
             assert child.upstream.capabilities == parent.downstream.capabilities(DEVICE.path) == frozenset()
-
-
-async def test_no_hot_loop(fleet: Fleet) -> None:
-    """Between two refusals lies at least half of the time set for it, however short the other back-off is."""
-    options = dataclasses.replace(CHILD_OPTIONS, backoff_base_s=0.0, backoff_cap_s=0.0, incompatible_s=120.0)
-    async with serving(fleet, MemoryRegistry()) as parent, dialling(fleet, parent.address, options=options) as child:
-        delay = child.upstream._delay_s
-        refused = [delay(SessionEnd(Ending.INCOMPATIBLE, "x"), attempt) for attempt in range(50)]
-        assert min(refused) >= 60.0
-        assert max(refused) <= 120.0
-        assert delay(SessionEnd(Ending.REFUSED, "x"), 3) == 0.0
 
 
 async def test_capabilities_are_told_to_both_tiers(fleet: Fleet) -> None:

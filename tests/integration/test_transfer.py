@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 
+from lab.wan import Link, LinkConfig, Mode
 from wavemesh.artifacts.blobstore import BlobMismatchError, BlobStore
 from wavemesh.artifacts.digests import digest_of
 from wavemesh.artifacts.download import Patience, download
+from wavemesh.artifacts.pacing import LEAST_MESSAGE_BYTES, MOMENT_S
 from wavemesh.artifacts.transfer import STALL_S, ArtifactClient, ArtifactServer
 from wavemesh.errors import BusyError, ForbiddenError, GateError, LinkDownError, NotFoundError, WavemeshError
 from wavemesh.runtime.clock import SystemClock
-from wavemesh.runtime.grpc import make_bulk_channel, make_server
+from wavemesh.runtime.grpc import LAN_BULK_OPTIONS, make_bulk_channel, make_server
 from wavemesh.runtime.peers import Peers
 from wavemesh.runtime.status import RemoteFaultError
 from wavemesh.trust.statements import Digest
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 HUB = "region/midwest/store/store-208"
 CONTENT = Random(3).randbytes(5 * 1024 * 1024 + 3)
 DIGEST = digest_of(CONTENT)
+MIB = 1024 * 1024
+# The window of a device, what TLS and HTTP/2 add to 2 MiB, and the rest of the message that was being read.
+MOST_LOST_BYTES = 64 * 1024
 QUICK = Patience(attempts=50, back_off_min_s=0.01, back_off_max_s=0.05)
 
 
@@ -73,10 +79,11 @@ class Rig:
         self.port = port
         self.channels_opened = 0
 
-    def channel(self, path: str, hub: NodeCredentials | None = None) -> grpc.aio.Channel:
+    def channel(self, path: str, hub: NodeCredentials | None = None, address: str = "") -> grpc.aio.Channel:
         self.channels_opened += 1
         peer = (hub or self._credentials(HUB)).node_id
-        return make_bulk_channel(self._credentials(path), f"127.0.0.1:{self.port}", peer)
+        address = address or f"127.0.0.1:{self.port}"
+        return make_bulk_channel(self._credentials(path), address, peer, LAN_BULK_OPTIONS)
 
     def client(self, path: str = f"{HUB}/device/pos-01", stall_s: float = STALL_S) -> ArtifactClient:
         return ArtifactClient(lambda: self.channel(path), stall_s=stall_s)
@@ -102,6 +109,56 @@ async def serving(credentials: Any, directory: Path, **options: Any) -> AsyncIte
 async def read(client: ArtifactClient, digest: Digest = DIGEST, offset: int = 0) -> bytes:
     async with aclosing(client.read(digest, offset)) as pieces:
         return b"".join([bytes(piece) async for piece in pieces])
+
+
+async def at_rest(count: Callable[[], int], looks: int = 20) -> int:
+    """The count once it has stayed the same for that many looks in a row."""
+    last, same = -1, 0
+    while same < looks:
+        await asyncio.sleep(0.01)
+        now = count()
+        last, same = now, same + 1 if now == last else 0
+    return last
+
+
+async def test_what_a_broken_link_takes_along_is_bounded(credentials: Any, tmp_path: Path) -> None:
+    """M3: of what the hub sent a device that stopped reading, a little is under way when the link breaks."""
+    async with (
+        serving(credentials, tmp_path) as rig,
+        Link(LinkConfig("lan", "127.0.0.1:0", f"127.0.0.1:{rig.port}")) as link,
+        rig.channel(f"{HUB}/device/pos-01", address=link.address) as channel,
+    ):
+        await channel.channel_ready()
+        before = await at_rest(lambda: link.down_bytes)
+        arrived = 0
+        async with aclosing(ArtifactClient(lambda: channel).read(DIGEST)) as pieces:
+            async for piece in pieces:
+                arrived += len(piece)
+                if arrived >= 2 * MIB:
+                    break
+            sent = await at_rest(lambda: link.down_bytes) - before
+            link.set_mode(Mode.CUT)
+            with suppress(LinkDownError):
+                async for piece in pieces:
+                    arrived += len(piece)
+    assert 0 < sent - arrived <= MOST_LOST_BYTES
+
+
+async def test_a_slow_reader_gets_small_messages(credentials: Any) -> None:
+    """What a link that breaks leaves of a message is lost with it, so a slow link carries small ones."""
+    sizes: list[int] = []
+
+    async def take_slowly(message: bytes) -> None:
+        sizes.append(len(message))
+        await asyncio.sleep(1.2 * MOMENT_S)
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield CONTENT[: 256 * 1024]
+
+    server: Any = ArtifactServer(credentials(HUB).node_id, StoreSource.__new__(StoreSource), Peers.__new__(Peers))
+    await server._send(SimpleNamespace(write=take_slowly), pieces())
+    assert sum(sizes) > 256 * 1024
+    assert all(size < LEAST_MESSAGE_BYTES + 16 for size in sizes[1:])
 
 
 async def first_step_only(digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:

@@ -8,12 +8,10 @@ from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from tests.session_kit import DEVICE, STORE, Fleet
 from wavemesh.artifacts.digests import digest_of
 from wavemesh.artifacts.inflight import MIN_BYTES
-from wavemesh.artifacts.transfer import MIN_FRAME_BYTES, ArtifactServer, parts
+from wavemesh.artifacts.transfer import ArtifactServer
 from wavemesh.artifacts.yielding import YieldingReader
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.grpc import make_bulk_channel, make_server
@@ -116,11 +114,3 @@ async def test_one_window_is_one_channel(tmp_path: Path) -> None:
         assert await whole(reader) == CONTENT
         assert windows == [MIN_BYTES]
         assert source.offsets == [0]
-
-
-@pytest.mark.parametrize(("window", "largest"), [(0, 100_000), (64 * 1024, 16 * 1024), (1, MIN_FRAME_BYTES)])
-def test_frames_are_a_quarter_of_the_window(window: int, largest: int) -> None:
-    """A frame that has begun comes to its end whatever the window: one of half a megabyte would be the queue itself."""
-    cut = list(parts(CONTENT[:100_000], window))
-    assert b"".join(cut) == CONTENT[:100_000]
-    assert max(map(len, cut)) == largest

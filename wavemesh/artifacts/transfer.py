@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from wavemesh.artifacts.blobstore import BlobMismatchError, OutOfRangeError
 from wavemesh.artifacts.digests import check_digest
+from wavemesh.artifacts.pacing import FIRST_MESSAGE_BYTES, most_message_bytes, next_message_bytes
 from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, PeerError
 from wavemesh.runtime.status import STATUS_KEY, answers, error_from_rpc, status_of
 from wavemesh.trust.statements import Digest
@@ -37,7 +38,6 @@ SERVICE_NAME = artifact_pb2.DESCRIPTOR.services_by_name["ArtifactService"].full_
 MAX_FIND_MISSING = 4096
 STALL_S = 60.0
 SHED_RETRY_S = 2.0
-MIN_FRAME_BYTES = 4096
 
 _READ = f"/{SERVICE_NAME}/Read"
 _FIND_MISSING = f"/{SERVICE_NAME}/FindMissing"
@@ -74,16 +74,6 @@ def frame(data: bytes) -> bytes:
         length >>= 7
     prefix.append(length)
     return b"".join((prefix, data))
-
-
-def parts(piece: bytes, window_bytes: int) -> Iterator[bytes]:
-    """The piece in frames for a reader that lets so many bytes be on the way; 0 leaves it whole."""
-    step = max(window_bytes // 4, MIN_FRAME_BYTES) if window_bytes else len(piece)
-    if step >= len(piece):
-        yield piece
-        return
-    for start in range(0, len(piece), step):
-        yield piece[start : start + step]
 
 
 def unframe(message: bytes) -> memoryview:
@@ -175,11 +165,19 @@ class ArtifactServer:
                 raise OutOfRangeError(msg)
             with self._counted(peer):
                 async with aclosing(await self._source.open(peer, digest, request.offset)) as pieces:
-                    async for piece in pieces:
-                        for part in parts(piece, request.window_bytes):
-                            await self._write(context, frame(part))
+                    await self._send(context, pieces, most_message_bytes(request.window_bytes))
         except (OutOfRangeError, BlobMismatchError) as error:
             await _abort(context, error)
+
+    async def _send(self, context: Context, pieces: AsyncIterator[bytes], most_bytes: int) -> None:
+        """All pieces, in messages as large as the peer is fast, and of so many bytes at most."""
+        clock, message_bytes = asyncio.get_running_loop(), FIRST_MESSAGE_BYTES
+        async for piece in pieces:
+            start = 0
+            while start < len(piece):
+                end, began_s = start + min(message_bytes, most_bytes), clock.time()
+                await self._write(context, frame(piece[start:end]))
+                start, message_bytes = end, next_message_bytes(message_bytes, clock.time() - began_s)
 
     async def _write(self, context: Context, message: bytes) -> None:
         try:

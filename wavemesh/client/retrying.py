@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wavemesh.errors import BusyError, LinkDownError
-from wavemesh.session.pump import full_jitter
+from wavemesh.session.backoff import full_jitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

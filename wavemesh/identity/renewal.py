@@ -19,7 +19,7 @@ from wavemesh.errors import LinkDownError, LocalError, PeerError
 from wavemesh.identity.binding import issued_at, renew_at
 from wavemesh.identity.csr import make_request
 from wavemesh.identity.issuing import refusal
-from wavemesh.session.pump import full_jitter
+from wavemesh.session.backoff import full_jitter
 from wavemesh.trust.enrolments import IssueAnswer, IssuedCertificate, RenewalRequest
 from wavemesh.trust.envelope import sign_as_node
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, TypeVar
 from wavemesh.errors import LinkDownError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Coroutine, Sequence
 
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.liveness import SessionEnd
@@ -227,11 +227,3 @@ class Pump(Generic[In, Out, Effect]):
     @staticmethod
     async def _fail(error: Exception) -> NoReturn:
         raise error
-
-
-def full_jitter(cap_s: float, base_s: float, attempt: int, uniform: Callable[[float, float], float]) -> float:
-    """Back-off before the attempt after ``attempt`` failed ones: uniform over [0, min(cap, base * 2^attempt)], seconds.
-
-    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015, "full jitter".
-    """
-    return uniform(0.0, min(cap_s, base_s * 2.0 ** min(attempt, 32)))

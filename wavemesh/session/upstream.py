@@ -3,9 +3,8 @@
 Rules.
 1. One channel per attempt, closed with it: credentials and address are read anew, and nothing of a dead connection
    piles up. A stream is opened only once the channel is ready.
-2. Coming back: at once after a restart of the log; not before the time the parent named, plus jitter, of which no
-   parent can make more than ``MAX_RETRY_AFTER_S`` and the jitter on it; else with full jitter. The attempt counter
-   starts again once a session has lasted ``stable_s``. Where there is no common protocol version somebody must be
+2. Coming back: as backoff.py says. The attempt counter and the time away start again once a session has lasted
+   ``stable_s``. Where there is no common protocol version somebody must be
    updated first: the child comes back after ``incompatible_s``, and says why it stays away. Whom the parent refuses
    because its certificate was taken back stays away for ``revoked_retry_s`` and more: only a new one can help.
 3. Whatever the end, unanswered asks fail with LinkDownError; reports, resources and status lose nothing.
@@ -27,6 +26,7 @@ from wavemesh.errors import BusyError, LinkDownError, WavemeshError
 from wavemesh.identity.revocations import RevokedError
 from wavemesh.runtime.grpc import make_channel
 from wavemesh.runtime.status import error_from_rpc, error_from_status, status_in
+from wavemesh.session.backoff import delay_s
 from wavemesh.session.child import (
     AcknowledgeReports,
     Answered,
@@ -39,7 +39,6 @@ from wavemesh.session.child import (
 )
 from wavemesh.session.faults import AskFailedError, ProtocolVersionError, SessionViolationError
 from wavemesh.session.frames import (
-    MAX_RETRY_AFTER_S,
     MAX_STATUS_BYTES,
     Answer,
     ChildFrame,
@@ -49,7 +48,7 @@ from wavemesh.session.frames import (
 )
 from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.session.negotiation import Dialect
-from wavemesh.session.pump import WRITE_STALL_S, Pump, StreamOverError, full_jitter
+from wavemesh.session.pump import WRITE_STALL_S, Pump, StreamOverError
 from wavemesh.session.seams import SentMark
 from wavemesh.v1.session_pb2_grpc import SessionServiceStub
 
@@ -69,8 +68,6 @@ MOVE_PATIENCE_S = 2.0
 _FAILED = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
 _STAYING_AWAY = frozenset({Ending.INCOMPATIBLE, Ending.REVOKED})
 _ENDINGS = {ProtocolVersionError.reason: Ending.INCOMPATIBLE, RevokedError.reason: Ending.REVOKED}
-# After a restart of the log, whoever asked for it.
-_AT_ONCE = frozenset({Ending.FENCED, Ending.REPORTS_LOST, Ending.GOODBYE_SENT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +290,7 @@ class SessionUpstream:
 
     async def run(self) -> None:
         """Keep a session with the parent until cancelled or drained."""
-        attempt = 0
+        attempt, since_s = 0, self._clock.monotonic()
         self._over.clear()
         try:
             while not self._is_draining:
@@ -301,15 +298,17 @@ class SessionUpstream:
                 if self._next is not None:
                     attempt = 0
                     continue
-                attempt = 0 if lasted_s >= self._options.stable_s else attempt
-                delay_s = self._delay_s(end, attempt)
+                now_s = self._clock.monotonic()
+                if lasted_s >= self._options.stable_s:
+                    attempt, since_s = 0, now_s
+                pause_s = delay_s(end, attempt, now_s - since_s, self._options, self._rng.uniform)
                 attempt += 1
                 level = logging.INFO
                 if end.ending in _STAYING_AWAY:
                     self._refusal, level = end.reason, logging.WARNING
                 parent = self._parent.path
-                _LOG.log(level, "no session with %s: %s; next attempt in %.2f s", parent, end.reason, delay_s)
-                await self._pause(delay_s)
+                _LOG.log(level, "no session with %s: %s; next attempt in %.2f s", parent, end.reason, pause_s)
+                await self._pause(pause_s)
         finally:
             if self._next is not None:
                 await self._next.close()
@@ -443,26 +442,10 @@ class SessionUpstream:
             case Answered():
                 _resolve(stream.answers.pop(effect.answer.ask_id, None), effect.answer)
 
-    # -- coming back -------------------------------------------------------------------------------------------------
-
-    def _delay_s(self, end: SessionEnd, attempt: int) -> float:
-        """How long to stay away."""
-        options = self._options
-        if end.ending is Ending.INCOMPATIBLE:
-            return self._rng.uniform(options.incompatible_s / 2, options.incompatible_s)
-        wish_s = options.revoked_retry_s if end.ending is Ending.REVOKED else min(end.retry_after_s, MAX_RETRY_AFTER_S)
-        if wish_s > 0:
-            # A parent spreads its wishes; the jitter is for one that says the same to all.
-            spread_s = wish_s if end.ending is Ending.REVOKED else wish_s / 8
-            return wish_s + self._rng.uniform(0, max(options.backoff_base_s, spread_s))
-        if end.ending in _AT_ONCE and attempt == 0:
-            return 0.0
-        return full_jitter(options.backoff_cap_s, options.backoff_base_s, attempt, self._rng.uniform)
-
-    async def _pause(self, delay_s: float) -> None:
+    async def _pause(self, pause_s: float) -> None:
         """Wait, unless drained meanwhile."""
         try:
-            async with asyncio.timeout(delay_s):
+            async with asyncio.timeout(pause_s):
                 await self._drain_asked.wait()
         except TimeoutError:
             return
@@ -490,5 +473,5 @@ async def _end_of(call: Any) -> SessionEnd:
 def _end_by(error: WavemeshError) -> SessionEnd:
     retry_after_s = error.retry_after_s if isinstance(error, BusyError) else 0.0
     reason = error.details.get("reason", error.reason)
-    ending = _ENDINGS.get(reason, Ending.REFUSED)
+    ending = _ENDINGS.get(reason, Ending.LOST if isinstance(error, LinkDownError) else Ending.REFUSED)
     return SessionEnd(ending, f"{reason}: {error}", retry_after_s)

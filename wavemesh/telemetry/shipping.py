@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import BusyError, WavemeshError
-from wavemesh.session.pump import full_jitter
+from wavemesh.session.backoff import full_jitter
 from wavemesh.telemetry.batches import ASK_KIND, TelemetryUpload, TelemetryUploadAnswer
 
 if TYPE_CHECKING:
