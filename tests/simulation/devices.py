@@ -496,7 +496,8 @@ class DeviceNode(Node):
                 raise PeerError("no session with the hub")
             stream.ask("health-ping", encode(ping), answered.answered)
         except PeerError as error:
-            self._in(1.0, lambda: answered.end(PingResult(PingEnd.NOTHING, detail=str(error))))
+            nothing = PingResult(PingEnd.NOTHING, detail=str(error))
+            self._in(1.0, lambda: answered.end(nothing))
         else:
             self._in(PING_TIMEOUT_S, lambda: answered.end(PingResult(PingEnd.NOTHING, detail="no answer")))
 

@@ -15,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from wavemesh.errors import LocalError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -148,6 +150,11 @@ class Node:
         try:
             return action(*arguments)
         except Crash:
+            self.crashed()
+            return None
+        except LocalError as error:
+            # Whoever does not expect its own disk to fail ends there, as the process does.
+            self.note("crash", f"{error}")
             self.crashed()
             return None
 

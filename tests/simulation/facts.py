@@ -74,6 +74,8 @@ class Facts:
         self.halts: dict[str, Halt] = {}
         self.blamed: set[str] = set()
         """Devices that did something of their own: they died, or were rolled back by hand."""
+        self.closed: set[str] = set()
+        """Waves on which control said its last word, whether it remembers that or not."""
         self.failures: list[str] = []
         self.is_dirty = False
         self.control_clock: Any = None
