@@ -44,9 +44,7 @@ class Checkers:
         most = wave.policy.guardrails.max_concurrent_swaps
         now = swap.hub.clock.now()
         others = [
-            s
-            for s in self.facts.inside.values()
-            if s.hub is swap.hub and s.hardware != swap.hardware and now < s.until
+            s for s in self.facts.inside.values() if s.hub is swap.hub and s.hardware != swap.hardware and now < s.until
         ]
         if len(others) >= most:
             names = ", ".join(sorted(s.device.rsplit("/", 1)[1] for s in others))
