@@ -27,7 +27,7 @@ from wavemesh.session.sqlite import SqliteResources
 from wavemesh.trust.statements import Hold, HoldList, OutcomeKind, Permit, UpdateState, WaveState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 CALM_S = 3600.0
 IN_A_PROCESS = """
@@ -81,7 +81,7 @@ def test_every_kind_of_fault_is_described_and_done() -> None:
 
 def test_a_coroutine_that_really_waits_is_an_error() -> None:
     class Never:
-        def __await__(self) -> Iterator[None]:
+        def __await__(self) -> Generator[None, None, None]:
             while True:
                 yield
 
