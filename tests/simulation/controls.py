@@ -24,6 +24,7 @@ from tests.simulation.words import MINT, Trust, decode, encode, sign
 from wavemesh.errors import LocalError
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, Policy
+from wavemesh.policy.gates import Gate
 from wavemesh.session.frames import Answer, Resource, ResourceKey, ResourceVersion
 from wavemesh.trust.statements import (
     DeviceOutcome,
@@ -126,7 +127,9 @@ class Control(Parent):
         self.rows = Rows(MINT.name())
         self.devices: set[str] = set()
         self.stores: set[str] = set()
-        self.verdicts: list[Any] = []
+        self.replayed: dict[str, set[ResourceKey]] = {}
+        """By region: what it refused as a replay since control was restored from a backup."""
+        self.was_restored = False
         self._dirty: set[str] = set()
         self._changed = False
 
@@ -139,6 +142,12 @@ class Control(Parent):
     def backup(self) -> Rows:
         """A copy of the database."""
         return copy.deepcopy(self.rows)
+
+    def restore(self, rows: Rows) -> None:
+        """Go on from a backup; halts that came after it are forgotten here, and only here."""
+        self.rows = rows
+        self.was_restored = True
+        self.world.facts.forgot([wave for wave in rows.waves.values() if wave.state is not WaveState.HALTED])
 
     def do(self, work: Any, *arguments: Any) -> None:
         """One transaction of an operator, while control runs; it may crash before or after it."""
@@ -554,7 +563,8 @@ class _Registry:
     async def verdict(self, child: NodeId, accepted: Sequence[Resource], rejected: Sequence[Any]) -> None:
         for one in rejected:
             self._control.note("region-refused", f"{one.key.type}/{one.key.name}: {one.gate}")
-            self._control.verdicts.append((self._control.world.now, child.path, one))
+            if self._control.was_restored and one.gate == Gate.REPLAY.value:
+                self._control.replayed.setdefault(child.path, set()).add(one.key)
 
     async def status(self, child: NodeId, entries: Sequence[StatusEntry]) -> None:
         control = self._control

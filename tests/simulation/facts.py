@@ -16,6 +16,7 @@ from tests.simulation.hubs import STORE_CONFIG
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from device.progress import Persist, Progress
@@ -176,6 +177,11 @@ class Facts:
         self.halts[wave.wave_id] = Halt(self.world.now, frozenset(exposed))
         if is_by_itself and self.checkers is not None:
             self.checkers.on_halt(wave)
+
+    def forgot(self, waves: Iterable[Wave]) -> None:
+        """Control was restored, and does not know that these were halted, if they were: it may permit them again."""
+        for wave in waves:
+            self.halts.pop(wave.wave_id, None)
 
     def closing(self, wave: Wave) -> None:
         """Control is about to say its last word on a wave."""

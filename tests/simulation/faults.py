@@ -388,7 +388,7 @@ class Chaos:
 
         def put_back() -> None:
             control.stop(is_silent=False, back_after_s=None)
-            control.rows = content
+            control.restore(content)
             control.note("restored")
             control.later(self.rng.uniform(1.0, 120.0), control.start)
 

@@ -229,7 +229,8 @@ def test_a_group_with_two_inside(region: Any) -> None:
     order = SimpleNamespace(policy_digest="d", devices=("pos-00", "pos-01"))
     store.hub.belief.orders[wave.wave_id] = order
     store.hub.belief.policies["d"] = policy
-    region.facts.inside[1] = SimpleNamespace(hub=store, device=f"{store.path}/device/pos-01")
+    until = store.clock.now() + timedelta(minutes=5)
+    region.facts.inside[1] = SimpleNamespace(hub=store, device=f"{store.path}/device/pos-01", until=until)
     slot = SimpleNamespace(wave_id=wave.wave_id, device=f"{store.path}/device/pos-00")
     region.facts.checkers.on_decision(store, SimpleNamespace(granted=(slot,)))
     assert _failed(region, "H3")
