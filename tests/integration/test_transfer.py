@@ -15,7 +15,7 @@ from lab.wan import Link, LinkConfig, Mode
 from wavemesh.artifacts.blobstore import BlobMismatchError, BlobStore
 from wavemesh.artifacts.digests import digest_of
 from wavemesh.artifacts.download import Patience, download
-from wavemesh.artifacts.pacing import LEAST_MESSAGE_BYTES, MOMENT_S
+from wavemesh.artifacts.pacing import LEAST_MESSAGE_BYTES, MOMENT_S, most_message_bytes
 from wavemesh.artifacts.transfer import STALL_S, ArtifactClient, ArtifactServer
 from wavemesh.errors import BusyError, ForbiddenError, GateError, LinkDownError, NotFoundError, WavemeshError
 from wavemesh.runtime.clock import SystemClock
@@ -156,7 +156,7 @@ async def test_a_slow_reader_gets_small_messages(credentials: Any) -> None:
         yield CONTENT[: 256 * 1024]
 
     server: Any = ArtifactServer(credentials(HUB).node_id, StoreSource.__new__(StoreSource), Peers.__new__(Peers))
-    await server._send(SimpleNamespace(write=take_slowly), pieces())
+    await server._send(SimpleNamespace(write=take_slowly), pieces(), most_message_bytes(0))
     assert sum(sizes) > 256 * 1024
     assert all(size < LEAST_MESSAGE_BYTES + 16 for size in sizes[1:])
 
