@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.engine import drive
 from wavemesh.errors import BusyError, WavemeshError
 from wavemesh.identity.nodes import NodeId
+from wavemesh.session.backoff import delay_s
 from wavemesh.session.child import Answered, ChildMachine, ChildState
 from wavemesh.session.downstream import _Session
 from wavemesh.session.faults import SessionViolationError
@@ -128,6 +129,7 @@ class Dialer:
         self.attempt = 0
         self._is_knocking = False
         self._due = 0.0
+        self._since = node.world.now
         link.dialer = self
 
     @property
@@ -154,13 +156,15 @@ class Dialer:
 
     def ended(self, end: SessionEnd, lasted_s: float) -> None:
         """A stream ended: when to come back is the product's rule."""
-        self.attempt = 0 if lasted_s >= self.upstream._options.stable_s else self.attempt
-        delay_s = self.upstream._delay_s(end, self.attempt)
+        options, now = self.upstream._options, self.node.world.now
+        if lasted_s >= options.stable_s:
+            self.attempt, self._since = 0, now
+        pause_s = delay_s(end, self.attempt, now - self._since, options, self.node.rng.uniform)
         self.attempt += 1
-        self._due = self.node.world.now + delay_s
+        self._due = now + pause_s
         if self.link.passes and self.link.parent.is_up and not self._is_knocking:
             self._is_knocking = True
-            self.node.later(delay_s + REFUSED_AFTER_S, self._dial)
+            self.node.later(pause_s + REFUSED_AFTER_S, self._dial)
 
 
 class Stream:
