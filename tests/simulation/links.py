@@ -208,7 +208,7 @@ class Stream:
         self.link.stream = self
         downstream = self.parent.downstream  # type: ignore[attr-defined]  # parents have one
         machine = ParentMachine(
-            downstream._options.terms,
+            downstream.options.terms,
             session_id=f"{self.world.steps}",
             epoch=downstream.registry.epoch,
             now=self.world.now,
