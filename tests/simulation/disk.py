@@ -154,12 +154,12 @@ class DeviceFile:
     def restore(self, content: tuple[Document, dict[str, bytes]]) -> None:
         self.document, self.contents = content[0], dict(content[1])
 
-    def commit(self, document: Document, *, copies: int = 1) -> None:
+    def commit(self, document: Document, *, copies: int = 1, may_cost_reserve: bool = True) -> None:
         """One write; a full disk costs the reserve first, as in the product."""
         if self.node is not None:
             self.node.step("persist")
             if self.node.disk_is_full:
-                if not self.has_reserve:
+                if not self.has_reserve or not may_cost_reserve:
                     raise DiskFullError("the disk is full")
                 self.has_reserve = False
         self.document = document
