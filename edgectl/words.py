@@ -92,6 +92,7 @@ TERMS: Mapping[str, str] = {
     "exposure": "Devices named in outstanding permits: what a halt that cannot cross the WAN exposes at most.",
     "permit": "Control's signed word that one device may try one wave, so many times.",
     "lease": "A hub's word that a device may swap now; at most maxConcurrentSwaps are out.",
+    "floor": "Devices of an availability group that stay up; `edgectl wave status` says who waits for it, and why.",
     "generation": "Orders and permits are numbered; the highest is in force.",
     "incarnation": "One life of a hub's disk; a restored or cloned one is another.",
     "epoch": "Hold lists are numbered by it; an older one is never believed again.",

@@ -20,8 +20,9 @@ A *swap* waits while another member is away, while one is owing (the next waits 
 while fewer than the floor of the others are up. A *rollback* lowers risk: it does not wait for who is owing, and not at
 all where the device says itself that it does not serve, for then nothing is lost (a Kubernetes PodDisruptionBudget with
 ``unhealthyPodEvictionPolicy: AlwaysAllow`` goes by the same rule). A sign-off ends a swap under way and waits for
-nothing. A device lets itself down without asking: by its own local rollback, by failing. Then fewer than the floor may
-be up, and the hub adds nothing to it.
+nothing. A lease that its device has not used is held back while others that fell leave fewer than the floor, as fast as
+that word travels. A device lets itself down without asking, by its own rollback or by failing: then fewer than the
+floor may be up, and the hub adds nothing to it.
 
 A group that the policy names and the store's configuration does not: swaps of that wave wait, since nobody here can
 tell whom the floor protects. A store that has no such devices says so by an empty list.
@@ -95,6 +96,15 @@ class Roster:
         if device is not None and device.heard_in_session and _is_sick(device):
             return ""
         return next((why for group in self._around(path) if (why := self._floor(path, group, away))), "")
+
+    def why_recall(self, path: str, away: AbstractSet[str]) -> str:
+        """Why a lease that the device has not used is held back for now: others fell; empty if none did."""
+        for group in self._around(path):
+            others = (group.members or frozenset()) - {path}
+            up = {one for one in others if self.condition(one, away) is Condition.UP}
+            if len(up) < group.min_up:
+                return f"{group.name} has {len(up)} of {len(others)} others up, floor {group.min_up}"
+        return ""
 
     def condition(self, path: str, away: AbstractSet[str]) -> Condition:
         """What the device counts as."""

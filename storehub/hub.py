@@ -70,7 +70,8 @@ class Hub:
 
     ``changed`` tells the sessions that the desired state of one device (None: of all) may have changed, and
     ``wake_upstream`` that reports were appended; the composition root sets both. ``resources_changed`` counts the
-    updates from the super hub; ``is_cached`` says whether a blob is whole in the cache.
+    updates from the super hub; ``recalled`` has the devices whose unused lease is held back; ``is_cached`` says whether
+    a blob is whole in the cache.
     """
 
     credentials: Credentials
@@ -88,6 +89,7 @@ class Hub:
     changed: Callable[[str | None], None] = lambda _: None
     wake_upstream: Callable[[], None] = lambda: None
     resources_changed: int = 0
+    recalled: frozenset[str] = frozenset()
     is_cached: Callable[[Digest], bool] = lambda _: False
 
     @property

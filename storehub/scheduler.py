@@ -111,6 +111,9 @@ class Scheduler:
 
     def _note(self, view: HubView, decision: Decision) -> None:
         self._occupied, self.waits = len(occupants(view)), decision.waits
+        before, self._hub.recalled = self._hub.recalled, decision.recalled
+        for device in sorted(before ^ decision.recalled):
+            self._hub.changed(device)
 
     def swaps_active(self) -> int:
         """Devices inside a swap, as of the last pass; each grant causes another."""

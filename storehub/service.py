@@ -129,12 +129,13 @@ class DeviceRegistry:
         return kind == "policy" and name in policies
 
     def _is_lease_served(self, record: SlotRecord, order: WaveOrder | None) -> bool:
-        """A lease is taken back from a device that has not armed when its wave is paused or halted."""
+        """A lease not armed under is taken back when its wave is paused or halted, or the device's group is short."""
         if record.slot.use is not SlotUse.SWAP or order is None:
             return False
         device = self._hub.store.devices.get(record.slot.device)
         is_inside = device is not None and device.status.state in IN_SWAP
-        return is_inside or self._hub.standing(order).standing in {Standing.LIVE, Standing.WAITING}
+        may_arm = record.slot.device not in self._hub.recalled
+        return is_inside or (may_arm and self._hub.standing(order).standing in {Standing.LIVE, Standing.WAITING})
 
     def _make(self, kind: str, name: str, content: bytes, child: NodeId, record: SlotRecord | IntentRecord) -> Resource:
         """A resource of this hub's own making, under the version that was given to it when it was made durable."""

@@ -214,13 +214,17 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows, to be made durable in one transaction before any of it is sent; ``waits`` are only shown."""
+    """What follows, to be made durable in one transaction before any of it is sent.
+
+    ``recalled`` are devices from which an unused lease is held back for now; ``waits`` are only shown.
+    """
 
     ended: tuple[Slot, ...]
     inferred: tuple[Inference, ...]
     relayed: tuple[tuple[RollbackWish, Slot | None], ...]
     granted: tuple[Slot, ...]
     waits: tuple[Wait, ...] = field(default=(), compare=False)
+    recalled: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def decide(view: HubView) -> Decision:
@@ -235,7 +239,9 @@ def decide(view: HubView) -> Decision:
     occupied |= swapping
     held = frozenset(d for d in view.slots if d not in gone) | swapping
     granted = _grant(view, occupied | _unaccounted(view, gone), held, roster, waits)
-    return Decision(ended, inferred, relayed, granted, tuple(waits))
+    recalled = _recall(view, gone, occupied, roster)
+    shown = (*recalled, *waits)
+    return Decision(ended, inferred, relayed, granted, shown, frozenset(one.device for one in recalled))
 
 
 def occupants(view: HubView) -> frozenset[str]:
@@ -395,6 +401,20 @@ def _relay(
         slot = Slot(wish.device, wish.wave_id, SlotUse.ROLLBACK, 0, view.now, until, until)
         relayed.append((wish, slot))
     return tuple(relayed)
+
+
+def _recall(view: HubView, gone: set[str], occupied: set[str], roster: Roster) -> list[Wait]:
+    """Devices that hold a lease, have not armed by their last word, and whose group has fallen short meanwhile."""
+    return [
+        Wait(slot.wave_id, slot.device, f"its lease is held back: {why}")
+        for slot in view.slots.values()
+        if slot.use is SlotUse.SWAP
+        and slot.device not in gone
+        and view.now < slot.expires_at
+        and (device := view.devices.get(slot.device)) is not None
+        and device.state in NOT_ARMED
+        and (why := roster.why_recall(slot.device, occupied))
+    ]
 
 
 def _limit(view: HubView) -> int:

@@ -96,7 +96,16 @@ async def test_a_dead_till_holds_up_its_lane_until_it_is_back(
             for one in (first, second, third):
                 one.say(UpdateState.VERIFIED)
             await eventually(first.lease)
-        # The third is cut off while the first swaps.
+        # The third is cut off: the first, not armed yet, loses its lease till it is back, then arms before it goes.
+        held_back = "its lease is held back: till/lane-a has 1 of 2 others up, floor 2"
+        await eventually(lambda: not first.lease() and waits(super_hub).get("pos-01") == held_back)
+        async with till(control, LANE[2], address, log) as third:
+            third.say(UpdateState.VERIFIED)
+            await eventually(first.lease)
+            first.say(UpdateState.ARMED)
+            await eventually(lambda: app.hub.store.devices[first.node.path].status.state is UpdateState.ARMED)
+        await eventually(lambda: third.node.path not in app.hub.present)
+        assert first.lease(), "armed is under way"
         await swap(first)
         short = "till/lane-a has 2 of 3 up (not pos-03), floor 2"
         await eventually(lambda: waits(super_hub) == {"pos-02": short})

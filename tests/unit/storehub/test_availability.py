@@ -194,6 +194,22 @@ def test_two_devices_that_timed_out_do_not_wait_for_each_other() -> None:
     assert granted(view(device("a"), device("b"), device("c"), words=lost)) == ["a"]
 
 
+def test_an_unused_lease_is_held_back_while_others_fall() -> None:
+    """The device has not armed by its last word; once it has, or its lease lapsed, there is nothing to hold back."""
+    leased = (slot("a"),)
+    fallen = view(device("a"), device("b"), gone("c"), slots=leased)
+    assert decide(fallen).recalled == {"a"}
+    assert reasons(fallen)["a"] == "its lease is held back: till/lane-a has 1 of 2 others up, floor 2"
+    assert decide(view(device("a"), device("b"), device("c"), slots=leased)).recalled == frozenset()
+    assert decide(view(device("a", S.TRIAL), device("b"), gone("c"), slots=leased)).recalled == frozenset()
+    assert decide(view(device("a"), device("b"), gone("c"), slots=leased, members="bcd")).recalled == frozenset()
+    back = (slot("a", SlotUse.ROLLBACK),)
+    assert decide(view(device("a"), device("b"), gone("c"), slots=back)).recalled == frozenset()
+    lapsed = replace(leased[0], expires_at=NOW)
+    earlier = device("a", said_at=NOW - timedelta(milliseconds=1))
+    assert decide(view(earlier, device("b"), gone("c"), slots=(lapsed,))).recalled == frozenset()
+
+
 def relayed(v: HubView) -> list[str]:
     return [wish.device for wish, _ in decide(v).relayed]
 
