@@ -173,7 +173,7 @@ class DeviceRegistry:
                 try:
                     await self._apply(tx, child, report)
                 except EarlySignatureError:
-                    raise  # our clock is behind: what ends the session is told again
+                    raise  # our clock is behind: the session ends, and it is told again
                 except (GateError, MalformedStatementError) as error:
                     gate = error.gate if isinstance(error, GateError) else ""
                     await hub.report_event(tx, "report-refused", gate=gate, subject=child.path, detail=str(error))

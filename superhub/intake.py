@@ -166,7 +166,7 @@ class Intake:
                 case _:
                     return Refused(f"reports of kind {report.kind[:100]!r} are not known here")
         except EarlySignatureError:
-            raise  # our clock is behind: what ends the session is told again
+            raise  # our clock is behind: the session ends, and it is told again
         except PeerError as error:
             return Refused(f"{report.kind}: {error}")
 
