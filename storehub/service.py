@@ -6,8 +6,8 @@ lease. Permits stay here until a lease carries them.
 
 Reports: a device's outcome is verified against its certificate and its path, merged, and passed on unchanged in the
 transaction that moves its cursor. What cannot be believed is not passed on: an event says so and the cursor moves, so
-that one bad report does not hold up the good ones behind it. But a certificate that is not valid yet means that our clock
-is behind: that ends the session, and the report is told again.
+that one bad report does not hold up the good ones behind it. But a certificate that is not valid yet means that our
+clock is behind: that ends the session, and the report is told again.
 """
 
 from __future__ import annotations
