@@ -3,7 +3,8 @@
 Rules:
 - An outcome counts when its envelope is signed by the device itself, or by the hub of the device's store for the kinds
   a hub may infer, and the device is a target of the wave. The super hub that carries it is not believed for anything.
-- What cannot be believed is dropped and audited; it never ends the session, for the reports behind it are good.
+- What cannot be believed is dropped and audited; it never ends the session, for the reports behind it are good. What is
+  signed with a certificate that is not valid yet does end it: then our clock is behind, and it is told again later.
 - Verification is CPU work and runs in a thread; the transaction only compares and writes.
 """
 
@@ -172,7 +173,7 @@ class Reports:
                 case _:
                     found = [Dropped(f"report of unknown kind {report.kind[:_MAX_KIND_CHARACTERS]!r}")]
         except EarlySignatureError:
-            raise  # our clock is behind: what ends the session is told again
+            raise  # our clock is behind: the session ends, and it is told again
         except PeerError as error:
             return [Dropped(f"report {report.kind!r}: {error}")]
         return found

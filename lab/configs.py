@@ -17,7 +17,7 @@ def control_config(lab: Lab) -> str:
     return f"""\
 listen = "{lab.address("control")}"
 tick_s = 0.5
-heartbeat_s = 1.0
+heartbeat_s = {lab.heartbeat_s}
 halt_settle_s = 30.0
 delivery_wait_s = 1.0
 drain_s = 1.0
@@ -56,7 +56,7 @@ hub_status_interval_s = 1.0
 ping_relay_timeout_s = 2.0
 fetch_retry_min_s = 0.2
 fetch_retry_max_s = 2.0
-heartbeat_interval_s = 1.0
+heartbeat_interval_s = {lab.heartbeat_s}
 reconnect_min_s = 0.2
 reconnect_max_s = 2.0
 """

@@ -75,6 +75,11 @@ class Lab:
         """Where a server listens: "control", "superhub", a store, "wan/NAME" or "origin"."""
         return f"{self.host(name)}:{self.ports[name]}"
 
+    @property
+    def heartbeat_s(self) -> float:
+        """Seconds between heartbeats of control's and the stores' sessions."""
+        return 1.0
+
     def launcher(self, name: str) -> tuple[str, ...]:
         """What a process's command is put behind; nothing, where all are on one machine."""
         del name

@@ -6,7 +6,8 @@ lease. Permits stay here until a lease carries them.
 
 Reports: a device's outcome is verified against its certificate and its path, merged, and passed on unchanged in the
 transaction that moves its cursor. What cannot be believed is not passed on: an event says so and the cursor moves, so
-that one bad report does not hold up the good ones behind it.
+that one bad report does not hold up the good ones behind it. But a certificate that is not valid yet means that our
+clock is behind: that ends the session, and the report is told again.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class DeviceRegistry:
                 try:
                     await self._apply(tx, child, report)
                 except EarlySignatureError:
-                    raise  # our clock is behind: what ends the session is told again
+                    raise  # our clock is behind: the session ends, and it is told again
                 except (GateError, MalformedStatementError) as error:
                     gate = error.gate if isinstance(error, GateError) else ""
                     await hub.report_event(tx, "report-refused", gate=gate, subject=child.path, detail=str(error))

@@ -3,7 +3,8 @@
 Rules. Effect, own log and the child's cursor move in one transaction, so a report counts exactly once, whatever breaks
 (S3). Outcomes are verified one by one: signed by the device or its store's hub, about a device of that store. Intents
 and events go up once by their id; snapshots go up whole, as control waits for them. A report that cannot be believed is
-told to control as an event and then counts as taken, for a store that repeats it for ever would be stuck behind it.
+told to control as an event and then counts as taken, for a store that repeats it for ever would be stuck behind it; but
+one that is signed with a certificate not valid yet ends the session and is told again, for then our clock is behind.
 Verifying runs in a thread: a store that returns from a long outage brings thousands of signatures.
 """
 
@@ -166,7 +167,7 @@ class Intake:
                 case _:
                     return Refused(f"reports of kind {report.kind[:100]!r} are not known here")
         except EarlySignatureError:
-            raise  # our clock is behind: what ends the session is told again
+            raise  # our clock is behind: the session ends, and it is told again
         except PeerError as error:
             return Refused(f"{report.kind}: {error}")
 

@@ -94,7 +94,9 @@ class Machines:
             Kind.HALF_OPEN: ["-j", "DROP"],
             Kind.LOSSY: ["-m", "statistic", "--mode", "random", "--probability", str(_LOSS), "-j", "DROP"],
         }[kind]
-        for chain, direction in (("INPUT", "-i"), ("OUTPUT", "-o")):
+        # What leaves by the loopback comes in by it again, and is to be lost once.
+        ways = (("OUTPUT", "-o"),) if device == "lo" else (("INPUT", "-i"), ("OUTPUT", "-o"))
+        for chain, direction in ways:
             inside(namespace, "iptables", "-w", verb, chain, direction, device, *rule)
 
 
