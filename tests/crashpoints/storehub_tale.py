@@ -1,0 +1,100 @@
+"""The store hub's scenarios as the campaign drives them, and what is asked of a store hub alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.crashpoints.hub_key import key_of
+from tests.crashpoints.hub_oracle import HubOracle, behind, judge_rest_of_cache, ledger_of, rows_of
+from tests.crashpoints.hub_story import HubStanding, HubStory
+from tests.crashpoints.storehub_cast import StoreHub
+from tests.crashpoints.storehub_scenarios import QUOTA_BYTES, SCENARIOS, Scenario
+from wavemesh.codec.statements import decode
+from wavemesh.trust.statements import OperatorIntent, WaveOrder
+
+if TYPE_CHECKING:
+    from tests.crashpoints.campaign import Look
+    from tests.crashpoints.hub_world import World
+    from tests.crashpoints.medium import Image
+
+DATABASE = "state/hub.sqlite3"
+_INSIDE = frozenset({"LEASED", "ARMED"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHubTale:
+    """Implements ``Tale``."""
+
+    scenario: Scenario
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The scenario's."""
+        return self.scenario.name
+
+    def begin(self) -> HubStanding:
+        """Where the scenario begins."""
+        return self.scenario.begin()
+
+    def tell(self, standing: HubStanding, look: Look[HubStanding] | None) -> list[str]:
+        """Run to rest and judge that."""
+        self.log.clear()
+        rest = HubStory(StoreHub(), self.scenario.acts, self.scenario.is_over, standing, look, self.log).tell()
+        return self.judge(rest) or judge_rest(rest.image, rest.world, self.scenario)
+
+    def judge(self, standing: HubStanding) -> list[str]:
+        """By the oracle."""
+        image, world = standing.image, standing.world
+        return HubOracle(DATABASE).judge(image, world) + judge_store(image, world)
+
+    def key(self, standing: HubStanding) -> str:
+        """By everything that matters."""
+        return key_of(standing)
+
+
+def judge_store(image: Image, world: World) -> list[str]:
+    """Leases, orders and operators' words."""
+    content = image.get(DATABASE)
+    tables = rows_of(content) if content else {}
+    slots = {row["device"]: row["lease_id"] for row in tables.get("slots", ())}
+    problems = [
+        f"{child.path} may be inside a swap by lease {child.lease_id[:8]}, and no slot says so"
+        for child in world.children
+        if child.state in _INSIDE and slots.get(child.path) != child.lease_id
+    ]
+    known = {row["wave_id"]: decode(WaveOrder, row["order_content"]) for row in tables.get("waves", ())}
+    generations = world.note("generations") or {}
+    problems += [
+        f"wave {wave_id} is known in an older generation than {generation}, which was taken"
+        for wave_id, generation in generations.items()
+        if wave_id not in known or known[wave_id].generation < generation
+    ]
+    intents = {row["intent_id"] for row in tables.get("intents", ())}
+    problems += [
+        f"{name} was answered and is gone"
+        for name, envelope in world.asked
+        if name in world.answered
+        and not name.startswith("cancel")
+        and decode(OperatorIntent, envelope.payload).intent_id not in intents
+    ]
+    return problems
+
+
+def judge_rest(image: Image, world: World, scenario: Scenario) -> list[str]:
+    """What everybody knows in the end."""
+    told = ledger_of((one.kind, one.body) for child in world.children for one in child.reports)
+    heard = ledger_of((kind, body) for _, _, kind, body in world.parent.heard)
+    problems = [f"control never heard {what}" for what in behind(told, heard)]
+    problems += [f"nobody said {what}" for what in behind(heard, told)]
+    problems += judge_rest_of_cache(image, QUOTA_BYTES, scenario.needed)
+    incarnations = len(world.parent.cursors)
+    if incarnations != scenario.incarnations:
+        problems.append(f"the hub had {incarnations} incarnations, {scenario.incarnations} were to be")
+    return problems
+
+
+def tales() -> list[StoreHubTale]:
+    """All scenarios."""
+    return [StoreHubTale(make()) for make in SCENARIOS]
