@@ -24,6 +24,9 @@ from wavemesh.trust.statements import (
     IntentKind,
     OperatorIntent,
     Permit,
+    Revocation,
+    RevocationList,
+    RevocationReach,
     WaveClosed,
     WaveOrder,
     WaveState,
@@ -39,6 +42,7 @@ OTHER_STORE = NodeId(FLEET, "region/midwest/store/store-209")
 DEVICES = tuple(NodeId(FLEET, f"{HUB.path}/device/pos-0{number}") for number in (1, 2, 3))
 OPERATOR = NodeId(FLEET, "operator/alice")
 LIMIT = 1
+SHORT_LIVED, SHORT = f"{HUB.path}, soon to renew", timedelta(hours=4)
 ATTEMPTS = 3
 
 POLICY = """\
@@ -112,6 +116,17 @@ class HubFleet:
         holds = tuple(Hold(name, "", "test") for name in releases)
         return Served("holds", "fleet", self.sign(HoldList(epoch, holds, BEGAN_AT)))
 
+    def revocations(self, epoch: int, *nodes: NodeId) -> Served:
+        """Certificates taken back."""
+        taken = tuple(Revocation(one.path, RevocationReach.NODE, BEGAN_AT, "stolen") for one in nodes)
+        return Served("revocations", "fleet", self.sign(RevocationList(epoch, taken, BEGAN_AT)))
+
+    def metadata(self, *versions: str) -> Served:
+        """Trust metadata that knows these releases alone."""
+        keys = self.base.keys
+        published, _ = keys.publish(*(self.base.releases[one] for one in versions), now=BEGAN_AT)
+        return Served("tuf", "metadata", encode(published))
+
     def intent(self, number: int, kind: IntentKind, **fields: Any) -> Envelope:
         """An operator's word."""
         intent = OperatorIntent(f"{number:032x}", kind, BEGAN_AT, **{"reason": "because", **fields})
@@ -135,6 +150,9 @@ def the_hub_fleet() -> HubFleet:
             place = Path(directory) / str(number)
             made[node.path] = write_node(place, region, node, not_before=since, not_after=since + timedelta(days=30))
             files[node.path] = {file.name: file.read_bytes() for file in sorted(place.iterdir())}
+        short = Path(directory) / "short"
+        write_node(short, region, HUB, not_before=since, not_after=since + SHORT)
+        files[SHORT_LIVED] = {file.name: file.read_bytes() for file in sorted(short.iterdir())}
         region.save(Path(directory) / "authority")
         authority = {file.name: file.read_bytes() for file in sorted((Path(directory) / "authority").iterdir())}
     return HubFleet(base, made, files, region, authority)

@@ -84,7 +84,7 @@ class HubOracle:
 
     def judge(self, image: Image, world: World) -> list[str]:
         """At a cut and at rest."""
-        problems = [*world.problems, *_judge_blobs(image), *_judge_numbers(world)]
+        problems = [*world.problems, *_judge_blobs(image, world.note("spoilt") or "-"), *_judge_numbers(world)]
         content = image.get(self._database)
         if not content:
             return problems + _judge_nothing(world)
@@ -127,7 +127,7 @@ def _judge_session(tables: Mapping[str, list[sqlite3.Row]], world: World) -> lis
     if not first - 1 <= through <= log["sent_through"]:
         problems.append(f"the parent is at report {through}; sent are {log['sent_through']}, kept from {first} on")
     held_here = {(row["type"], row["name"]): row["digest"] for row in tables["session_resources"]}
-    wanted = {(one.key.type, one.key.name) for one in parent.wanted}
+    wanted = {(one.key.type, one.key.name) for one in parent.wanted} | {("revocations", "fleet")}
     problems += [
         f"{key.type}/{key.name} was taken and is gone"
         for key, _ in parent.taken
@@ -142,10 +142,10 @@ def _judge_numbers(world: World) -> list[str]:
     return [f"report {number} was taken {count} times" for (_, number), count in counts.items() if count > 1]
 
 
-def _judge_blobs(image: Image) -> list[str]:
+def _judge_blobs(image: Image, spoilt: str) -> list[str]:
     problems = []
     for name, content in image.items():
-        if name.startswith("state/cache/blobs/") and content is not None:
+        if name.startswith("state/cache/blobs/") and content is not None and spoilt not in name:
             sha256, _, size = name.rpartition("/")[2].partition("-")
             if len(content) != int(size) or _sha256(content) != sha256:
                 problems.append(f"{name} does not hold its bytes")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.crashpoints.hub_world import Parent, World
     from tests.crashpoints.virtual_time import VirtualClock
     from wavemesh.identity.nodes import NodeId
-    from wavemesh.session.frames import Report, Resource
+    from wavemesh.session.frames import Report, Resource, ResourceKey
     from wavemesh.session.seams import ChildRegistry, ReportLog, ResourceSink
 
 _BATCH = 64
@@ -103,6 +103,10 @@ class Cast:
         """What a child says of itself."""
         return {}
 
+    def restart(self, path: str) -> World:
+        """The hub lost what it had acknowledged to a child, which takes a new incarnation and tells it all again."""
+        raise NotImplementedError(path)
+
     async def work(self, path: str) -> None:
         """What a child asks of the hub beside its session: blobs, certificates."""
 
@@ -117,16 +121,33 @@ class PlayedUpstream(SeamUpstream):
     def __init__(self, cast: Cast, log: ReportLog, sink: ResourceSink) -> None:
         super().__init__(cast, log, sink)  # type: ignore[arg-type]  # a cast plays the hub above as well
         self._cast = cast
+        self._refused: dict[ResourceKey, str] = {}
+        self._kept: set[ResourceKey] = set()
 
     def set_status(self, key: str, body: bytes | None) -> None:
         """Status is not durable, and nobody acts on it here."""
 
     async def _hear(self) -> None:
-        await super()._hear()
-        taken = {**dict(self._cast.state.taken), **{one.key: one.digest for one in self._sink.held()}}
-        parent = replace(self._cast.state, taken=tuple(taken.items()))
-        if self._hub.is_on and parent.taken != self._cast.state.taken:
-            self._cast.world = replace(self._cast.world, parent=parent)  # it is no news to anybody
+        """What is refused is not sent again in this session."""
+        cast = self._cast
+        held = {one.key: one.digest for one in self._sink.held()}
+        wanted = {one.key: one for one in cast.state.wanted}
+        changed = [one for one in wanted.values() if one.digest not in {held.get(one.key), self._refused.get(one.key)}]
+        removed = [key for key in held if key not in wanted and key not in self._kept]
+        if not changed and not removed:
+            return
+        self._refused |= {one.key: one.digest for one in await self._sink.apply(changed, removed)}
+        await self._sink.settled()
+        now_held = {one.key: one.digest for one in self._sink.held()}
+        self._kept |= {key for key in removed if key in now_held}
+        if cast.is_on:
+            taken = {**dict(cast.state.taken), **now_held}
+            # It is no news to anybody.
+            cast.world = replace(cast.world, parent=replace(cast.state, taken=tuple(taken.items())))
+
+    async def _connect(self) -> bool:
+        self._refused, self._kept = {}, set()
+        return await super()._connect()
 
     async def _say(self) -> None:
         while self._log.next_number > self._log.first_number and self._is_up():
@@ -193,7 +214,7 @@ class PlayedChild:
                 await self._wait(news, due_s)
 
     async def _wait(self, news: asyncio.Event, due_s: float | None) -> None:
-        self.is_waiting = due_s is None
+        self.is_waiting = True
         try:
             async with asyncio.timeout(None if due_s is None else max(0.0, due_s - self._cast.clock.elapsed_s)):
                 await news.wait()
@@ -207,6 +228,9 @@ class PlayedChild:
         held = tuple(HeldResource(one.key, one.version, one.digest) for one in child.held)
         hello = Hello(1, "child/1", child.incarnation, len(child.reports) + 1, held)
         cursor = await self._registry.admit(self._node, hello)
+        if cursor < child.acknowledged and cast.world.note("restored"):
+            cast.become(cast.restart(path))
+            return
         if not child.acknowledged <= cursor <= len(child.reports):
             problem = f"the cursor of {path} is {cursor}; {child.acknowledged} of {len(child.reports)} were acknowledged"
             cast.become(cast.world.blaming(problem))

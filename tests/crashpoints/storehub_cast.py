@@ -11,17 +11,20 @@ import hashlib
 import logging
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from storehub import app
+from storehub.config import load
 from tests.conftest import FLEET
 from tests.crashpoints.fleet import HUB
-from tests.crashpoints.hub_fleet import ATTEMPTS, LIMIT, OPERATOR, the_hub_fleet
+from tests.crashpoints.hub_fleet import LIMIT, OPERATOR, the_hub_fleet
 from tests.crashpoints.hub_wire import Cast, PlayedDownstream, PlayedUpstream
-from tests.crashpoints.medium import read_image
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import LinkDownError, WavemeshError
 from wavemesh.identity.binding import Binding
@@ -38,6 +41,7 @@ from wavemesh.trust.statements import (
     LeaseGrant,
     OutcomeKind,
     OutcomeReport,
+    SnapshotReport,
     UpdateState,
     WaveOrder,
     WaveState,
@@ -45,7 +49,7 @@ from wavemesh.trust.statements import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
-    from datetime import timedelta
+    from cryptography import x509
 
     from tests.crashpoints.hub_story import Stage
     from tests.crashpoints.hub_world import Child, World
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
     from wavemesh.session.frames import Resource
     from wavemesh.trust.statements import Digest
 
+# Two releases do not fit; the least that a configuration may say is more than these blobs together.
+QUOTA_BYTES = 20 * 1024
 ARM_AFTER_S, SWAP_S, RETRY_S = 5.0, 60.0, 20.0
 _PIECE_BYTES = 2048
 INSIDE = frozenset({"LEASED", "ARMED"})
@@ -90,7 +96,7 @@ class StoreCast(Cast):
             HUB,
             key_of_request(request.csr),
             not_before=now,
-            not_after=now + _month(),
+            not_after=now + timedelta(days=30),
             binding=Binding(now),
         )
         chain = tuple(der(one) for one in fleet.region.chain)
@@ -110,15 +116,17 @@ class StoreCast(Cast):
         lease = _lease(desired, child.wave_id)
         if child.state == "LEASED" and (lease is None or lease.lease_id != child.lease_id):
             child = replace(child, state="VERIFIED", lease_id="", due_s=None)
-        if child.state == "VERIFIED" and lease is not None and self.clock.now() < lease.expires_at:
+        usable = lease is not None and lease.attempt == child.attempt and self.clock.now() < lease.expires_at
+        if child.state == "VERIFIED" and lease is not None and usable:
             others = [one.path for one in world.children if one.path != path and one.state in INSIDE]
             if len(others) >= LIMIT:
                 world = world.blaming(f"{path} has a lease while {', '.join(others)} may be inside a swap")
-            if lease.attempt != child.attempt or not child.burned < child.attempt <= ATTEMPTS:
-                world = world.blaming(f"{path} has a lease for attempt {lease.attempt}, it has burned {child.burned}")
-            if world.note("paused") == child.wave_id and world.note("paused-before") != lease.lease_id:
+            if "pause" in world.answered and "resume" not in dict(world.asked):
                 world = world.blaming(f"{path} has a lease of wave {child.wave_id}, which is paused here")
             child = replace(child, state="LEASED", lease_id=lease.lease_id, due_s=self.clock.elapsed_s + ARM_AFTER_S)
+        for one in desired:
+            if one.key.type == "intent" and one.key.name not in dict(child.got):
+                child = replace(self._rolled_back(child), got=(*child.got, (one.key.name, b"")))
         if child.state == "DONE" and not any(one.wave_id == child.wave_id for one in orders):
             child = replace(child, state="IDLE", wave_id="", burned=0)
         return world.with_child(child)
@@ -136,24 +144,25 @@ class StoreCast(Cast):
             return world.with_child(self._said(child, OutcomeKind[child.script[child.attempt - 1]]))
         return world.with_child(replace(child, due_s=None))
 
+    def restart(self, path: str) -> World:
+        """All outcomes in one snapshot; what a device says is of the whole wave anyway."""
+        child = self.world.child(path)
+        number = len(self.world.note("restarts") or ())
+        incarnation = f"{number:032x}"
+        outcomes = tuple(one for report in child.reports for one in decode(OutcomeReport, report.body).outcomes)
+        snapshot = Report("snapshot", encode(SnapshotReport(path, incarnation, outcomes, last=True)))
+        child = replace(child, incarnation=incarnation, reports=(snapshot,), acknowledged=0)
+        restarts = (*(self.world.note("restarts") or ()), path)
+        return self.world.with_child(child).noting("restarts", restarts)
+
+    def _rolled_back(self, child: Child) -> Child:
+        """At once and well, which is all that a hub sees of it."""
+        report = self._outcome(child, OutcomeKind.ROLLED_BACK, "operator")
+        return replace(child, reports=(*child.reports, report), sequence=child.sequence + 1)
+
     def _said(self, child: Child, kind: OutcomeKind) -> Child:
-        fleet = the_hub_fleet()
-        outcome = DeviceOutcome(
-            wave_id=child.wave_id,
-            device=child.path,
-            attempt=child.attempt,
-            sequence=child.sequence + 1,
-            kind=kind,
-            gate="" if kind is OutcomeKind.UPDATED else "power-loss",
-            evidence="",
-            boot_id="b",
-            slot="B",
-            firmware_sha256="",
-            firmware_version="",
-            log_sha256="",
-            at=self.clock.now(),
-        )
-        report = Report("outcome", encode(OutcomeReport((sign_as_node(outcome, fleet.nodes[child.path]),))))
+        gates = {OutcomeKind.UPDATED: "", OutcomeKind.INCONCLUSIVE: "power-loss"}
+        report = self._outcome(child, kind, gates.get(kind, "boot-probe"))
         again = kind is OutcomeKind.INCONCLUSIVE
         return replace(
             child,
@@ -163,11 +172,26 @@ class StoreCast(Cast):
             attempt=child.attempt + 1 if again else child.attempt,
             lease_id="",
             due_s=None,
-            firmware_sha256=self._firmware(child) if kind is OutcomeKind.UPDATED else child.firmware_sha256,
+            firmware_sha256=child.fetched[-1] if kind is OutcomeKind.UPDATED else child.firmware_sha256,
         )
 
-    def _firmware(self, child: Child) -> str:
-        return child.fetched[-1] if child.fetched else ""
+    def _outcome(self, child: Child, kind: OutcomeKind, gate: str) -> Report:
+        outcome = DeviceOutcome(
+            wave_id=child.wave_id,
+            device=child.path,
+            attempt=child.attempt,
+            sequence=child.sequence + 1,
+            kind=kind,
+            gate=gate,
+            evidence="",
+            boot_id="b",
+            slot="B",
+            firmware_sha256="",
+            firmware_version="",
+            log_sha256="",
+            at=self.clock.now(),
+        )
+        return Report("outcome", encode(OutcomeReport((sign_as_node(outcome, the_hub_fleet().nodes[child.path]),))))
 
     def status(self, path: str) -> dict[str, bytes]:
         child = self.world.child(path)
@@ -246,6 +270,8 @@ class PlayedArtifacts:
                 self._cast.become(self._cast.world.noting("falls", (*falls, digest.sha256)))
                 raise LinkDownError("the link fell")
             yield memoryview(content)[start : start + _PIECE_BYTES]
+        sent = self._cast.world.note("sent") or ()
+        self._cast.become(self._cast.world.noting("sent", tuple(sorted({*sent, digest.sha256}))))
 
 
 class _Server:
@@ -297,6 +323,7 @@ class StoreHub:
             "OperatorApi": lambda *_: SimpleNamespace(add_to=lambda _: None),
             "ArtifactClient": lambda _: PlayedArtifacts(cast),
             "Disk": lambda: stage.disk,
+            "load": lambda directory: replace(load(directory), quota_bytes=QUOTA_BYTES),
             "random": SimpleNamespace(Random=lambda: Random(0)),
         }
         with ExitStack() as stack:
@@ -324,17 +351,6 @@ def _lease(desired: tuple[Resource, ...], wave_id: str) -> Lease | None:
     return None
 
 
-def der(certificate: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    encoded: bytes = certificate.public_bytes(Encoding.DER)
-    return encoded
-
-
-def _month() -> timedelta:
-    from datetime import timedelta
-
-    return timedelta(days=30)
-
-
-__all__ = ["StoreCast", "StoreHub", "read_image"]
+def der(certificate: x509.Certificate) -> bytes:
+    """As it travels."""
+    return certificate.public_bytes(Encoding.DER)

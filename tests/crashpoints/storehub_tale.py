@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tests.crashpoints.hub_key import key_of
 from tests.crashpoints.hub_oracle import HubOracle, behind, judge_rest_of_cache, ledger_of, rows_of
 from tests.crashpoints.hub_story import HubStanding, HubStory
-from tests.crashpoints.storehub_cast import StoreHub
-from tests.crashpoints.storehub_scenarios import QUOTA_BYTES, SCENARIOS, Scenario
+from tests.crashpoints.storehub_cast import INSIDE, QUOTA_BYTES, StoreHub
+from tests.crashpoints.storehub_scenarios import SCENARIOS, WAVE, Scenario
 from wavemesh.codec.statements import decode
 from wavemesh.trust.statements import OperatorIntent, WaveOrder
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tests.crashpoints.medium import Image
 
 DATABASE = "state/hub.sqlite3"
-_INSIDE = frozenset({"LEASED", "ARMED"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +61,9 @@ def judge_store(image: Image, world: World) -> list[str]:
     problems = [
         f"{child.path} may be inside a swap by lease {child.lease_id[:8]}, and no slot says so"
         for child in world.children
-        if child.state in _INSIDE and slots.get(child.path) != child.lease_id
-    ]
-    known = {row["wave_id"]: decode(WaveOrder, row["order_content"]) for row in tables.get("waves", ())}
-    generations = world.note("generations") or {}
-    problems += [
-        f"wave {wave_id} is known in an older generation than {generation}, which was taken"
-        for wave_id, generation in generations.items()
-        if wave_id not in known or known[wave_id].generation < generation
+        if child.state in INSIDE
+        and slots.get(child.path) != child.lease_id
+        and child.lease_id not in (world.note("restored") or ())
     ]
     intents = {row["intent_id"] for row in tables.get("intents", ())}
     problems += [
@@ -89,6 +83,15 @@ def judge_rest(image: Image, world: World, scenario: Scenario) -> list[str]:
     problems = [f"control never heard {what}" for what in behind(told, heard)]
     problems += [f"nobody said {what}" for what in behind(heard, told)]
     problems += judge_rest_of_cache(image, QUOTA_BYTES, scenario.needed)
+    content = image[DATABASE]
+    assert content is not None
+    tables = rows_of(content)
+    known = {row["wave_id"]: decode(WaveOrder, row["order_content"]).generation for row in tables["waves"]}
+    if known != {WAVE: 1} | scenario.generations:
+        problems.append(f"the waves are known in generations {known}")
+    facts = {row["name"]: row["value"] for row in tables["facts"]}
+    if facts["hold_epoch"] != str(scenario.hold_epoch):
+        problems.append(f"the hold list is known in epoch {facts['hold_epoch']}")
     incarnations = len(world.parent.cursors)
     if incarnations != scenario.incarnations:
         problems.append(f"the hub had {incarnations} incarnations, {scenario.incarnations} were to be")
