@@ -97,9 +97,16 @@ class HubOracle:
         return problems + _judge_session(tables, world)
 
 
+def _lost(world: World) -> tuple[str, ...]:
+    """Incarnations, of the hub and of its children, whose numbers the hub lost with its disk."""
+    lost: tuple[str, ...] = world.note("lost") or ()
+    return lost
+
+
 def _judge_nothing(world: World) -> list[str]:
     """There is no database yet, so nobody can have been told anything."""
-    known = [path.path for path in world.children if path.acknowledged] + [one for one, _ in world.parent.cursors]
+    known = [child.path for child in world.children if child.acknowledged and child.incarnation not in _lost(world)]
+    known += [incarnation for incarnation, _ in world.parent.cursors if incarnation not in _lost(world)]
     return [f"the database is gone, and {', '.join(known)} relied on it"] if known else []
 
 
@@ -111,6 +118,8 @@ def _judge_session(tables: Mapping[str, list[sqlite3.Row]], world: World) -> lis
     passed_on = ledger_of([*heard, *waiting])
     cursors = {(row["child_path"], row["incarnation"]): row["through"] for row in tables["session_cursors"]}
     for child in world.children:
+        if child.incarnation in _lost(world):
+            continue
         through = cursors.get((child.path, child.incarnation), 0)
         if not child.acknowledged <= through <= len(child.reports):
             problems.append(f"the cursor of {child.path} is {through}, acknowledged were {child.acknowledged}")
@@ -118,13 +127,14 @@ def _judge_session(tables: Mapping[str, list[sqlite3.Row]], world: World) -> lis
         problems += [f"{what} is counted and goes nowhere" for what in behind(counted, passed_on)]
         uncounted = ledger_of((one.kind, one.body) for one in child.reports)
         held = {key: rank for key, rank in passed_on.items() if key in uncounted}
-        problems += [f"{what} went up before its cursor moved" for what in behind(held, counted)]
+        if not _lost(world):
+            problems += [f"{what} went up before its cursor moved" for what in behind(held, counted)]
     [log] = tables["session_log"] or [None]
     if log is None:
         return problems + _judge_nothing(world)
     through = parent.cursor(log["incarnation"])
     first = min((row["number"] for row in tables["session_reports"]), default=log["next_number"])
-    if not first - 1 <= through <= log["sent_through"]:
+    if not first - 1 <= through <= log["sent_through"] and log["incarnation"] not in _lost(world):
         problems.append(f"the parent is at report {through}; sent are {log['sent_through']}, kept from {first} on")
     held_here = {(row["type"], row["name"]): row["digest"] for row in tables["session_resources"]}
     wanted = {(one.key.type, one.key.name) for one in parent.wanted} | {("revocations", "fleet")}

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.crashpoints.medium import Image, Persists
     from wavemesh.session.seams import ChildRegistry
 
-PATIENCE_S = 6 * 3600.0
+PATIENCE_S = 2 * 3600.0
 BOOT_S = 10.0
 MARK_EVERY_BYTES = 4096
 LAID_AT_S = BEGAN_AT.timestamp()

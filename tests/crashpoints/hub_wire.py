@@ -134,10 +134,9 @@ class PlayedUpstream(SeamUpstream):
         wanted = {one.key: one for one in cast.state.wanted}
         changed = [one for one in wanted.values() if one.digest not in {held.get(one.key), self._refused.get(one.key)}]
         removed = [key for key in held if key not in wanted and key not in self._kept]
-        if not changed and not removed:
-            return
-        self._refused |= {one.key: one.digest for one in await self._sink.apply(changed, removed)}
-        await self._sink.settled()
+        if changed or removed:
+            self._refused |= {one.key: one.digest for one in await self._sink.apply(changed, removed)}
+            await self._sink.settled()
         now_held = {one.key: one.digest for one in self._sink.held()}
         self._kept |= {key for key in removed if key in now_held}
         if cast.is_on:
@@ -228,7 +227,7 @@ class PlayedChild:
         held = tuple(HeldResource(one.key, one.version, one.digest) for one in child.held)
         hello = Hello(1, "child/1", child.incarnation, len(child.reports) + 1, held)
         cursor = await self._registry.admit(self._node, hello)
-        if cursor < child.acknowledged and cast.world.note("restored"):
+        if cursor < child.acknowledged and child.incarnation in (cast.world.note("lost") or ()):
             cast.become(cast.restart(path))
             return
         if not child.acknowledged <= cursor <= len(child.reports):

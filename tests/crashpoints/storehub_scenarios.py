@@ -12,7 +12,7 @@ from tests.crashpoints.hub_story import Act, HubStanding, HubStory
 from tests.crashpoints.hub_world import Child, Parent, World
 from tests.crashpoints.storehub_cast import StoreHub
 from wavemesh.codec.statements import decode
-from wavemesh.trust.statements import EventReport, IntentKind, IntentReport, OperatorIntent, Pause, WaveState
+from wavemesh.trust.statements import IntentKind, IntentReport, OperatorIntent, Pause, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -212,7 +212,7 @@ def cached() -> Scenario:
     yaml = the_hub_fleet().policy_text(NEWEST).encode()
     return Scenario(
         "cached",
-        lambda: fresh(("UPDATED",), falls=("",)),
+        lambda: fresh(("UPDATED",), ("UPDATED",), falls=("",)),
         [
             Act("control publishes trust", serve(*trust())),
             Act(
@@ -221,12 +221,14 @@ def cached() -> Scenario:
                 lambda world: bool(world.parent.taken),
             ),
             Act("control orders a wave", serve(*the_hub_fleet().order(WAVE, NEW, DEVICES[:1])), _is_sent),
-            Act("a sector rots", lambda world: world.noting("spoilt", blobs_of(NEW)[1]), one_is("LEASED"), _rot),
-            Act("time passes", lambda world: world.noting("spoilt", None), lambda world: _is_mended(world)),
+            Act("a sector rots", _rotten, one_is("LEASED"), _rot),
+            Act("it is fetched again", lambda world: world.noting("spoilt", None), _is_mended),
+            Act("another device is ordered", serve(*the_hub_fleet().order(WAVE, NEW, DEVICES[:2], generation=2))),
             *_closing(),
         ],
         all_are("IDLE"),
         needed=blobs_of(NEW),
+        generations={WAVE: 2},
     )
 
 
@@ -234,10 +236,13 @@ def _is_sent(world: World) -> bool:
     return set(blobs_of(NEWEST)) <= set(world.note("sent") or ())
 
 
+def _rotten(world: World) -> World:
+    return world.noting("spoilt", blobs_of(NEW)[1]).noting("sent", ())
+
+
 def _is_mended(world: World) -> bool:
-    """The hub said that it found the damage, and then that it is healed."""
-    kinds = [decode(EventReport, body).kind for _, _, kind, body in world.parent.heard if kind == "event"]
-    return "cache-healed" in kinds
+    """A power cut between the removal of the rotten blob and the telling of it costs the telling alone."""
+    return blobs_of(NEW)[1] in world.note("sent")
 
 
 @cache
@@ -307,10 +312,11 @@ def replaced() -> Scenario:
 
 
 def _after_loss(world: World) -> World:
-    """The leases of before are the ones that no slot knows; what the parent was told it has to tell again."""
+    """The leases of before are in no slot; numbers of before are lost; what control said it says again."""
     leases = tuple(child.lease_id for child in world.children if child.lease_id)
+    lost = (*(child.incarnation for child in world.children), *(one for one, _ in world.parent.cursors))
     world = replace(world, done=0, parent=replace(world.parent, taken=()))
-    return world.noting("restored", leases or ("none",))
+    return world.noting("restored", leases).noting("lost", lost)
 
 
 SCENARIOS = (wave, operators, cached, trusting, restored, replaced)
