@@ -74,13 +74,14 @@ class Look(Protocol[S_contra]):
 @dataclass(frozen=True, slots=True)
 class Options:
     """``torn``: torn media a step, of which one in ``torn_of`` is looked at; double cuts are made at one in
-    ``double_of`` steps of a recovery, 0 for none.
+    ``double_of`` steps of a recovery, 0 for none; single ones at one in ``single_of``.
     """
 
     seed: int = 1
     torn: int = 3
     double_of: int = 1
     torn_of: int = 1
+    single_of: int = 1
     ends_at_first_failure: bool = False
 
 
@@ -166,7 +167,7 @@ def explore(tale: Tale[S], options: Options, told: Callable[[str], None] = lambd
     result = Result(tale.name)
     singles: dict[str, _State[S]] = {}
     doubles: dict[str, _State[S]] = {}
-    first = _Collector(tale, tale.name, options, singles, 1)
+    first = _Collector(tale, tale.name, options, singles, options.single_of)
     problems = _verdict(tale, tale.begin(), first)
     result.steps = first.steps
     if problems:

@@ -24,6 +24,7 @@ CONFIG = """\
 listen = "127.0.0.1:0"
 parent = "super.invalid:1"
 scrub_interval_s = 600.0
+fetch_retry_min_s = 30.0
 lease_s = 300.0
 scheduling_interval_s = 60.0
 status_interval_s = 60.0
@@ -102,7 +103,7 @@ def _closing() -> list[Act]:
 def wave() -> Scenario:
     """A wave from a hub's first start to its closing: prefetch, leases, outcomes, two attempts of one device."""
     return Scenario(
-        "wave",
+        "store-wave",
         lambda: fresh(("INCONCLUSIVE", "UPDATED"), ("ROLLED_BACK",)),
         [*_order_acts(NEW, 2), *_closing()],
         all_are("IDLE"),
@@ -160,7 +161,7 @@ def operators() -> Scenario:
     cancel = the_hub_fleet().cancellation(4)
     yaml = the_hub_fleet().policy_text(NEW).encode()
     return Scenario(
-        "operators",
+        "store-operators",
         lambda: fresh(("UPDATED",), ("UPDATED",)),
         [
             *_order_acts(NEW, 2),
@@ -211,7 +212,7 @@ def cached() -> Scenario:
     """A prefetch that is resumed, evicted for a wave's blobs, one of which rots, is found, and is fetched again."""
     yaml = the_hub_fleet().policy_text(NEWEST).encode()
     return Scenario(
-        "cached",
+        "store-cached",
         lambda: fresh(("UPDATED",), ("UPDATED",), falls=("",)),
         [
             Act("control publishes trust", serve(*trust())),
@@ -255,7 +256,7 @@ def trusting() -> Scenario:
         return {one.key for one in world.parent.wanted} <= {key for key, _ in world.parent.taken}
 
     return Scenario(
-        "trusting",
+        "store-trusting",
         lambda: replace(fresh(("UPDATED",), ("UPDATED",)), image=files_of(SHORT_LIVED, CONFIG)),
         [
             Act("an order comes before its trust", serve(*fleet.order(WAVE, NEW, DEVICES[:1], state=WaveState.PLANNED))),
@@ -297,7 +298,7 @@ def restored() -> Scenario:
         standing, copy = _midway()
         return replace(standing, image=copy, world=_after_loss(standing.world))
 
-    return Scenario("restored", begin, [Act("on", lambda world: world), *_closing()], all_are("IDLE"), incarnations=2)
+    return Scenario("store-restored", begin, [Act("on", lambda world: world), *_closing()], all_are("IDLE"), incarnations=2)
 
 
 @cache
@@ -308,7 +309,7 @@ def replaced() -> Scenario:
         standing, _ = _midway()
         return replace(standing, image=files_of(HUB.path, CONFIG), world=_after_loss(standing.world))
 
-    return Scenario("replaced", begin, [Act("on", lambda world: world), *_closing()], all_are("IDLE"), incarnations=2)
+    return Scenario("store-replaced", begin, [Act("on", lambda world: world), *_closing()], all_are("IDLE"), incarnations=2)
 
 
 def _after_loss(world: World) -> World:

@@ -113,7 +113,7 @@ def rollup() -> Scenario:
     snapshot = SnapshotReport(HUB.path, "c" * 32, (outcome(third, 1, 1, OutcomeKind.ROLLED_BACK),), last=True)
     intent = _intent(1)
     return Scenario(
-        "rollup",
+        "region-rollup",
         fresh,
         [
             Act("control publishes trust and an order", serve(*trust(), *fleet.order(WAVE, NEW, DEVICES))),
@@ -166,7 +166,7 @@ def seeding() -> Scenario:
     newest = fleet.order("143", NEWEST, DEVICES[:1])
     hold = fleet.holds(2, fleet.base.releases[NEWEST].name)
     return Scenario(
-        "seeding",
+        "region-seeding",
         lambda: fresh(falls=("",)),
         [
             Act("control publishes trust and an order", serve(*trust(), *fleet.order(WAVE, NEW, DEVICES[:1]))),
@@ -227,7 +227,7 @@ def issuing() -> Scenario:
     enrolment = Enrolment(device.path, secret, root, BEGAN_AT, until, "pos-tablet", "r2")
     renewal = RenewalRequest(HUB.path, _csr(HUB.name), BEGAN_AT)
     return Scenario(
-        "issuing",
+        "region-issuing",
         fresh,
         [
             Act("control enrols a device", serve(*trust(), Served("enrolment", device.path, fleet.sign(enrolment)))),
@@ -289,7 +289,7 @@ def restored() -> Scenario:
         standing, copy = _midway()
         return replace(standing, image=copy, world=_after_loss(standing.world))
 
-    return Scenario("restored", begin, _later(), acknowledged, incarnations=2)
+    return Scenario("region-restored", begin, _later(), acknowledged, incarnations=2)
 
 
 @cache
@@ -300,7 +300,7 @@ def replaced() -> Scenario:
         standing, _ = _midway()
         return replace(standing, image=fresh().image, world=_after_loss(standing.world))
 
-    return Scenario("replaced", begin, _later(), acknowledged, incarnations=2)
+    return Scenario("region-replaced", begin, _later(), acknowledged, incarnations=2)
 
 
 SCENARIOS = (rollup, seeding, issuing, restored, replaced)
