@@ -173,6 +173,12 @@ def explore(tale: Tale[S], options: Options, told: Callable[[str], None] = lambd
     if problems:
         result.points += 1
         result.failed(tale.name, problems)
+    if options.ends_at_first_failure:
+        for state in singles.values():
+            # Most faults show in what is left; to look costs nothing beside a recovery.
+            if found := tuple(tale.judge(state.standing)):
+                _count(result, state, found)
+                return result
     verdicts: dict[str, tuple[str, ...]] = {}
     for number, (key, state) in enumerate(singles.items(), 1):
         again = _Collector(tale, state.point, options, doubles, options.double_of) if options.double_of else None

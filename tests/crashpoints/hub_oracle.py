@@ -84,7 +84,7 @@ class HubOracle:
 
     def judge(self, image: Image, world: World) -> list[str]:
         """At a cut and at rest."""
-        problems = [*world.problems, *_judge_blobs(image, world.note("spoilt") or "-"), *_judge_numbers(world)]
+        problems = [*world.problems, *_judge_blobs(image, world.note("spoilt")), *_judge_numbers(world)]
         content = image.get(self._database)
         if not content:
             return problems + _judge_nothing(world)
@@ -126,9 +126,9 @@ def _judge_session(tables: Mapping[str, list[sqlite3.Row]], world: World) -> lis
         counted = ledger_of((one.kind, one.body) for one in child.reports[: min(through, len(child.reports))])
         problems += [f"{what} is counted and goes nowhere" for what in behind(counted, passed_on)]
         uncounted = ledger_of((one.kind, one.body) for one in child.reports)
-        held = {key: rank for key, rank in passed_on.items() if key in uncounted}
+        told = {key: rank for key, rank in passed_on.items() if key in uncounted}
         if not _lost(world):
-            problems += [f"{what} went up before its cursor moved" for what in behind(held, counted)]
+            problems += [f"{what} went up before its cursor moved" for what in behind(told, counted)]
     [log] = tables["session_log"] or [None]
     if log is None:
         return problems + _judge_nothing(world)
@@ -136,12 +136,14 @@ def _judge_session(tables: Mapping[str, list[sqlite3.Row]], world: World) -> lis
     first = min((row["number"] for row in tables["session_reports"]), default=log["next_number"])
     if not first - 1 <= through <= log["sent_through"] and log["incarnation"] not in _lost(world):
         problems.append(f"the parent is at report {through}; sent are {log['sent_through']}, kept from {first} on")
-    held_here = {(row["type"], row["name"]): row["digest"] for row in tables["session_resources"]}
-    wanted = {(one.key.type, one.key.name) for one in parent.wanted} | {("revocations", "fleet")}
+    held = {(row["type"], row["name"]): row["digest"] for row in tables["session_resources"]}
+    wanted = {one.key: one.digest for one in parent.wanted}
     problems += [
         f"{key.type}/{key.name} was taken and is gone"
-        for key, _ in parent.taken
-        if (key.type, key.name) in wanted and (key.type, key.name) not in held_here
+        for key, digest in parent.taken
+        # Revocations are in force for ever.
+        if digest in {wanted.get(key), held.get((key.type, key.name), digest if key.type == "revocations" else "")}
+        and held.get((key.type, key.name)) != digest
     ]
     return problems
 
@@ -152,12 +154,12 @@ def _judge_numbers(world: World) -> list[str]:
     return [f"report {number} was taken {count} times" for (_, number), count in counts.items() if count > 1]
 
 
-def _judge_blobs(image: Image, spoilt: str) -> list[str]:
+def _judge_blobs(image: Image, spoilt: str | None) -> list[str]:
     problems = []
     for name, content in image.items():
-        if name.startswith("state/cache/blobs/") and content is not None and spoilt not in name:
+        if name.startswith("state/cache/blobs/") and content is not None:
             sha256, _, size = name.rpartition("/")[2].partition("-")
-            if len(content) != int(size) or _sha256(content) != sha256:
+            if sha256 != spoilt and (len(content) != int(size) or _sha256(content) != sha256):
                 problems.append(f"{name} does not hold its bytes")
     return problems
 

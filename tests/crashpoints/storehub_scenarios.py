@@ -265,7 +265,8 @@ def trusting() -> Scenario:
             Act("a hold, and a certificate taken back", serve(fleet.holds(2, "x"), fleet.revocations(1, DEVICES[1])), all_taken),
             Act("a later order", serve(*later), all_taken),
             Act("older words are played again", serve(fleet.holds(1), *fleet.order(WAVE, NEW, DEVICES[:1])), all_taken),
-            Act("control wants no revocations", take_back("revocations", "holds", "order"), _heard(2, "event")),
+            Act("control wants none of it", take_back("revocations", "holds", "order"), _heard(2, "event")),
+            Act("older words are played once more", serve(fleet.holds(1), *fleet.order(WAVE, NEW, DEVICES[:1]))),
             Act("the certificate is renewed", lambda world: world, lambda world: bool(world.note("renewals"))),
         ],
         generations={WAVE: 2},
@@ -298,7 +299,7 @@ def restored() -> Scenario:
         standing, copy = _midway()
         return replace(standing, image=copy, world=_after_loss(standing.world))
 
-    return Scenario("store-restored", begin, [Act("on", lambda world: world), *_closing()], all_are("IDLE"), incarnations=2)
+    return Scenario("store-restored", begin, [_the_other_is_back(), *_closing()], all_are("IDLE"), incarnations=2)
 
 
 @cache
@@ -309,14 +310,26 @@ def replaced() -> Scenario:
         standing, _ = _midway()
         return replace(standing, image=files_of(HUB.path, CONFIG), world=_after_loss(standing.world))
 
-    return Scenario("store-replaced", begin, [Act("on", lambda world: world), *_closing()], all_are("IDLE"), incarnations=2)
+    return Scenario("store-replaced", begin, [_the_other_is_back(), *_closing()], all_are("IDLE"), incarnations=2)
+
+
+def _the_other_is_back() -> Act:
+    """A device that was inside a swap returns once the hub has its new permits."""
+    path = DEVICES[1].path
+
+    def has_permits(world: World) -> bool:
+        return len(world.note("incarnations")) > 1 and sum(key.type == "permit" for key, _ in world.parent.taken) > 1
+
+    return Act("it is back", lambda world: world.with_child(replace(world.child(path), is_online=True)), has_permits)
 
 
 def _after_loss(world: World) -> World:
-    """The leases of before are in no slot; numbers of before are lost; what control said it says again."""
+    """One device is inside a swap and cannot be heard. The leases of before are in no slot; numbers of before are lost; what control said it says again."""
     leases = tuple(child.lease_id for child in world.children if child.lease_id)
     lost = (*(child.incarnation for child in world.children), *(one for one, _ in world.parent.cursors))
+    inside = next(child for child in world.children if child.state == "ARMED")
     world = replace(world, done=0, parent=replace(world.parent, taken=()))
+    world = world.with_child(replace(inside, is_online=False))
     return world.noting("restored", leases).noting("lost", lost)
 
 

@@ -11,9 +11,12 @@ from tests.crashpoints.hub_story import HubStanding, HubStory
 from tests.crashpoints.storehub_cast import INSIDE, QUOTA_BYTES, StoreHub
 from tests.crashpoints.storehub_scenarios import SCENARIOS, WAVE, Scenario
 from wavemesh.codec.statements import decode
-from wavemesh.trust.statements import OperatorIntent, WaveOrder
+from wavemesh.trust.statements import OperatorIntent, WaveOrder, WaveState
 
 if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping
+
     from tests.crashpoints.campaign import Look
     from tests.crashpoints.hub_world import World
     from tests.crashpoints.medium import Image
@@ -65,6 +68,8 @@ def judge_store(image: Image, world: World) -> list[str]:
         and slots.get(child.path) != child.lease_id
         and child.lease_id not in (world.note("restored") or ())
     ]
+    if "pause" in world.answered and "resume" not in dict(world.asked) and not _is_paused(tables):
+        problems.append("the pause was answered and is gone")
     intents = {row["intent_id"] for row in tables.get("intents", ())}
     problems += [
         f"{name} was answered and is gone"
@@ -74,6 +79,12 @@ def judge_store(image: Image, world: World) -> list[str]:
         and decode(OperatorIntent, envelope.payload).intent_id not in intents
     ]
     return problems
+
+
+def _is_paused(tables: Mapping[str, list[sqlite3.Row]]) -> bool:
+    """By the operator's word here, or by control's that carries it."""
+    orders = [decode(WaveOrder, row["order_content"]) for row in tables["waves"]]
+    return bool(tables["pauses"]) or any(order.state is WaveState.PAUSED for order in orders)
 
 
 def judge_rest(image: Image, world: World, scenario: Scenario) -> list[str]:
