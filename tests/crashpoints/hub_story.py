@@ -181,6 +181,9 @@ class HubStory:
             # Raised where the tasks are awaited, so that they end in order.
             self._ended.set_exception(PlotError(f"no rest within {PATIENCE_S:g} s; {world.done} acts were done"))
             return
+        if world.problems:
+            self._end()
+            return
         if not stage.upstream_idle() or not all(one.is_waiting for one in self._children):
             return
         if world.done < len(self.acts):
@@ -191,10 +194,14 @@ class HubStory:
                 if act.spoil is not None:
                     act.spoil(stage)
         elif self.is_over(world):
-            self.standing = self._cut(lambda: True)
-            stage.disk.is_on = stage.cast.is_on = False
-            with suppress(asyncio.InvalidStateError):
-                self._ended.set_result(None)
+            self._end()
+
+    def _end(self) -> None:
+        """This is rest, or as far as it is worth to go."""
+        self.standing = self._cut(lambda: True)
+        self._stage.disk.is_on = self._stage.cast.is_on = False
+        with suppress(asyncio.InvalidStateError):
+            self._ended.set_result(None)
 
     # --- what a cut leaves -------------------------------------------------------------------------------------------
 

@@ -111,4 +111,6 @@ class World:
 
     def blaming(self, problem: str) -> World:
         """The same with one more thing the hub may never do."""
+        if problem in self.problems:
+            return self
         return replace(self, problems=(*self.problems, problem))
