@@ -13,11 +13,11 @@ from tests.crashpoints.storehub_tale import tales as storehub_tales
 from tests.crashpoints.superhub_tale import tales as superhub_tales
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.crashpoints.campaign import Tale
 
-HUBS = {"storehub": storehub_tales, "superhub": superhub_tales}
+HUBS: dict[str, Callable[[], Sequence[Tale[Any]]]] = {"storehub": storehub_tales, "superhub": superhub_tales}
 COMPONENTS = ("device", *HUBS)
 _TOLD_EVERY_S = 10.0
 

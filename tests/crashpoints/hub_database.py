@@ -33,7 +33,7 @@ class InlineConnection:
             with disk.step("create", path):
                 path.touch()
                 disk.medium.add(path, File())
-        self._connection = sqlite3.connect(path, **options)
+        self._connection: sqlite3.Connection = sqlite3.connect(path, **options)
         self._changes = 0
 
     def __await__(self) -> Any:
@@ -43,7 +43,8 @@ class InlineConnection:
 
     @property
     def in_transaction(self) -> bool:
-        return self._connection.in_transaction
+        is_open: bool = self._connection.in_transaction
+        return is_open
 
     @property
     def row_factory(self) -> Any:
@@ -57,7 +58,8 @@ class InlineConnection:
         if sql != "COMMIT":
             if sql.startswith("BEGIN"):
                 self._changes = self._connection.total_changes
-            return self._connection.execute(sql, parameters).fetchall()
+            found: list[Any] = self._connection.execute(sql, parameters).fetchall()
+            return found
         if self._connection.total_changes == self._changes:
             self._connection.execute(sql)  # nothing was written, so nothing is
         else:

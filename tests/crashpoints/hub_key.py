@@ -25,11 +25,34 @@ if TYPE_CHECKING:
 
 DATABASES = ("state/hub.sqlite3", "state/superhub.db")
 _FORGOTTEN = frozenset(
-    """
-    seen_at granted_at expires_at until lease_id grant_content received_at first_seen_at closed_at used_at issued_at
-    not_before signer_not_before certificate key_sha256 entered_at epoch parent_epoch parent_counter payload_sha256
-    incarnation id number order_content signed_by secret_sha256
-    """.split()
+    {
+        "seen_at",
+        "granted_at",
+        "expires_at",
+        "until",
+        "lease_id",
+        "grant_content",
+        "received_at",
+        "first_seen_at",
+        "closed_at",
+        "used_at",
+        "issued_at",
+        "not_before",
+        "signer_not_before",
+        "certificate",
+        "key_sha256",
+        "entered_at",
+        "epoch",
+        "parent_epoch",
+        "parent_counter",
+        "payload_sha256",
+        "incarnation",
+        "id",
+        "number",
+        "order_content",
+        "signed_by",
+        "secret_sha256",
+    }
 )
 _FORGOTTEN_FACTS = frozenset({"clock_floor", "incarnation", "incarnation_since"})
 _FORGOTTEN_TABLES = frozenset({"session_epoch"})
@@ -136,7 +159,7 @@ def _world(world: World) -> list[Any]:
     incarnations = [incarnation for incarnation, _ in parent.cursors]
     heard = [(incarnations.index(one[0]), one[1], one[2], report_essence(one[2], one[3])) for one in parent.heard]
     wanted = sorted((one.key.type, one.key.name) for one in parent.wanted)
-    notes = [(name, len(value) if name in {"incarnations"} else str(value)) for name, value in world.notes]
+    notes = [(name, len(value) if name == "incarnations" else str(value)) for name, value in world.notes]
     return [
         wanted,
         [through for _, through in parent.cursors],

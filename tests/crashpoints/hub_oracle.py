@@ -1,11 +1,11 @@
 """What is wrong with what a cut left of a hub, by what others were told. Reads tables and files by itself.
 
-    acknowledged downwards   it is in the ledger, and in the log that goes up or with the parent
-    cursor                   not behind what was acknowledged, nor ahead of its effect
-    numbers                  each says one thing; the log goes on where the parent is
-    taken from the parent    it is held, and no order or hold list older than that is
-    leases                   whoever has one occupies a slot
-    blobs                    a file with a blob's name has its bytes; space is accounted
+acknowledged downwards   it is in the ledger, and in the log that goes up or with the parent
+cursor                   not behind what was acknowledged, nor ahead of its effect
+numbers                  each says one thing; the log goes on where the parent is
+taken from the parent    it is held, and no order or hold list older than that is
+leases                   whoever has one occupies a slot
+blobs                    a file with a blob's name has its bytes; space is accounted
 """
 
 from __future__ import annotations
@@ -129,9 +129,9 @@ def _judge_session(tables: Mapping[str, list[sqlite3.Row]], world: World) -> lis
         told = {key: rank for key, rank in passed_on.items() if key in uncounted}
         if not _lost(world):
             problems += [f"{what} went up before its cursor moved" for what in behind(told, counted)]
-    [log] = tables["session_log"] or [None]
-    if log is None:
+    if not tables["session_log"]:
         return problems + _judge_nothing(world)
+    [log] = tables["session_log"]
     through = parent.cursor(log["incarnation"])
     first = min((row["number"] for row in tables["session_reports"]), default=log["next_number"])
     if not first - 1 <= through <= log["sent_through"] and log["incarnation"] not in _lost(world):
@@ -171,7 +171,9 @@ def _sha256(content: bytes) -> str:
 
 def judge_rest_of_cache(image: Image, quota_bytes: int, needed: Iterable[str]) -> list[str]:
     """At rest nothing is left half done, what is needed is there, and it all fits."""
-    cache = {name: content for name, content in image.items() if name.startswith("state/cache/") and content is not None}
+    cache = {
+        name: content for name, content in image.items() if name.startswith("state/cache/") and content is not None
+    }
     whole = {name.rpartition("/")[2].partition("-")[0] for name in cache if name.startswith("state/cache/blobs/")}
     problems = [f"{name} is left over" for name in image if name.endswith((".tmp", ".mark"))]
     problems += [f"blob {sha256[:12]} is needed and not held" for sha256 in needed if sha256 not in whole]

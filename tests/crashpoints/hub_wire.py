@@ -231,7 +231,9 @@ class PlayedChild:
             cast.become(cast.restart(path))
             return
         if not child.acknowledged <= cursor <= len(child.reports):
-            problem = f"the cursor of {path} is {cursor}; {child.acknowledged} of {len(child.reports)} were acknowledged"
+            problem = (
+                f"the cursor of {path} is {cursor}; {child.acknowledged} of {len(child.reports)} were acknowledged"
+            )
             cast.become(cast.world.blaming(problem))
             return
         self._acknowledged(cursor)

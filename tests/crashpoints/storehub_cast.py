@@ -49,6 +49,7 @@ from wavemesh.trust.statements import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
     from cryptography import x509
 
     from tests.crashpoints.hub_story import Stage

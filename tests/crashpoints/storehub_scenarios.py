@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tests.crashpoints.hub_story import Stage
-    from tests.crashpoints.medium import Image
+    from tests.crashpoints.medium import Image, Persists
 
 CONFIG = """\
 listen = "127.0.0.1:0"
@@ -88,7 +88,10 @@ def fresh(*scripts: tuple[str, ...], **notes: Any) -> HubStanding:
 
 def _order_acts(version: str, count: int) -> list[Act]:
     return [
-        Act("control publishes trust and an order", serve(*trust(), *the_hub_fleet().order(WAVE, version, DEVICES[:count]))),
+        Act(
+            "control publishes trust and an order",
+            serve(*trust(), *the_hub_fleet().order(WAVE, version, DEVICES[:count])),
+        ),
     ]
 
 
@@ -144,7 +147,9 @@ def _heard(count: int, kind: str) -> Callable[[World], bool]:
 
 def _heard_intent(number: int) -> Callable[[World], bool]:
     def is_heard(world: World) -> bool:
-        intents = [decode(IntentReport, body).intent.payload for _, _, kind, body in world.parent.heard if kind == "intent"]
+        intents = [
+            decode(IntentReport, body).intent.payload for _, _, kind, body in world.parent.heard if kind == "intent"
+        ]
         return any(decode(OperatorIntent, one).intent_id == f"{number:032x}" for one in intents)
 
     return is_heard
@@ -157,7 +162,7 @@ def _carrying_the_pause() -> list[Served]:
 
 @cache
 def operators() -> Scenario:
-    """The WAN is dark: a pause, a prefetch, a rollback, an order to start that is taken back; then control hears it all."""
+    """The WAN is dark: a pause, a prefetch, a rollback, a start that is taken back; then control hears it all."""
     cancel = the_hub_fleet().cancellation(4)
     yaml = the_hub_fleet().policy_text(NEW).encode()
     return Scenario(
@@ -174,7 +179,11 @@ def operators() -> Scenario:
                 lambda world: "pause" in world.answered and world.child(DEVICES[0].path).state == "DONE",
             ),
             Act("a start is asked for", ask("start", IntentKind.START_WAVE, 4, wave_id="143"), answered("rollback")),
-            Act("it is taken back", lambda world: replace(world, asked=(*world.asked, ("cancel", cancel))), answered("start")),
+            Act(
+                "it is taken back",
+                lambda world: replace(world, asked=(*world.asked, ("cancel", cancel))),
+                answered("start"),
+            ),
             Act(
                 "the WAN returns",
                 wan(is_up=True),
@@ -248,7 +257,7 @@ def _is_mended(world: World) -> bool:
 
 @cache
 def trusting() -> Scenario:
-    """Trust metadata, holds, revocations and orders grow, older ones are played again, the hub's certificate is renewed."""
+    """Trust, holds, revocations and orders grow, older ones are played again, the hub's certificate is renewed."""
     fleet = the_hub_fleet()
     later = fleet.order(WAVE, NEW, DEVICES[:1], generation=2, state=WaveState.PLANNED)
 
@@ -259,10 +268,16 @@ def trusting() -> Scenario:
         "store-trusting",
         lambda: replace(fresh(("UPDATED",), ("UPDATED",)), image=files_of(SHORT_LIVED, CONFIG)),
         [
-            Act("an order comes before its trust", serve(*fleet.order(WAVE, NEW, DEVICES[:1], state=WaveState.PLANNED))),
+            Act(
+                "an order comes before its trust", serve(*fleet.order(WAVE, NEW, DEVICES[:1], state=WaveState.PLANNED))
+            ),
             Act("control publishes trust", serve(fleet.metadata(NEW), fleet.holds(1)), all_taken),
             Act("another release", serve(Served("tuf", "metadata", fleet.base.metadata)), all_taken),
-            Act("a hold, and a certificate taken back", serve(fleet.holds(2, "x"), fleet.revocations(1, DEVICES[1])), all_taken),
+            Act(
+                "a hold, and a certificate taken back",
+                serve(fleet.holds(2, "x"), fleet.revocations(1, DEVICES[1])),
+                all_taken,
+            ),
             Act("a later order", serve(*later), all_taken),
             Act("older words are played again", serve(fleet.holds(1), *fleet.order(WAVE, NEW, DEVICES[:1])), all_taken),
             Act("control wants none of it", take_back("revocations", "holds", "order"), _heard(2, "event")),
@@ -279,7 +294,8 @@ def _midway() -> tuple[HubStanding, Image]:
     scenario = wave()
     copies: list[Image] = []
 
-    def look(_: str, when: str, cut: Callable[..., HubStanding], *, is_pending: bool) -> None:
+    def look(step: str, when: str, cut: Callable[[Persists], HubStanding], *, is_pending: bool) -> None:
+        del step, is_pending
         standing = cut(lambda: False)
         if not copies and when == "after" and standing.world.children[0].state == "ARMED":
             copies.append(standing.image)
@@ -324,7 +340,9 @@ def _the_other_is_back() -> Act:
 
 
 def _after_loss(world: World) -> World:
-    """One device is inside a swap and cannot be heard. The leases of before are in no slot; numbers of before are lost; what control said it says again."""
+    """One device is inside a swap and cannot be heard. The leases of before are in no slot, numbers of before are lost,
+    and what control said it says again.
+    """
     leases = tuple(child.lease_id for child in world.children if child.lease_id)
     lost = (*(child.incarnation for child in world.children), *(one for one, _ in world.parent.cursors))
     inside = next(child for child in world.children if child.state == "ARMED")

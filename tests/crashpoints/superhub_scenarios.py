@@ -35,7 +35,7 @@ from wavemesh.trust.statements import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.crashpoints.medium import Image
+    from tests.crashpoints.medium import Image, Persists
     from wavemesh.identity.nodes import NodeId
     from wavemesh.trust.statements import Digest, Envelope
 
@@ -97,7 +97,9 @@ def _event(number: int, node: NodeId) -> Report:
 def _intent(number: int, *, is_cancelled: bool = False) -> Report:
     fleet = the_hub_fleet()
     intent = fleet.intent(number, IntentKind.START_WAVE, wave_id="143")
-    return Report("intent", encode(IntentReport(intent, HUB.path, fleet.cancellation(number) if is_cancelled else None)))
+    return Report(
+        "intent", encode(IntentReport(intent, HUB.path, fleet.cancellation(number) if is_cancelled else None))
+    )
 
 
 def acknowledged(world: World) -> bool:
@@ -261,7 +263,8 @@ def _midway() -> tuple[HubStanding, Image]:
     scenario = rollup()
     copies: list[Image] = []
 
-    def look(_: str, when: str, cut: Callable[..., HubStanding], *, is_pending: bool) -> None:
+    def look(step: str, when: str, cut: Callable[[Persists], HubStanding], *, is_pending: bool) -> None:
+        del step, is_pending
         standing = cut(lambda: False)
         if when == "after" and not any(child.acknowledged for child in standing.world.children):
             copies.append(standing.image)

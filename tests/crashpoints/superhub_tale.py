@@ -71,11 +71,16 @@ def judge_region(image: Image, world: World) -> list[str]:
         for name, body in child.got
         if not name.startswith("gate") and (answer := decode(IssueAnswer, body)).issued is not None
     }
-    problems += [f"{name} of {path} was issued and is not known" for (path, name), one in given.items() if one not in issued]
+    problems += [
+        f"{name} of {path} was issued and is not known" for (path, name), one in given.items() if one not in issued
+    ]
     if len({one for (_, name), one in given.items() if name.startswith("join")}) > 1:
         problems.append("one token brought two certificates")
     retired = {row["path"] for row in tables.get("newest_certificates", ())}
-    problems += [f"{path} opened a session, and older certificates may come back" for path in set(world.note("used") or ()) - retired]
+    problems += [
+        f"{path} opened a session, and older certificates may come back"
+        for path in set(world.note("used") or ()) - retired
+    ]
     told = Counter(name for name in map(_told, world.parent.heard) if name)
     if not world.note("lost"):
         problems += [f"{name} went up {count} times" for name, count in told.items() if count > 1]

@@ -17,7 +17,7 @@ from storehub.intents import Intents
 from storehub.scheduler import Scheduler
 from storehub.service import DeviceRegistry
 from storehub.store import HubStore
-from superhub import authority
+from superhub import issued
 from superhub.intake import Intake
 from superhub.seeding import Seeding
 from superhub.store import RegionStore
@@ -176,7 +176,7 @@ def certificate_out_before_it_is_kept() -> AbstractContextManager[Any]:
     async def keep(*_: object) -> None:
         """Forgotten."""
 
-    return patch.object(authority.issued_rows, "keep", keep)
+    return patch.object(issued, "keep", keep)
 
 
 def retired_in_memory() -> AbstractContextManager[Any]:
