@@ -16,7 +16,7 @@ from tests.crashpoints.published import shortfalls
 if TYPE_CHECKING:
     from tests.crashpoints.campaign import Tale
 
-OPTIONS = Options(single_of=16, torn_of=4, double_of=0)
+OPTIONS = Options(single_of=24, torn_of=4, double_of=0)
 TALES: list[Tale[Any]] = [tale for tales in HUBS.values() for tale in tales()]
 
 
