@@ -55,7 +55,7 @@ kills: $(STAMP)  ## kill -9 of each tier at ten moments of the demo's wave; ARGS
 chaos: $(STAMP)  ## real processes, disks, clocks and links broken for ten minutes of waves; ARGS="--minutes 1 --seed 7"
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-crashpoints: $(STAMP)  ## the power cut around every durable step of a device, and again in each recovery; ARGS="--sample 0"
+crashpoints: $(STAMP)  ## the power cut around every durable step and again in each recovery; ARGS="--component storehub"
 	$(BIN)/python -m tests.crashpoints $(ARGS)
 
 recordings: $(STAMP)  ## record what this version says and keeps, for later ones to replay; ARGS="--version 0.1.0"
