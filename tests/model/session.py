@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ParentOptions("p", report_window=2, update_bytes=64)
 OUTCOME, EVENT, SNAPSHOT = "outcome", "event", "snapshot"
+CLONE = "A'"
 _NOW = 0.0
 
 ONCE = "a report takes effect at most once (M3)"
@@ -113,14 +114,14 @@ class Change:
 class Plot:
     """What happens in a scenario, in any interleaving: reports by child as (kind, body), changes in order, faults.
 
-    ``faults`` are names of ``_FAULTS``, of which ``budget`` happen. ``twins`` are instances of a child beside its own,
-    by name: a copy of its disk that somebody boots.
+    ``faults`` are the kinds of which any one happens at any moment, or none: ``cut``, ``crash-parent``, ``lose-parent``,
+    ``restore-parent``, ``restore-child``, ``clone``. A clone is a second instance of the first child, on a copy of its
+    disk; both dial at most ``redials`` times from then on, since each ends the other's session.
     """
 
     reports: tuple[tuple[str, tuple[Report, ...]], ...]
     changes: tuple[Change, ...]
     faults: frozenset[str]
-    budget: int = 1
     redials: int = 0
 
 
@@ -134,7 +135,6 @@ class Node:
     owes: tuple[bytes, ...] = ()
     backup: ChildDisk | None = None
     redials: int = 0
-    is_off: bool = False
 
 
 @dataclass(slots=True)
@@ -186,9 +186,15 @@ class SessionWorld:
     @classmethod
     def of(cls, plot: Plot) -> SessionWorld:
         """Nobody is connected yet."""
-        nodes = {name: Node(name, ChildDisk(number)) for number, (name, _) in enumerate(plot.reports)}
+        names = [name for name, _ in plot.reports if name != CLONE]
+        nodes = {name: Node(name, ChildDisk(number)) for number, name in enumerate(names)}
         desired = tuple((name, ()) for name in nodes)
         return cls(plot, ParentDisk(desired=desired), nodes, incarnations=len(nodes))
+
+    @property
+    def is_cloned(self) -> bool:
+        """Whether two instances say that they are the same child."""
+        return CLONE in self.nodes
 
     # -- as a world --------------------------------------------------------------------------------------------------
 
@@ -209,7 +215,7 @@ class SessionWorld:
     def key(self) -> Hashable:
         """All of it."""
         nodes = tuple(
-            (n.path, n.disk, n.made, n.owes, n.backup, n.redials, n.is_off) for n in self.nodes.values()
+            (n.path, n.disk, n.made, n.owes, n.backup, n.redials) for n in self.nodes.values()
         )
         rest = (self.faults, self.incarnations, self.parent_backup, self.left, self.is_parent_old)
         return (self.parent, nodes, tuple(link.key() for link in self.links), rest)
@@ -225,17 +231,16 @@ class SessionWorld:
         yield from self._faults()
 
     def _steps_of(self, name: str, node: Node) -> Iterator[Step[SessionWorld]]:
-        if node.is_off:
-            return
-        reports = dict(self.plot.reports).get(name, ())
+        reports = dict(self.plot.reports)[name]
         if node.made < len(reports):
             yield Step(f"{name} makes {reports[node.made].body.decode()}", lambda w: w._make(name))
-        if not any(link.node == name and link.child is not None for link in self.links):
+        may_dial = not self.is_cloned or node.redials < self.plot.redials
+        if may_dial and not any(link.node == name and link.child is not None for link in self.links):
             yield Step(f"{name} dials", lambda w: w._dial(name))
 
     def _faults(self) -> Iterator[Step[SessionWorld]]:
         kinds = self.plot.faults
-        if self.faults >= self.plot.budget:
+        if self.faults:
             return
         for place, link in enumerate(self.links):
             if "cut" in kinds and link.child is not None:
@@ -251,6 +256,8 @@ class SessionWorld:
                 yield Step("the parent is backed up", SessionWorld._back_up_parent)
             else:
                 yield Step("the parent is restored", SessionWorld._restore_parent, is_fault=True)
+        if "clone" in kinds:
+            yield Step("A is cloned", SessionWorld._clone, is_fault=True)
         for name, node in self.nodes.items():
             if "restore-child" in kinds and node.backup is None:
                 yield Step(f"{name} is backed up", partial(_back_up, name=name))
@@ -271,7 +278,7 @@ class SessionWorld:
     def problems_at_rest(self) -> Iterator[Problem]:
         """What must have come about."""
         for name, node in self.nodes.items():
-            if node.is_off:
+            if self.is_cloned and not any(one.node == name and one.child is not None for one in self.links):
                 continue
             for body in node.owes:
                 if not self.parent.times(node.path, body):
@@ -313,7 +320,7 @@ class SessionWorld:
         hello = Hello(1, "c", str(disk.incarnation), disk.sent_through + 1, held)
         child = ChildMachine(hello, first_report_number=disk.first_number, status={}, now=_NOW)
         parent = ParentMachine(OPTIONS, session_id="s", epoch=self.parent.epoch, now=_NOW)
-        node.redials += bool(self.plot.redials)
+        node.redials += self.is_cloned
         self.links.append(Link(name, disk.incarnation, child, parent))
 
     def _want(self) -> None:
@@ -472,7 +479,7 @@ class SessionWorld:
     def _apply(self, link: Link, path: str, first: int, reports: tuple[Report, ...]) -> None:
         """Effects and cursor in one transaction."""
         incarnation = link.incarnation
-        if incarnation in self.left:
+        if incarnation in self.left and not self.is_cloned:
             raise BrokenError(FENCED, f"reports from {first} on of {path}'s incarnation {incarnation}")
         if first != self.parent.cursor(path, incarnation) + 1:
             raise BrokenError(CURSOR, f"report {first} after {self.parent.cursor(path, incarnation)} of {path}")
@@ -512,6 +519,10 @@ class SessionWorld:
         self._crash_parent()
         self._forget(self.parent_backup)
         self.is_parent_old = True
+
+    def _clone(self) -> None:
+        self.faults += 1
+        self.nodes[CLONE] = replace(self.nodes["A"], owes=())
 
     def _forget(self, disk: ParentDisk) -> None:
         """The parent goes on with another disk. Events that it had acknowledged are gone; outcomes come again."""
