@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import select
 
 from control import requests, schema, store, views
-from control.ledger import is_final
+from control.permits import is_spent
 from control.rollout import Candidate, cohorts_of, region_of, store_of
 from wavemesh.codec.statements import to_proto
 from wavemesh.errors import ConflictError, NotFoundError

@@ -174,7 +174,7 @@ class Explorer(Generic[W]):
         self._findings.violations.append(Violation(problem.invariant, problem.detail, tuple(reversed(trace))))
 
     def _check_convergence(self) -> None:
-        """Peel off states all of whose ways end; what is left runs for ever (Kahn's topological sort, from the ends)."""
+        """Peel off states all of whose ways end; what is left runs for ever (Kahn's topological sort, backwards)."""
         count = len(self._by)
         ways = array("l", bytes(array("l").itemsize * count))
         into = array("l", bytes(array("l").itemsize * (count + 1)))

@@ -40,9 +40,10 @@ def copied(machine: M) -> M:
 
 def frozen(machine: M) -> Hashable:
     """The machine's state as a key."""
-    mutable, fields = _mutable(machine), machine.__dict__
-    plain = _PLAIN[type(machine)]
-    return (*[fields[name] for name in plain], *[_KEYS[form](fields[name]) for name, form in mutable])
+    changing, fields = _mutable(machine), machine.__dict__
+    return tuple(
+        [fields[name] for name in _PLAIN[type(machine)]] + [_KEYS[form](fields[name]) for name, form in changing]
+    )
 
 
 def _mutable(machine: M) -> list[tuple[str, type]]:

@@ -16,7 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from control import permits
-from control.ledger import HaltRule, Move, Outcome, decide as decide_wave, is_final, merge
+from control.ledger import HaltRule, Move, Outcome, is_final, merge
+from control.ledger import decide as decide_wave
 from control.permits import Issue, StoreShare
 from device.bootenv import ResetReason
 from storehub import swaps
@@ -41,6 +42,7 @@ WRITTEN_OFF = "permits of another incarnation are written off before new ones ar
 BATCH = "no more permits are outstanding than the batch allows (permits)"
 ONE_SWAP = "never more than N devices inside a swap (H6)"
 SETTLED = "at rest control, hub and device agree on each outcome (H7)"
+INVARIANTS = (EXPOSED, WRITTEN_OFF, BATCH, ONE_SWAP, SETTLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +72,21 @@ class Hub:
     log: tuple[Outcome | str, ...] = ()
     sent: int = 0
     present: tuple[tuple[str, bool], ...] = ()
+    shown: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PermitPlot:
     """What may happen: ``batch`` as the policy's permitBatch, any one of ``faults`` ("power", "hub", "restore-hub",
-    "restore-control", "clone-hub"), up to ``ticks`` of the clock, and a halt by an operator if ``halts``.
+    "restore-control", "clone-hub"), up to ``ticks`` of the clock, and an operator's halt if ``halts``. Of a cloned hub
+    each instance shows its incarnation ``shows`` times: each ends the other's session, and for ever shows nothing new.
     """
 
     batch: int | None
     faults: frozenset[str]
     ticks: int
     halts: bool = False
+    shows: int = 2
     devices: tuple[str, ...] = ("d1", "d2")
 
 
@@ -266,9 +271,13 @@ class PermitWorld:
         for device in permits.to_issue(self.share(), hub_incarnation=bound, batch=self.plot.batch):
             last = issues.get(device)
             if last is not None and last.hub_incarnation != bound and not last.written_off:
-                raise BrokenError(WRITTEN_OFF, f"{device} for {bound}, the one of {last.hub_incarnation} is outstanding")
+                raise BrokenError(
+                    WRITTEN_OFF, f"{device} for {bound}, the one of {last.hub_incarnation} is outstanding"
+                )
             issues[device] = Issue(device, last.generation + 1 if last else 1, bound)
-            live = [d for d, issue in issues.items() if not issue.written_off and not is_final(outcomes.get(d), ATTEMPTS)]
+            live = [
+                d for d, issue in issues.items() if not issue.written_off and not is_final(outcomes.get(d), ATTEMPTS)
+            ]
             if self.plot.batch is not None and len(live) > self.plot.batch:
                 raise BrokenError(BATCH, f"{live} with a batch of {self.plot.batch}")
         self.control = replace(self.control, issues=tuple(sorted(issues.items())))
@@ -304,9 +313,12 @@ class PermitWorld:
         self.hubs[name] = replace(self.hubs[name], permits=self._published(), order=self.control.state)
 
     def _hub_shows(self, *, name: str) -> None:
-        if not self._is_fenced(name):
-            self.control = replace(self.control, bound=self.hubs[name].incarnation)
-            self.settle()
+        if self.hubs[name].shown == self.plot.shows or self._is_fenced(name):
+            return
+        if len(self.hubs) > 1:
+            self.hubs[name] = replace(self.hubs[name], shown=self.hubs[name].shown + 1)
+        self.control = replace(self.control, bound=self.hubs[name].incarnation)
+        self.settle()
 
     def _hub_reports(self, *, name: str) -> None:
         if self._is_fenced(name) or not self.hubs[name].log:
@@ -337,7 +349,14 @@ class PermitWorld:
         hub, present = self.hubs[name], dict(self.hubs[name].present)
         devices = {
             device: DeviceView(
-                device, state, WAVE, attempt, at(seen), at(seen), at(0) if device in present else None, present.get(device, False)
+                device,
+                state,
+                WAVE,
+                attempt,
+                at(seen),
+                at(seen),
+                at(0) if device in present else None,
+                present.get(device, False),
             )
             for device, state, attempt, seen in hub.seen
         }
@@ -372,7 +391,11 @@ class PermitWorld:
             slots[slot.device] = slot
             grants[slot.device] = Grant(slot.attempt, dict(hub.permits)[slot.device], self.tick + 1)
         self.hubs[name] = replace(
-            hub, slots=tuple(sorted(slots.values(), key=lambda s: s.device)), grants=tuple(sorted(grants.items())), words=words, log=log
+            hub,
+            slots=tuple(sorted(slots.values(), key=lambda s: s.device)),
+            grants=tuple(sorted(grants.items())),
+            words=words,
+            log=log,
         )
 
     # -- the devices -------------------------------------------------------------------------------------------------
@@ -384,8 +407,10 @@ class PermitWorld:
         """A hub that knows less than this device told before is told again (a log that restarts, ADR 2)."""
         device = self.devices[name]
         known = dict(self.hubs[hub].words).get(name)
-        is_behind = device.last is not None and not device.untold and (known is None or known.rank < device.last.rank)
-        self.devices[name] = replace(device, hub=hub, untold=(device.last,) if is_behind else device.untold)
+        last = device.last
+        if last is not None and not device.untold and (known is None or known.rank < last.rank):
+            device = replace(device, untold=(last,))
+        self.devices[name] = replace(device, hub=hub)
         for one, held in self.hubs.items():
             present = {**dict(held.present)}
             present.pop(name, None)
@@ -402,7 +427,7 @@ class PermitWorld:
             log = (*log, word) if merged != words else log
             words = merged
         state, attempt = device.asks
-        told = dict((one[0], one[1:]) for one in hub.seen)
+        told = {one[0]: one[1:] for one in hub.seen}
         if told[name][:2] != (state, attempt) or not dict(hub.present)[name]:
             told[name] = (state, attempt, self.tick)
         seen = tuple((one, *rest) for one, rest in sorted(told.items()))

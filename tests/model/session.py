@@ -114,15 +114,17 @@ class Change:
 class Plot:
     """What happens in a scenario, in any interleaving: reports by child as (kind, body), changes in order, faults.
 
-    ``faults`` are the kinds of which any one happens at any moment, or none: ``cut``, ``crash-parent``, ``lose-parent``,
-    ``restore-parent``, ``restore-child``, ``clone``. A clone is a second instance of the first child, on a copy of its
-    disk; both dial at most ``redials`` times from then on, since each ends the other's session.
+    ``faults`` are the kinds of which any one happens at any moment, or none: ``cut``, ``crash-parent``,
+    ``lose-parent``, ``restore-parent``, ``restore-child``, ``clone``. A clone is a second instance of the first child,
+    on a copy of its disk; both dial at most ``redials`` times from then on, since each ends the other's session.
+    ``promises_all`` says whether no report may be lost.
     """
 
     reports: tuple[tuple[str, tuple[Report, ...]], ...]
     changes: tuple[Change, ...]
     faults: frozenset[str]
     redials: int = 0
+    promises_all: bool = True
 
 
 @dataclass(slots=True)
@@ -135,6 +137,7 @@ class Node:
     owes: tuple[bytes, ...] = ()
     backup: ChildDisk | None = None
     redials: int = 0
+    promises_all: bool = True
 
 
 @dataclass(slots=True)
@@ -214,9 +217,7 @@ class SessionWorld:
 
     def key(self) -> Hashable:
         """All of it."""
-        nodes = tuple(
-            (n.path, n.disk, n.made, n.owes, n.backup, n.redials) for n in self.nodes.values()
-        )
+        nodes = tuple((n.path, n.disk, n.made, n.owes, n.backup, n.redials) for n in self.nodes.values())
         rest = (self.faults, self.incarnations, self.parent_backup, self.left, self.is_parent_old)
         return (self.parent, nodes, tuple(link.key() for link in self.links), rest)
 
@@ -239,30 +240,34 @@ class SessionWorld:
             yield Step(f"{name} dials", lambda w: w._dial(name))
 
     def _faults(self) -> Iterator[Step[SessionWorld]]:
-        kinds = self.plot.faults
         if self.faults:
             return
-        for place, link in enumerate(self.links):
-            if "cut" in kinds and link.child is not None:
-                yield Step(f"{link.node} loses its stream", partial(_lose_child_end, place=place), is_fault=True)
-            if "cut" in kinds and link.parent is not None:
-                yield Step(f"the parent loses {link.node}", partial(_lose_parent_end, place=place), is_fault=True)
+        kinds = self.plot.faults
+        if "cut" in kinds:
+            for place, link in enumerate(self.links):
+                if link.child is not None:
+                    yield Step(f"{link.node} loses its stream", partial(_lose_child_end, place=place), is_fault=True)
+                if link.parent is not None:
+                    yield Step(f"the parent loses {link.node}", partial(_lose_parent_end, place=place), is_fault=True)
+        if "clone" in kinds:
+            yield Step("A is cloned", SessionWorld._clone, is_fault=True)
+        if "restore-child" in kinds:
+            for name, node in self.nodes.items():
+                if node.backup is None:
+                    yield Step(f"{name} is backed up", partial(_back_up, name=name))
+                else:
+                    yield Step(f"{name} is restored", partial(_restore, name=name), is_fault=True)
+        yield from self._faults_of_parent(kinds)
+
+    def _faults_of_parent(self, kinds: frozenset[str]) -> Iterator[Step[SessionWorld]]:
         if "crash-parent" in kinds:
             yield Step("the parent crashes", SessionWorld._crash_parent, is_fault=True)
         if "lose-parent" in kinds:
             yield Step("the parent loses its disk", SessionWorld._lose_parent, is_fault=True)
-        if "restore-parent" in kinds:
-            if self.parent_backup is None:
-                yield Step("the parent is backed up", SessionWorld._back_up_parent)
-            else:
-                yield Step("the parent is restored", SessionWorld._restore_parent, is_fault=True)
-        if "clone" in kinds:
-            yield Step("A is cloned", SessionWorld._clone, is_fault=True)
-        for name, node in self.nodes.items():
-            if "restore-child" in kinds and node.backup is None:
-                yield Step(f"{name} is backed up", partial(_back_up, name=name))
-            elif "restore-child" in kinds:
-                yield Step(f"{name} is restored", partial(_restore, name=name), is_fault=True)
+        if "restore-parent" in kinds and self.parent_backup is None:
+            yield Step("the parent is backed up", SessionWorld._back_up_parent)
+        elif "restore-parent" in kinds:
+            yield Step("the parent is restored", SessionWorld._restore_parent, is_fault=True)
 
     def problems(self) -> Iterator[Problem]:
         """Safety."""
@@ -281,7 +286,7 @@ class SessionWorld:
             if self.is_cloned and not any(one.node == name and one.child is not None for one in self.links):
                 continue
             for body in node.owes:
-                if not self.parent.times(node.path, body):
+                if self.plot.promises_all and not self.parent.times(node.path, body):
                     yield Problem(LOST, f"{body.decode()} of {name}")
             if node.disk.log:
                 yield Problem(LOST, f"{name} still waits for the acknowledgement of {len(node.disk.log)} reports")
@@ -430,7 +435,12 @@ class SessionWorld:
         for resource in changed:
             before = held.get(resource.key)
             older = before is not None and before.version.counter >= resource.version.counter
-            if older and before is not None and before.version.epoch == resource.version.epoch and not self.is_parent_old:
+            if (
+                older
+                and before is not None
+                and before.version.epoch == resource.version.epoch
+                and not self.is_parent_old
+            ):
                 raise BrokenError(NEWER, f"{resource.key.name} from {before.version} to {resource.version}")
         held |= {r.key: r for r in changed}
         for key in removed:
@@ -467,7 +477,10 @@ class SessionWorld:
         """The newest session of a child wins: those before it are cut, and their handlers are waited for."""
         path = self.nodes[self.links[place].node].path
         for other, link in enumerate(self.links):
-            is_seated = link.parent is not None and link.parent.state not in {ParentState.WAITING, ParentState.ADMITTING}
+            is_seated = link.parent is not None and link.parent.state not in {
+                ParentState.WAITING,
+                ParentState.ADMITTING,
+            }
             if other != place and is_seated and self.nodes[link.node].path == path:
                 self._end_parent(other)
 
@@ -522,7 +535,7 @@ class SessionWorld:
 
     def _clone(self) -> None:
         self.faults += 1
-        self.nodes[CLONE] = replace(self.nodes["A"], owes=())
+        self.nodes[CLONE] = replace(self.nodes["A"], made=0, owes=())
 
     def _forget(self, disk: ParentDisk) -> None:
         """The parent goes on with another disk. Events that it had acknowledged are gone; outcomes come again."""

@@ -41,8 +41,9 @@ TICK_S = 60
 FOREVER = BEGAN + timedelta(days=365)
 OLD, NEW = Boot(SlotName.A, 1), Boot(SlotName.B, 1)
 FIRMWARE = Digest("0" * 64, 1)
-RULES = Rules("hub", 60.0, False, 1e9, 0, 99.0, 0, False, "", (), ())  # noqa: FBT003  # positions of a long record
+RULES = Rules("hub", 60.0, False, 1e9, 0, 99.0, 0, False, "", (), ())  # positions of a long record
 TARGET = Target(WAVE, 1, "r2", "2.0", FIRMWARE, None, "", "", FOREVER, NEW, RULES)
+VERIFIED, ON_OLD = Progress(UpdateState.VERIFIED, WAVE, TARGET), BootEnvironment(OLD)
 
 BURNED_FIRST = "an attempt is burned durably before it is armed, and only once (permits)"
 LIVE_PERMIT = "no ARM without a live permit and lease, within its attempts (permits)"
@@ -69,9 +70,9 @@ class Device:
     """
 
     name: str
-    progress: Progress = Progress(UpdateState.VERIFIED, WAVE, TARGET)
-    disk: Progress = Progress(UpdateState.VERIFIED, WAVE, TARGET)
-    environment: BootEnvironment = BootEnvironment(OLD)
+    progress: Progress = VERIFIED
+    disk: Progress = VERIFIED
+    environment: BootEnvironment = ON_OLD
     running: Boot = OLD
     boots: int = 1
     todo: tuple[Effect, ...] = ()
@@ -150,7 +151,12 @@ class Device:
                 raise BrokenError(LIVE_PERMIT, f"{self.name} burns attempt {self.progress.attempt} with {grant}")
         if effect.outcome is not None:
             word = Outcome(
-                self.name, self.progress.attempt, self.sequence + 1, effect.outcome.kind, effect.outcome.gate, by_device=True
+                self.name,
+                self.progress.attempt,
+                self.sequence + 1,
+                effect.outcome.kind,
+                effect.outcome.gate,
+                by_device=True,
             )
             device = replace(device, sequence=self.sequence + 1, untold=(*self.untold, word), last=word)
         return device._stages()
@@ -188,10 +194,11 @@ class Device:
         if expires_at is not None and at(tick) >= expires_at:
             lapsed = Unhealthy("lease-expired", "", OutcomeKind.INCONCLUSIVE)
             return (("finds its lease lapsed", lapsed),)
-        return (("passes its trial", Healthy()), ("fails its trial", Unhealthy("boot-probe", "", OutcomeKind.ROLLED_BACK)))
+        return (
+            ("passes its trial", Healthy()),
+            ("fails its trial", Unhealthy("boot-probe", "", OutcomeKind.ROLLED_BACK)),
+        )
 
     def is_told_of_halt(self) -> Device:
         """The order says HALTED."""
         return replace(self, knows_halt=True).hears(Halted(""))
-
-
