@@ -131,6 +131,19 @@ class Fleet:
         timeout_s = READY_TIMEOUT_S + len(names) / DEVICES_PER_S_LEAST
         self.wait(lambda: self.connected() == len(names), timeout_s, "all devices to connect", poll_s=1.0)
 
+    def start_store(self, store: str, devices: Sequence[str]) -> None:
+        """Switch these devices of one store on, in a process of their own."""
+        file = self.site.run_dir / f"agents-{store}.txt"
+        file.write_text("".join(f"{self.site.device_dir(name)}\n" for name in devices), encoding="utf-8")
+        self._start(f"agents-{store}", "agents", "bench.agents", str(file))
+
+    def cut_power(self, store: str) -> None:
+        """Kill the process that ``start_store`` started."""
+        killed = next(one for one in self._started if one.name == f"agents-{store}")
+        self._started.remove(killed)
+        killed.process.kill()
+        killed.process.wait()
+
     def connected(self) -> int:
         """How many devices control hears."""
         request = operator_pb2.GetFleetStatusRequest()
@@ -220,14 +233,18 @@ def register(fleet: Fleet) -> None:
         fleet.ask(partial(_register, part))
 
 
-def plan(fleet: Fleet, size: Size) -> None:
-    """Publish the release and plan the wave."""
+def plan(fleet: Fleet, size: Size, *, halt_least: int | None = None, permit_batch: int | None = None) -> None:
+    """Publish the release and plan the wave; without ``halt_least`` outcomes the bad devices alone cannot halt it."""
     site = fleet.site
     draft = operations.Draft(RELEASE, (site.images_dir / RELEASE.firmware).resolve(), regions=tuple(site.regions))
     operations.publish(site, operations.make_release(site, draft))
-    least = max(5, 2 * size.bad + 1)
     policy = policy_text(
-        RELEASE, swap_limit=size.swaps, halt_least_outcomes=least, hub_budget=size.stores, trial_minutes=TRIAL_MINUTES
+        RELEASE,
+        swap_limit=size.swaps,
+        halt_least_outcomes=max(5, 2 * size.bad + 1) if halt_least is None else halt_least,
+        hub_budget=size.stores,
+        trial_minutes=TRIAL_MINUTES,
+        permit_batch=permit_batch,
     )
     request = operator_pb2.PlanWaveRequest(
         wave_id=WAVE, cohort=topology.COHORT, policy_yaml=policy.encode(), policy_name="policy.yaml"

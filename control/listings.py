@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import select
 
 from control import requests, schema, store, views
-from control.ledger import is_final
+from control.permits import is_spent
 from control.rollout import Candidate, cohorts_of, region_of, store_of
 from wavemesh.codec.statements import to_proto
 from wavemesh.errors import ConflictError, NotFoundError
@@ -195,7 +195,7 @@ class Listings:
     def _permit_state(self, view: WaveView, row: RowMapping) -> operator_pb2.PermitState.ValueType:
         if row["written_off"]:
             return operator_pb2.PERMIT_STATE_WRITTEN_OFF
-        if is_final(view.outcomes.get(row["device"]), view.row.attempts):
+        if is_spent(view.share(row["store"]), row["device"]):
             return operator_pb2.PERMIT_STATE_SPENT
         is_out = views.exposure(view, row["store"], self._fleet, self._desired) > 0
         return operator_pb2.PERMIT_STATE_OUTSTANDING if is_out else operator_pb2.PERMIT_STATE_VOID

@@ -2,9 +2,10 @@
 
 Rules:
 - A permit is for (wave, device) and bound to one incarnation of the store's hub. It is *outstanding* from its issue
-  until its device has a final outcome or it is written off.
+  until its device itself says a final outcome or it is written off: a device whose hub infers that it is silent may
+  come back, and the hub may then lease it again.
 - By default a hub gets one for every target device that may still be tried; ``permitBatch`` keeps at most so many
-  outstanding at a time and is filled up again as outcomes come in.
+  outstanding at a time that have no final outcome, inferred or not, and is filled up again as outcomes come in.
 - A hub that shows another incarnation than the one its outstanding permits are bound to gets none. On that
   incarnation's snapshot they are written off as spent, and the devices that may still be tried get permits of a higher
   generation bound to the new one: the same devices, no more attempts, since devices burn attempts themselves.
@@ -59,7 +60,7 @@ def outstanding(share: StoreShare) -> tuple[str, ...]:
     return tuple(
         device
         for device in share.devices
-        if (issue := share.issues.get(device)) is not None and not issue.written_off and not _is_done(share, device)
+        if (issue := share.issues.get(device)) is not None and not issue.written_off and not is_spent(share, device)
     )
 
 
@@ -86,7 +87,8 @@ def to_issue(share: StoreShare, *, hub_incarnation: str, batch: int | None) -> t
         and device not in share.stale
         and not _is_done(share, device)
     ]
-    return tuple(wanting if batch is None else wanting[: max(0, batch - len(held))])
+    waited_for = sum(not _is_done(share, device) for device in held)
+    return tuple(wanting if batch is None else wanting[: max(0, batch - waited_for)])
 
 
 def waiting_for_certificate(share: StoreShare) -> tuple[str, ...]:
@@ -101,6 +103,12 @@ def waiting_for_certificate(share: StoreShare) -> tuple[str, ...]:
 
 def _is_done(share: StoreShare, device: str) -> bool:
     return is_final(share.outcomes.get(device), share.attempts)
+
+
+def is_spent(share: StoreShare, device: str) -> bool:
+    """Whether the device itself said a final outcome: it will not swap in this wave again."""
+    outcome = share.outcomes.get(device)
+    return outcome is not None and outcome.by_device and _is_done(share, device)
 
 
 def exposure(shares: Iterable[StoreShare]) -> int:

@@ -146,6 +146,21 @@ def control_ledger(control: Path, wave: str) -> list[Outcome]:
     return [Outcome(row[0], str(row[1]).lower(), *row[2:]) for row in rows]
 
 
+def permits_in_force(control: Path, wave: str, store: str) -> set[str]:
+    """Devices of a store (paths) whose permit control issued and neither wrote off nor knows to be spent.
+
+    It is spent by a final outcome in the device's own word.
+    """
+    rows = _query(
+        control,
+        "SELECT p.device, o.kind, o.by_device FROM permits p LEFT JOIN outcomes o"
+        " ON o.wave_id = p.wave_id AND o.device = p.device WHERE p.wave_id = ? AND p.store = ? AND NOT p.written_off",
+        wave,
+        store,
+    )
+    return {str(row[0]) for row in rows if not (row[2] and str(row[1]).lower() in {"updated", "rolled_back", "failed"})}
+
+
 def wave_state(control: Path, wave: str) -> str:
     """A wave's state in control's database, lower case; empty when there is no such wave."""
     return next((str(row[0]).lower() for row in _query(control, "SELECT state FROM waves WHERE wave_id = ?", wave)), "")

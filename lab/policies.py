@@ -41,14 +41,16 @@ def policy_text(
     halt_least_outcomes: int,
     hub_budget: int = 2,
     trial_minutes: float = TRIAL_MINUTES,
+    permit_batch: int | None = None,
 ) -> str:
-    """A policy for that release."""
+    """A policy for that release; ``permit_batch`` as in the policy, None for its default."""
+    narrowed = "" if permit_batch is None else f"\n  permitBatch: {permit_batch}"
     return f"""\
 # policy.yaml
 targets:
   segment: "retail-us-midwest"
   percentage: 100          # the whole cohort in one wave
-  hubBudget: {hub_budget}             # hubs per wave
+  hubBudget: {hub_budget}             # hubs per wave{narrowed}
 guardrails:
   minBattery: 40           # percent
   requireDualPartition: true

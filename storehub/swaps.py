@@ -260,8 +260,7 @@ def _is_over(slot: Slot, view: HubView) -> bool:
         )
         back = device is not None and device.state is UpdateState.ROLLED_BACK and device.seen_at > slot.granted_at
         return told or back
-    word = view.words.get((slot.wave_id, slot.device))
-    if word is not None and word.by_device and (word.is_final_refusal or _is_after(word, slot)):
+    if _has_spoken(slot, view):
         return True
     if device is None or device.seen_at <= slot.granted_at:
         return False
@@ -270,9 +269,12 @@ def _is_over(slot: Slot, view: HubView) -> bool:
     return device.state in NOT_ARMED and device.said_at >= slot.expires_at
 
 
-def _is_after(word: Word, slot: Slot) -> bool:
-    """Whether the word is about a burn of the slot's attempt, or of a later one."""
-    return word.kind in _AFTER_BURN and word.attempt >= slot.attempt
+def _has_spoken(slot: Slot, view: HubView) -> bool:
+    """Whether the device itself said what came of the slot: a burn of its attempt or of a later one, or a refusal."""
+    word = view.words.get((slot.wave_id, slot.device))
+    if word is None or not word.by_device:
+        return False
+    return word.is_final_refusal or (word.kind in _AFTER_BURN and word.attempt >= slot.attempt)
 
 
 def _self_declared(view: HubView, gone: set[str]) -> set[str]:
@@ -328,7 +330,7 @@ def _maxima_s(view: HubView) -> float:
 
 def _judge(slot: Slot, view: HubView) -> Inference | None:
     """What to say of a device whose slot ended; None when it spoke for itself or never armed."""
-    if slot.use is SlotUse.ROLLBACK or view.now < slot.until:
+    if slot.use is SlotUse.ROLLBACK or view.now < slot.until or _has_spoken(slot, view):
         return None
     key = (slot.wave_id, slot.device)
     device = view.devices.get(slot.device)

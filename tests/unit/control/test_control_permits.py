@@ -146,3 +146,14 @@ class Hub(RuleBasedStateMachine):
 
 TestHub = Hub.TestCase
 TestHub.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_a_silent_device_may_come_back_and_counts_as_exposed() -> None:
+    """Its hub infers silence: the batch goes on without it, but its permit is outstanding until it speaks itself."""
+    inferred = done("pos-0", OutcomeKind.SILENT, by_device=False)
+    share = StoreShare(DEVICES, {"pos-0": Issue("pos-0", 1, "i")}, {"pos-0": inferred}, ATTEMPTS)
+    assert outstanding(share) == ("pos-0",)
+    assert to_issue(share, hub_incarnation="i", batch=1) == ("pos-1",)
+    assert to_write_off(share, "j") == ("pos-0",)
+    spoke = replace(share, outcomes={"pos-0": done("pos-0")})
+    assert outstanding(spoke) == ()

@@ -276,3 +276,14 @@ def test_decisions_are_stable() -> None:
     after = replace(v, slots={x.device: x for x in decide(v).granted})
     assert decide(after) == decide(replace(after))
     assert decide(after).granted == ()
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.UPDATED, OutcomeKind.INCONCLUSIVE])
+def test_what_a_device_said_is_not_inferred_over(kind: OutcomeKind) -> None:
+    """The word came, and the hub stopped before it ended the slot: at ``until`` the device counts as having spoken."""
+    told = Word(kind, 1, 1, by_device=True, received_at=NOW, gate="")
+    away = device("pos-01", UpdateState.TRIAL, connected_since=None, heard_in_session=False)
+    late = view([away, device("pos-02")], slots=(slot("pos-01"),), words={"pos-01": told}, now=NOW + s(MAXIMA_S))
+    decision = decide(late)
+    assert [one.device for one in decision.ended] == [STORE + "pos-01"]
+    assert decision.inferred == ()
