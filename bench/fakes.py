@@ -64,7 +64,7 @@ class BenchSink:
         self.resources: dict[ResourceKey, Resource] = {}
         self.is_open, self.is_settled = asyncio.Event(), asyncio.Event()
         self.is_closed = asyncio.Event()
-        self.openings = 0
+        self.openings, self.ended_by = 0, ""
 
     def held(self) -> Sequence[HeldResource]:
         """See seams.ResourceSink."""
@@ -89,7 +89,7 @@ class BenchSink:
 
     async def disconnected(self, reason: str) -> None:
         """See seams.ResourceSink."""
-        del reason
+        self.ended_by = reason
         self.is_open.clear()
         self.is_settled.clear()
         self.is_closed.set()

@@ -56,15 +56,16 @@ def main(arguments: list[str]) -> int:
     only.add_argument("--slow", action="store_true", help="only so many that never read: slow.py")
     parser.add_argument("--json", metavar="FILE", help="write one JSON object there; - is standard output")
     options = parser.parse_args(arguments)
+    status = 0
     try:
         with tempfile.TemporaryDirectory(prefix="wavemesh-bench-") as directory:
             measure = weather if options.storm else crawl if options.slow else _measure
-            result = run(measure(Path(directory), options.devices, options.rounds))
-    except WrongResultError as error:
-        sys.stderr.write(f"bench sessions: wrong result: {error}\n")
-        return 1
-    write(result, options.json)
-    return 0
+            write(run(measure(Path(directory), options.devices, options.rounds)), options.json)
+    except* WrongResultError as wrong:
+        status = 1
+        for error in wrong.exceptions:
+            sys.stderr.write(f"bench sessions: wrong result: {error}\n")
+    return status
 
 
 async def _measure(directory: Path, devices: int, rounds: int) -> Result:

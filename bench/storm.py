@@ -15,7 +15,7 @@ import asyncio
 import json
 import statistics
 import sys
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from bench.cost import cost_of
 from bench.report import Result, Target, WrongResultError
 from bench.session_fleet import STORE, devices_of, enrol, serving
+from wavemesh.errors import LinkDownError
 from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.runtime.grpc import make_channel, run
 from wavemesh.session.frames import Report
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     Work = Callable[[], Coroutine[None, None, None]]
     LetLoose = Callable[[], Coroutine[None, None, tuple[float, float]]]
-    Storm = AbstractAsyncContextManager[LetLoose]
 
 LIVE = 20
 PACE_S = 0.1
@@ -96,7 +96,11 @@ def _p99(values: Sequence[float]) -> float:
 async def _ours(directory: Path, live: list[NodeCredentials], devices: int) -> Weather:
     """A wave's traffic on sessions of ours."""
     found = Weather()
-    async with serving("door", directory) as server, devices_of(live, f"127.0.0.1:{server.port}") as children:
+    async with (
+        serving("door", directory) as server,
+        _storm("ours", directory, server, devices) as let_loose,
+        devices_of(live, f"127.0.0.1:{server.port}") as children,
+    ):
         for child in children:
             await child.sink.is_settled.wait()
 
@@ -106,12 +110,15 @@ async def _ours(directory: Path, live: list[NodeCredentials], devices: int) -> W
             child.upstream.wake()
             while child.log.first_number < child.log.next_number:
                 await child.log.acknowledged.wait()
-            await child.upstream.ask("health-ping", bytes(PING_BYTES), WITHIN_S)
+            try:
+                await child.upstream.ask("health-ping", bytes(PING_BYTES), WITHIN_S)
+            except LinkDownError as error:
+                raise WrongResultError(f"a live session ended in the storm: {child.sink.ended_by}") from error
 
-        await _through(found, _storm("ours", directory, server, devices), [partial(work, child) for child in children])
+        await _through(found, let_loose, [partial(work, child) for child in children])
         counted = await server.ask("count")
-        if not all(child.sink.is_open.is_set() and child.sink.openings == 1 for child in children):
-            raise WrongResultError("a live session ended in the storm")
+        if any(child.sink.ended_by for child in children):
+            raise WrongResultError(f"a live session ended: {[child.sink.ended_by for child in children]}")
         if counted["twice"] or counted["applied"] != found.reports:
             raise WrongResultError(f"{found.reports} reports written, {counted}")
     return found
@@ -120,13 +127,17 @@ async def _ours(directory: Path, live: list[NodeCredentials], devices: int) -> W
 async def _floor(directory: Path, live: list[NodeCredentials], devices: int) -> Weather:
     """Words and their echoes on bare streams, two for each report and ask of ours."""
     found = Weather()
-    async with serving("floor", directory) as server, AsyncExitStack() as stack:
+    async with (
+        serving("floor", directory) as server,
+        _storm("floor", directory, server, devices) as let_loose,
+        AsyncExitStack() as stack,
+    ):
         works: list[Work] = []
         for each in live:
             channel = make_channel(each, f"127.0.0.1:{server.port}", STORE)
             stack.push_async_callback(channel.close)
             works.append(partial(_echo_twice, channel.stream_stream("/bench.Echo/Connect")()))
-        await _through(found, _storm("floor", directory, server, devices), works)
+        await _through(found, let_loose, works)
     return found
 
 
@@ -137,7 +148,7 @@ async def _echo_twice(call: Any) -> None:
             raise WrongResultError("the floor did not echo")
 
 
-async def _through(found: Weather, storm: Storm, works: Sequence[Work]) -> None:
+async def _through(found: Weather, let_loose: LetLoose, works: Sequence[Work]) -> None:
     """Work calmly for a while, then through the storm."""
     clock, over = asyncio.get_running_loop(), asyncio.Event()
     samples = found.calm_s
@@ -151,7 +162,7 @@ async def _through(found: Weather, storm: Storm, works: Sequence[Work]) -> None:
                 return
             await asyncio.sleep(PACE_S)
 
-    async with asyncio.timeout(WITHIN_S), storm as let_loose, asyncio.TaskGroup() as group:
+    async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as group:
         for work in works:
             group.create_task(go_on(work))
         await asyncio.sleep(CALM_S)
@@ -164,6 +175,7 @@ async def _through(found: Weather, storm: Storm, works: Sequence[Work]) -> None:
 async def _storm(kind: str, directory: Path, server: Server, devices: int) -> AsyncIterator[LetLoose]:
     """The storm's process, its devices loaded; calling lets it loose and waits until all are in.
 
+    To be begun before the live sessions: a fork beside gRPC's threads can crash it.
     It returns the seconds that took, and the server's peak of memory in MiB.
     """
     process = await asyncio.create_subprocess_exec(

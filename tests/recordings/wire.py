@@ -95,6 +95,9 @@ class Call:
     def invocation_metadata(self) -> tuple[()]:
         return ()
 
+    def add_done_callback(self, callback: Any) -> None:
+        """A recorded call ends with the test."""
+
     async def read(self) -> Any:
         return await self.to_handler.get()
 
