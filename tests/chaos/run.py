@@ -26,7 +26,7 @@ from lab.provision import image
 from lab.topology import COHORT, device_id
 from tests.chaos import checker, place
 from tests.chaos.injector import Injector
-from tests.chaos.script import Fleet, Kind, draw
+from tests.chaos.script import Fleet, Kind, deck_of, draw
 from wavemesh.errors import WavemeshError
 from wavemesh.trust.statements import IntentKind, OperatorIntent
 
@@ -107,15 +107,20 @@ class ChaosRun:
         self._injector = Injector(lab, network, self._names, say)
         fleet = Fleet("control", "superhub", tuple(lab.stores), lab.devices, network.links, place.kinds(lab))
         self._script = draw(fleet, random.Random(seed))
+        self._deck = len(deck_of(fleet))
+        self._struck = 0
         self._waves: list[dict[str, str]] = []
         self._images = {OLD_RELEASE.version: _digest(image(lab, OLD_RELEASE))}
         self._slowest_s = 0.0
 
     def play(self, minutes: float, result: Result) -> None:
-        """Waves until the time is over or something is wrong; raises WavemeshError when the lab does not come up."""
+        """Waves until the time is over and a deck is dealt, or something is wrong.
+
+        Raises WavemeshError when the lab does not come up.
+        """
         self._bring_up()
         until_s = time.monotonic() + 60 * minutes
-        while time.monotonic() < until_s and not result.found:
+        while (time.monotonic() < until_s or self._struck < self._deck) and not result.found:
             wave = self._start_wave()
             self._storm(wave, until_s)
             took_s = self._converge(wave)
@@ -175,13 +180,16 @@ class ChaosRun:
 
     def _storm(self, wave: str, until_s: float) -> None:
         """Faults until the wave is closed, its storm is over, or the run's time is."""
-        end_s = min(until_s, time.monotonic() + STORM_S)
+        end_s = time.monotonic() + STORM_S
+        if self._struck >= self._deck:
+            end_s = min(until_s, end_s)
         fault = next(self._script)
         due_s, look_s = time.monotonic() + fault.gap_s, 0.0
         while (now_s := time.monotonic()) < end_s:
             self._injector.tick()
             if now_s >= due_s:
                 self._injector.strike(fault)
+                self._struck = fault.number
                 fault = next(self._script)
                 due_s = now_s + fault.gap_s
             if now_s >= look_s:

@@ -93,10 +93,9 @@ class Fault:
 
 def draw(fleet: Fleet, seeded: random.Random) -> Iterator[Fault]:
     """Faults without end. The generator is used up to the fault taken, and by nothing else."""
-    kinds = [kind for kind in Kind if kind in fleet.kinds]
     numbers = itertools.count(1)
     while True:
-        deck = [kind for kind in kinds for _ in range(_CARDS.get(kind, 1))]
+        deck = deck_of(fleet)
         seeded.shuffle(deck)
         killed = _killed(fleet, seeded)
         for kind in deck:
@@ -106,6 +105,11 @@ def draw(fleet: Fleet, seeded: random.Random) -> Iterator[Fault]:
             lasts_s = round(seeded.uniform(*_LASTS_S[kind]), 1)
             offset_s = seeded.randint(*seeded.choice((_AHEAD_S, _BEHIND_S))) if kind is Kind.CLOCK else 0
             yield Fault(next(numbers), gap_s, kind, target, lasts_s, offset_s)
+
+
+def deck_of(fleet: Fleet) -> list[Kind]:
+    """The kinds of faults of one deck."""
+    return [kind for kind in Kind if kind in fleet.kinds for _ in range(_CARDS.get(kind, 1))]
 
 
 def _killed(fleet: Fleet, seeded: random.Random) -> list[str]:
