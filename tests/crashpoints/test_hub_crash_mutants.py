@@ -41,7 +41,7 @@ def said_before_done(owner: Any, name: str) -> AbstractContextManager[Any]:
     running: set[asyncio.Task[None]] = set()
 
     async def later(*arguments: Any, **named: Any) -> None:
-        await asyncio.sleep(MOMENT_S)
+        await asyncio.sleep(MOMENT_S)  # plays: the time until it is on disk, virtual
         await done(*arguments, **named)
 
     async def at_once(*arguments: Any, **named: Any) -> None:
@@ -99,7 +99,7 @@ def lease_sent_before_it_is_persisted() -> AbstractContextManager[Any]:
         await grant(self, tx, slot)
         tx.committed()
         self._hub.changed(None)
-        await asyncio.sleep(MOMENT_S)
+        await asyncio.sleep(MOMENT_S)  # plays: the time until it is on disk, virtual
 
     return patch.object(Scheduler, "_grant", grant_early)
 
