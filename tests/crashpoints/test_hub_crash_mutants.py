@@ -41,11 +41,11 @@ def said_before_done(owner: Any, name: str) -> AbstractContextManager[Any]:
     running: set[asyncio.Task[None]] = set()
 
     async def later(*arguments: Any, **named: Any) -> None:
-        await asyncio.sleep(MOMENT_S)
+        await asyncio.sleep(MOMENT_S)  # plays: the time until it is on disk, virtual
         await done(*arguments, **named)
 
     async def at_once(*arguments: Any, **named: Any) -> None:
-        running.add(asyncio.get_running_loop().create_task(later(*arguments, **named)))
+        running.add(asyncio.Task(later(*arguments, **named)))  # nobody waits for it: that is the fault
 
     return patch.object(owner, name, at_once)
 
@@ -99,7 +99,7 @@ def lease_sent_before_it_is_persisted() -> AbstractContextManager[Any]:
         await grant(self, tx, slot)
         tx.committed()
         self._hub.changed(None)
-        await asyncio.sleep(MOMENT_S)
+        await asyncio.sleep(MOMENT_S)  # plays: the time until it is on disk, virtual
 
     return patch.object(Scheduler, "_grant", grant_early)
 
@@ -113,7 +113,7 @@ def outcome_passed_on_later() -> AbstractContextManager[Any]:
             async with self.store.database.transaction() as own:
                 await report(self, own, *outcomes)
 
-        tx.on_commit(lambda: running.append(asyncio.get_running_loop().create_task(later())))
+        tx.on_commit(lambda: running.append(asyncio.Task(later())))  # nobody waits for it: that is the fault
 
     running: list[asyncio.Task[None]] = []
     return patch.object(Hub, "report_outcomes", report_apart)
