@@ -37,14 +37,18 @@ async def crawl(directory: Path, devices: int, _: int) -> Result:
         await live.sink.is_settled.wait()
         before = await server.ask("rss")
         began_s = asyncio.get_running_loop().time()
-        async with asyncio.timeout(WITHIN_S), AsyncExitStack() as stack:
-            async with asyncio.TaskGroup() as group:
-                for each in slow:
-                    channel = make_channel(each, f"127.0.0.1:{server.port}", STORE)
-                    stack.push_async_callback(channel.close)
-                    group.create_task(_ask_on(SessionServiceStub(channel).Connect()))
+        async with asyncio.timeout(WITHIN_S), AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            tasks, asking = [], [asyncio.Event() for _ in slow]
+            for each, begun in zip(slow, asking, strict=True):
+                channel = make_channel(each, f"127.0.0.1:{server.port}", STORE)
+                stack.push_async_callback(channel.close)
+                tasks.append(group.create_task(_ask_on(SessionServiceStub(channel).Connect(), begun)))
+            for begun in asking:
+                await begun.wait()
             await server.until_open(1)
             cut_s = asyncio.get_running_loop().time() - began_s
+            for task in tasks:
+                task.cancel()
         if live.sink.openings != 1 or await live.upstream.ask("health-ping", b"?", WITHIN_S) != b"?":
             raise WrongResultError("the child that reads was disturbed")
         kib = (cost_of(server.pid).peak_rss_kib - before["rss_kib"]) / devices
@@ -52,14 +56,15 @@ async def crawl(directory: Path, devices: int, _: int) -> Result:
     return Result(keys, (Target("KiB per slow reader", kib, f"<= {BOUND_KIB}", kib <= BOUND_KIB),))
 
 
-async def _ask_on(call: Any) -> None:
-    """Ask until nothing is taken any more."""
+async def _ask_on(call: Any, begun: asyncio.Event) -> None:
+    """Ask until nothing is taken any more, and stay; whoever reads nothing does not learn that he was cut."""
     await call.write(encode_child(Hello(1, "bench", "slow", 1, (), 1, ())))
+    await call.read()
+    begun.set()
     try:
         for number in range(1, MOST_ASKS):
-            async with asyncio.timeout(1.0):
-                await call.write(encode_child(Ask(number, "echo", bytes(MAX_ASK_BYTES))))
+            await call.write(encode_child(Ask(number, "echo", bytes(MAX_ASK_BYTES))))
             await asyncio.sleep(0)
-    except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
         return
     raise WrongResultError(f"{MOST_ASKS} answers that nobody read were taken")

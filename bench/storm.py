@@ -15,7 +15,7 @@ import asyncio
 import json
 import statistics
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ PACE_S = 0.1
 CALM_S = 1.0
 WITHIN_S = 180.0
 PING_BYTES = 1024
-LATENCY_BOUND_S = 1.0
+LATENCY_BOUND = 1.25
 MEMORY_BOUND = 1.25
 
 
@@ -75,11 +75,11 @@ async def weather(directory: Path, devices: int, rounds: int) -> Result:
             f"{prefix}_live_worst_ms": round(1e3 * max(max(one.stormy_s) for one in side), 1),
             f"{prefix}_peak_mib": round(_middle(one.peak_mib for one in side), 1),
         }
-    worst = _middle(_p99(one.stormy_s) for one in ours)
+    late = _middle(_p99(a.stormy_s) / _p99(b.stormy_s) for a, b in zip(ours, floor, strict=True))
     memory = _middle(a.peak_mib / b.peak_mib for a, b in zip(ours, floor, strict=True))
     keys["ratio_storm_memory"] = round(memory, 3)
     targets = (
-        Target("live p99 in the storm, s", worst, f"<= {LATENCY_BOUND_S}", worst <= LATENCY_BOUND_S),
+        Target("live p99 in the storm / floor", late, f"<= {LATENCY_BOUND}", late <= LATENCY_BOUND),
         Target("peak memory / floor", memory, f"<= {MEMORY_BOUND}", memory <= MEMORY_BOUND),
     )
     return Result(keys, targets)
@@ -206,7 +206,8 @@ async def _storm(kind: str, directory: Path, server: Server, devices: int) -> As
         await stdout.readline()
         yield let_loose
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 
@@ -227,7 +228,7 @@ async def _blow(kind: str, directory: Path, address: str, numbers: range) -> Non
                 for node in nodes:
                     channel = make_channel(node, address, STORE)
                     stack.push_async_callback(channel.close)
-                    group.create_task(_greet(channel.stream_stream("/bench.Echo/Connect")()))
+                    group.create_task(_greet(channel.stream_stream("/bench.Echo/Connect")(wait_for_ready=True)))
         _say({"lasted_s": asyncio.get_running_loop().time() - began_s})
         await reader.readline()
 
