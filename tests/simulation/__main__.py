@@ -45,6 +45,7 @@ def summary(found: Sequence[Result], wall_s: float) -> dict[str, Any]:
         "wall_s": round(wall_s, 1),
         "per_minute": round(60 * nights / wall_s, 1),
         "failed": {str(one.seed): list(one.failures[:3]) for one in bad[:SHOWN]},
+        "excused": dict(sum((one.excused for one in found), Counter())),
         "faults": dict(sorted(faults.items())),
     }
 

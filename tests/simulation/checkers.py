@@ -120,24 +120,30 @@ class Checkers:
         """C2, P7: no halt by itself but for what the release, or a device that is to blame, really did.
 
         A device that could not reach its hub for the whole of its trial rolls back, and that counts in the ratio, as
-        does silence while others are heard: nobody could tell it from a release that breaks the network (semantics,
-        "Populations"). So these are not held against the halt; what they come to is in docs/simulation.md.
+        does silence while any other device is heard: by the rules of semantics.md, "Populations", nobody tells it from
+        a release that breaks the network. A halt that rests on these is a false one all the same; it is not a
+        violation of those rules, so it is counted by itself (``Facts.excused``) and shown in every summary.
         """
         bad = {OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.SILENT}
         firmware = self.region.releases[wave.release].firmware
         quality = self.facts.qualities.get(firmware.digest.sha256) if firmware is not None else None
         if quality is not None and not quality.is_good:
             return
-        unfounded = [
-            o
-            for o in wave.outcomes.values()
-            if o.kind in bad
-            and o.device not in self.facts.blamed
-            and (wave.wave_id, o.device) not in self.facts.unreached
-        ]
+        ours = [o for o in wave.outcomes.values() if o.kind in bad and o.device not in self.facts.blamed]
+        unfounded = [o for o in ours if not self._is_cut_off(wave.wave_id, o.device)]
+        if ours and not unfounded:
+            self.facts.excuse("P7: halted by devices that nobody could reach")
         if unfounded:
             said = ", ".join(f"{o.device.rsplit('/', 1)[1]} {o.kind.name} {o.gate}" for o in unfounded)
             self.facts.fail("P7", f"wave {wave.wave_id} halted itself over a good release: {said}")
+
+    def _is_cut_off(self, wave_id: str, path: str) -> bool:
+        """Whether the world, and not the image, kept a device from being heard."""
+        if (wave_id, path) in self.facts.unreached:
+            return True
+        return any(
+            device.path == path and not (device.is_powered and device.link.passes) for device in self.region.devices
+        )
 
     def on_close(self, wave: Wave) -> None:
         """H7: outcomes sum to the target."""

@@ -30,6 +30,7 @@ class Result:
     trace: tuple[Entry, ...]
     faults: Counter[str]
     store_nights: int
+    excused: Counter[str]
 
 
 def run_seed(seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), keeps_trace: bool = True) -> Result:
@@ -50,7 +51,7 @@ def run_seed(seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), 
         except Exception as error:  # noqa: BLE001  # whatever breaks makes a failing seed, which replays
             facts.fail("code", f"{type(error).__name__}: {error} at {_place(error)}")
     trace = tuple(world.trace) if keeps_trace else ()
-    return Result(seed, tuple(facts.failures), trace, chaos.counts, store_nights(region))
+    return Result(seed, tuple(facts.failures), trace, chaos.counts, store_nights(region), facts.excused)
 
 
 def _night(region: Region, chaos: Chaos) -> None:
