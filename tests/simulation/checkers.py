@@ -191,8 +191,8 @@ class Checkers:
     def ledgers_agree(self) -> None:
         """H7, S3: the ledgers of device, hub, super hub and control agree on every target; none is lost.
 
-        What a hub inferred of a device is its own word: a hub that lost its disk since, or got an older one, does not
-        know it any more, and control keeps it.
+        What a hub inferred of a device is its own word, and a device that is gone repeats nothing: a hub that lost its
+        disk since, or got an older one, does not know these any more, and control keeps them.
 
         A wave that control closed once may be forgotten by everybody below. When control is then restored from a
         backup of before its last word, nobody can tell it again: such a wave is left out here, and ends by its expiry.
@@ -208,7 +208,8 @@ class Checkers:
                     at_hub = ledger.get(path)
                     at_control = wave.outcomes.get(path)
                     hub_rank = at_hub.rank if at_hub is not None else None
-                    if at_control is not None and not at_control.by_device and store.path in self.facts.forgetful:
+                    nobody_repeats = at_control is not None and not (at_control.by_device and path in devices)
+                    if nobody_repeats and store.path in self.facts.forgetful:
                         continue
                     if hub_rank != (at_control.rank if at_control is not None else None):
                         self.facts.fail("S3", f"{path} of {wave.wave_id}: hub has {hub_rank}, control {at_control}")

@@ -55,7 +55,7 @@ from device.trial import Trial
 from device.update import ACTIVITY, Activity, advance
 from tests.simulation.disk import DeviceFile
 from tests.simulation.engine import EPOCH, Node, drive
-from tests.simulation.links import FLEET, Dialer
+from tests.simulation.links import FLEET, HEARTBEAT_S, Dialer
 from tests.simulation.words import MINT, decode, encode
 from wavemesh.errors import GateError, LocalError, PeerError
 from wavemesh.identity.nodes import NodeId
@@ -335,6 +335,7 @@ class DeviceNode(Node):
                 for event in events_of(self.equipment, self.progress):
                     self._handle(event)
                 self._expect_expiry()
+                self._expect_heartbeat()
                 continue
             generation, event = self._events.popleft()
             if generation in {None, self._generation}:
@@ -347,6 +348,12 @@ class DeviceNode(Node):
             ahead = (target.expires_at - self.clock.now()).total_seconds()
             if ahead > 0:
                 self.later(ahead + 1.0, self.poke)
+
+    def _expect_heartbeat(self) -> None:
+        """What was appended without waking the session goes up when that wakes next, for a heartbeat."""
+        stream = self.dialer.stream
+        if stream is not None and self.file.document.next_number > stream.machine._next_number:
+            self.later(HEARTBEAT_S, stream.wake_child)
 
     def post(self, event: Event, generation: int | None = None) -> None:
         """Queue an event; one of an activity counts while that is the present one."""

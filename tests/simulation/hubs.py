@@ -33,7 +33,7 @@ from superhub.statuses import StatusRelay
 from superhub.store import RegionStore
 from tests.simulation.disk import HubDatabase, HubDisk
 from tests.simulation.engine import EPOCH, Node, drive
-from tests.simulation.links import FLEET, Dialer
+from tests.simulation.links import FLEET, HEARTBEAT_S, Dialer
 from tests.simulation.words import decode, encode
 from wavemesh.errors import GateError, LocalError, PeerError
 from wavemesh.identity.nodes import NodeId
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from tests.simulation.links import Link, Stream
     from wavemesh.session.frames import Ask
 
-HEARTBEAT_S = 15.0
 PASS_PAUSE_S = 3.0
 STATUS_PAUSE_S = 5.0
 RELAY_PAUSE_S = 15.0
