@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.faults import Fault
+from tests.simulation.kinds import Fault
 from tests.simulation.run import Result, run_seed, run_untraced
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from wavemesh.trust.freshness import CLOCK_SKEW
 from wavemesh.trust.statements import DeviceOutcome, Envelope, OutcomeKind, UpdateState, WaveState
 
 if TYPE_CHECKING:
-    from tests.simulation.controls import Wave
     from tests.simulation.devices import DeviceNode
     from tests.simulation.facts import Swap
     from tests.simulation.hubs import StoreHub
     from tests.simulation.region import Region
+    from tests.simulation.rows import Wave
 
 AT_REST = frozenset({UpdateState.IDLE, UpdateState.COMMITTED, UpdateState.ROLLED_BACK, UpdateState.REFUSED})
 

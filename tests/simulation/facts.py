@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from device.progress import Persist, Progress
     from tests.simulation.checkers import Checkers
-    from tests.simulation.controls import Wave
     from tests.simulation.devices import DeviceNode
     from tests.simulation.hubs import StoreHub
+    from tests.simulation.rows import Wave
     from wavemesh.trust.statements import Permit
 
 
