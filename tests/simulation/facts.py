@@ -6,6 +6,7 @@ halted. ``Facts`` keeps what the checkers look at, and hands each change to them
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
     from device.progress import Persist, Progress
     from tests.simulation.checkers import Checkers
-    from tests.simulation.controls import Wave
     from tests.simulation.devices import DeviceNode
     from tests.simulation.hubs import StoreHub
+    from tests.simulation.rows import Wave
     from wavemesh.trust.statements import Permit
 
 
@@ -93,6 +94,8 @@ class Facts:
         """Stores whose hub lost its disk, got an older one, or was copied."""
         self.closed: set[str] = set()
         """Waves on which control said its last word, whether it remembers that or not."""
+        self.excused: Counter[str] = Counter()
+        """What the product's rules allow and nobody wants, by kind."""
         self.failures: list[str] = []
         self.control_clock: Any = None
         self.bad_devices: set[str] = set()
@@ -117,6 +120,11 @@ class Facts:
         if text not in self.failures:
             self.failures.append(text)
             self.world.note("CHECKER", "violated", text)
+
+    def excuse(self, what: str) -> None:
+        """Something happened that the rules allow."""
+        self.excused[what] += 1
+        self.world.note("CHECKER", "excused", what)
 
     def violation(self, path: str, why: str) -> None:
         """A node's machine called its honest peer's frame a violation."""

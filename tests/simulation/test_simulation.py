@@ -20,7 +20,8 @@ from tests.simulation import region as region_module
 from tests.simulation import words
 from tests.simulation.engine import World, drive
 from tests.simulation.facts import Facts, Halt, Quality
-from tests.simulation.faults import Chaos, Fault
+from tests.simulation.faults import Chaos
+from tests.simulation.kinds import Fault
 from tests.simulation.run import run_seed
 from wavemesh.session.frames import HeldResource, ResourceKey, ResourceVersion
 from wavemesh.session.sqlite import SqliteResources
