@@ -4,8 +4,8 @@ The operators are those of mutmut and cosmic-ray: another comparison, ``and`` fo
 another number or truth value, another word, plus for minus, ``min`` for ``max``, another result, a statement, a keyword
 argument or an element left out.
 
-Left alone, because no rule is in them: docstrings, annotations, imports, decorators, fields of dataclasses and members of
-enums, numbers of a module's named bounds (a test could only repeat them), and text for people (f-strings, what is
+Left alone, because no rule is in them: docstrings, annotations, imports, decorators, fields of dataclasses and members
+of enums, numbers of a module's named bounds (a test could only repeat them), and text for people (f-strings, what is
 raised, strings that are no single word).
 """
 
@@ -190,7 +190,8 @@ def _inside(node: ast.AST, place: _Place) -> Iterator[tuple[_Place, _Change]]:
         if name in {"annotation", "returns", "decorator_list"}:
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(node, ast.Set) and isinstance(child, ast.Constant):
+            is_left_out = isinstance(node, ast.Set) or (isinstance(node, ast.Dict) and name == "keys")
+            if is_left_out and isinstance(child, ast.Constant):
                 continue  # another word is no better than none
             if isinstance(child, ast.stmt):
                 yield from _in_statement(child, place)

@@ -1,4 +1,4 @@
-"""The runner of mutants: what it changes, that it tells a test that bites from one that does not, and a sample of all."""
+"""Mutants: what is changed and what is left alone, what is on record, and a sample of all that the tests must kill."""
 
 from __future__ import annotations
 
