@@ -82,20 +82,34 @@ class Clearance:
     async def _wait(self) -> Event:
         while True:
             self._changed.clear()
-            try:
-                return await self._clear()
-            except GateError as error:
-                return GateRefused(error.gate, str(error), error.observed, error.required)
-            except _Waiting as waiting:
-                self._show(waiting)
-                if self._is_overdue():
-                    evidence = f"waited {self._equipment.config.timing.pause_bound_s:g} s: {waiting}"
-                    return GateRefused(waiting.gate, evidence, waiting.observed, waiting.required)
+            found = await self.look()
+            if found is not None:
+                return found
             try:
                 async with asyncio.timeout(self._equipment.config.timing.gate_interval_s):
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    async def look(self) -> Event | None:
+        """One look: cleared, refused, or None as long as something needs time."""
+        try:
+            return await self._clear()
+        except GateError as error:
+            return GateRefused(error.gate, str(error), error.observed, error.required)
+        except _Waiting as waiting:
+            self._show(waiting)
+            if not self._is_overdue():
+                return None
+            evidence = f"waited {self._equipment.config.timing.pause_bound_s:g} s: {waiting}"
+            return GateRefused(waiting.gate, evidence, waiting.observed, waiting.required)
+
+    def heard(self, result: PingResult) -> None:
+        """What a ping came to."""
+        self._last_ping = result
+        self._lease_state = result.lease_state
+        if result.end is PingEnd.ACKNOWLEDGED:
+            self._answered_at_s = self._equipment.clock.monotonic()
 
     async def _clear(self) -> Cleared:
         """Raises _Waiting for what needs time, GateError for what refuses."""
@@ -201,10 +215,7 @@ class Clearance:
                 self._equipment.record,
                 self._equipment.facts(),
             )
-            self._last_ping = result
-            self._lease_state = result.lease_state
-            if result.end is PingEnd.ACKNOWLEDGED:
-                self._answered_at_s = self._equipment.clock.monotonic()
+            self.heard(result)
             if result.end in {PingEnd.ACKNOWLEDGED, PingEnd.REFUSED}:
                 self._changed.set()
                 await asyncio.sleep(self._equipment.config.timing.ping_interval_s)

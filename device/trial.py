@@ -49,20 +49,20 @@ class Trial:
 
     async def run(self) -> Event:
         """Healthy, or unhealthy by one gate."""
-        lapsed = self._judge_lease()
+        lapsed = self.judge_lease()
         if lapsed is not None:
             return lapsed
         try:
             async with asyncio.timeout(max(0.0, self._target.rules.rollback_on_health_loss_s - self._elapsed_s)):
                 return await self._probe() or await self._ping()
         except TimeoutError:
-            return self._out_of_time()
+            return self.out_of_time()
 
     @property
     def _elapsed_s(self) -> float:
         return self._equipment.clock.monotonic() - self._progress.trial_began_s
 
-    def _judge_lease(self) -> Unhealthy | None:
+    def judge_lease(self) -> Unhealthy | None:
         """What a lapsed lease means; None too as long as the clock cannot tell, which ``_untimed`` remembers."""
         expires_at, clock = self._progress.lease_expires_at, self._equipment.clock
         try:
@@ -87,8 +87,12 @@ class Trial:
             failure = await self._settle(gate, command)
             if failure is not None:
                 return failure
-        self._probed = True
+        self.probed()
         return None
+
+    def probed(self) -> None:
+        """All probes passed."""
+        self._probed = True
 
     async def _settle(self, gate: str, command: str) -> Unhealthy | None:
         """Try one probe until it passes or the time to settle is over."""
@@ -115,23 +119,31 @@ class Trial:
                     self._equipment.record,
                     self._equipment.facts(),
                 )
-            if result.lease_state == HALTED:
-                said = "the hub says that the wave is halted"
-                return Unhealthy(Gate.HALTED.value, said, OutcomeKind.INCONCLUSIVE, "halted", "running")
-            if result.end is PingEnd.REFUSED:
-                wanted = "a quote that the authority accepts"
-                return Unhealthy(result.gate, result.detail, OutcomeKind.ROLLED_BACK, result.detail, wanted)
-            if result.end is PingEnd.ACKNOWLEDGED:
-                lapsed = self._judge_lease() if self._untimed is not None else None
-                if lapsed is not None or self._untimed is None:
-                    self._equipment.log.note(f"trial: health {result.detail}")
-                    return lapsed or Healthy()
-            if self._last_ping is None or self._last_ping.detail != result.detail:
-                self._equipment.log.alert(f"trial: health ping: {result.detail}")
-            self._last_ping = result
+            found = self.heard(result)
+            if found is not None:
+                return found
             await asyncio.sleep(interval_s)
 
-    def _out_of_time(self) -> Unhealthy:
+    def heard(self, result: PingResult) -> Event | None:
+        """What a ping decides; None when it decides nothing."""
+        if result.lease_state == HALTED:
+            said = "the hub says that the wave is halted"
+            return Unhealthy(Gate.HALTED.value, said, OutcomeKind.INCONCLUSIVE, "halted", "running")
+        if result.end is PingEnd.REFUSED:
+            wanted = "a quote that the authority accepts"
+            return Unhealthy(result.gate, result.detail, OutcomeKind.ROLLED_BACK, result.detail, wanted)
+        if result.end is PingEnd.ACKNOWLEDGED:
+            lapsed = self.judge_lease() if self._untimed is not None else None
+            if lapsed is not None or self._untimed is None:
+                self._equipment.log.note(f"trial: health {result.detail}")
+                return lapsed or Healthy()
+        if self._last_ping is None or self._last_ping.detail != result.detail:
+            self._equipment.log.alert(f"trial: health ping: {result.detail}")
+        self._last_ping = result
+        return None
+
+    def out_of_time(self) -> Unhealthy:
+        """What a budget that ran out means."""
         budget = f"{self._target.rules.rollback_on_health_loss_s:g} s"
         if not self._probed:
             evidence = f"probes did not finish within {budget}"

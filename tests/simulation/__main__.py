@@ -1,0 +1,90 @@
+"""``python -m tests.simulation --from SEED --count N [--jobs 2] [--trace] --json -``: many nights, or one with its trace."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.faults import Fault
+from tests.simulation.run import Result, run_seed, run_untraced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+BAD_INPUT = 2
+SHOWN = 20
+
+
+def results(seeds: Sequence[int], jobs: int) -> Iterator[Result]:
+    """Each seed's result, in the order in which they are found."""
+    if jobs == 1:
+        yield from map(run_untraced, seeds)
+        return
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        yield from pool.imap_unordered(run_untraced, seeds, chunksize=8)
+
+
+def summary(found: Sequence[Result], wall_s: float) -> dict[str, Any]:
+    """What the command says."""
+    faults: Counter[str] = Counter({kind.value: 0 for kind in Fault})
+    for one in found:
+        faults.update(one.faults)
+    nights = sum(one.store_nights for one in found)
+    bad = sorted((one for one in found if one.failures), key=lambda one: one.seed)
+    return {
+        "seeds": len(found),
+        "failures": len(bad),
+        "store_nights": nights,
+        "wall_s": round(wall_s, 1),
+        "per_minute": round(60 * nights / wall_s, 1),
+        "failed": {str(one.seed): list(one.failures[:3]) for one in bad[:SHOWN]},
+        "faults": dict(sorted(faults.items())),
+    }
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--from", dest="first", type=int, required=True, help="the first seed")
+    parser.add_argument("--count", type=int, default=1, help="how many seeds")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--trace", action="store_true", help="print the trace of each seed, up to its first violation")
+    parser.add_argument("--json", metavar="FILE", help="write the summary there; - is standard output")
+    arguments = parser.parse_args()
+    if arguments.first < 0 or arguments.count < 1 or arguments.jobs < 1:
+        sys.stderr.write("--from is 0 or more, --count and --jobs are 1 or more\n")
+        return BAD_INPUT
+    logging.disable(logging.CRITICAL)
+    seeds = range(arguments.first, arguments.first + arguments.count)
+    if arguments.trace:
+        for seed in seeds:
+            _print_trace(run_seed(seed))
+    began = time.monotonic()
+    found = list(results(seeds, arguments.jobs if arguments.count > 1 else 1))
+    told = summary(found, time.monotonic() - began)
+    for seed, failures in told["failed"].items():
+        sys.stderr.write(f"seed {seed}: {failures[0]}\n")
+    if arguments.json == "-":
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+    elif arguments.json:
+        Path(arguments.json).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return 1 if told["failures"] else 0
+
+
+def _print_trace(result: Result) -> None:
+    for entry in result.trace:
+        sys.stdout.write(f"{entry}\n")
+        if entry.event == "violated":
+            break
+    sys.stdout.write(f"seed {result.seed}: {'; '.join(result.failures) or 'all invariants held'}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

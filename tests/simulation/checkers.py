@@ -1,0 +1,216 @@
+"""Invariants, each with the requirement that it comes from; fed by ``Facts`` after every step and at quiescence."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.words import decode
+from wavemesh.trust.freshness import CLOCK_SKEW
+from wavemesh.trust.statements import DeviceOutcome, Envelope, OutcomeKind, UpdateState, WaveState
+
+if TYPE_CHECKING:
+    from tests.simulation.controls import Wave
+    from tests.simulation.devices import DeviceNode
+    from tests.simulation.facts import Swap
+    from tests.simulation.hubs import StoreHub
+    from tests.simulation.region import Region
+
+AT_REST = frozenset({UpdateState.IDLE, UpdateState.COMMITTED, UpdateState.ROLLED_BACK, UpdateState.REFUSED})
+
+
+class Checkers:
+    """All of them, over one region."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.facts = region.facts
+
+    # -- at each ARM --------------------------------------------------------------------------------------------------
+
+    def on_arm(self, node: DeviceNode, swap: Swap) -> None:
+        """Everything that must hold at the moment of ARM."""
+        self.limit(node, swap)
+        self.burned_once(node, swap)
+        self.own_permit(node, swap)
+        self.right_image(node, swap)
+        self.exposure(swap)
+
+    def limit(self, node: DeviceNode, swap: Swap) -> None:
+        """H2: never more than N devices of a hub between ARM and outcome."""
+        wave = self.region.control.rows.waves.get(swap.wave_id)
+        if wave is None:
+            return
+        most = wave.policy.guardrails.max_concurrent_swaps
+        others = [s for s in self.facts.inside.values() if s.hub is swap.hub and s.hardware != swap.hardware]
+        if len(others) >= most:
+            names = ", ".join(sorted(s.device.rsplit("/", 1)[1] for s in others))
+            self.facts.fail("H2", f"{node.path} arms beside {names}: the limit is {most}")
+
+    def burned_once(self, node: DeviceNode, swap: Swap) -> None:
+        """P6: no attempt is burned twice by one device."""
+        if (swap.device, swap.hardware, swap.wave_id, swap.attempt) in self.facts.burned:
+            self.facts.fail("P6", f"{node.path} burns attempt {swap.attempt} of {swap.wave_id} a second time")
+
+    def own_permit(self, node: DeviceNode, swap: Swap) -> None:
+        """P6: no ARM without its own live permit."""
+        permits = self.facts.permits.get((swap.wave_id, swap.device), [])
+        now = self.facts.control_time()
+        if not any(swap.attempt <= one.attempts and now < one.expires_at + CLOCK_SKEW for one in permits):
+            self.facts.fail("P6", f"{node.path} arms attempt {swap.attempt} of {swap.wave_id} without a live permit")
+
+    def right_image(self, node: DeviceNode, swap: Swap) -> None:
+        """D2, D6, P2: verified, not revoked, not known held, by a fresh view, of its class, and not older."""
+        target, sink = node.progress.target, node.equipment.sink
+        if target is None or target.firmware is None:
+            return
+        label, running = node.slots.label(target.boot.slot), node.slots.label(node.record.boot.slot)
+        if label is None or label.firmware != target.firmware:
+            self.facts.fail("D2", f"{node.path} arms slot {target.boot.slot.value}, which is not the release's image")
+        trusted, holds = sink.trusted, sink.belief.holds
+        if trusted is None or trusted.is_revoked(target.release):
+            self.facts.fail("P2", f"{node.path} arms {target.release}, which it knows to be revoked")
+        elif trusted.releases()[target.release].device_class != "pos":
+            self.facts.fail("D2", f"{node.path} arms {target.release} of another class")
+        if holds is None or any(one.release == target.release for one in holds.holds):
+            self.facts.fail("P2", f"{node.path} arms {target.release}, which it knows to be held")
+        elif node.clock.now() - holds.issued_at > timedelta(seconds=target.rules.hold_max_age_s):
+            self.facts.fail("P2", f"{node.path} arms by a view of holds of {holds.issued_at}")
+        if running is not None and [int(x) for x in target.version.split(".")] <= [
+            int(x) for x in running.version.split(".")
+        ]:
+            self.facts.fail("D6", f"{node.path} arms {target.version} over {running.version}")
+
+    def exposure(self, swap: Swap) -> None:
+        """P6: a halt not yet delivered exposes at most the devices of the outstanding permits."""
+        halt = self.facts.halts.get(swap.wave_id)
+        if halt is None:
+            return
+        halt.swapped.add(swap.device)
+        if swap.device not in halt.exposed:
+            self.facts.fail("P6", f"{swap.device} arms after the halt of {swap.wave_id} and had no permit left")
+
+    # -- at decisions -------------------------------------------------------------------------------------------------
+
+    def on_decision(self, hub: StoreHub, decision: Any) -> None:
+        """H3: within an availability group one at a time, and enough of the others connected."""
+        for slot in decision.granted:
+            order = hub.hub.belief.orders.get(slot.wave_id)
+            policy = hub.hub.belief.policies.get(order.policy_digest) if order is not None else None
+            for group in policy.guardrails.availability if policy is not None and order is not None else ():
+                members = {hub.hub.device_path(name) for name in order.devices} if order is not None else set()
+                others = members - {slot.device}
+                inside = [s.device for s in self.facts.inside.values() if s.hub is hub and s.device in others]
+                up = sum(path in hub.hub.present for path in others)
+                if inside or up < group.min_up:
+                    self.facts.fail("H3", f"{slot.device} is let in with {inside} inside and {up} others up")
+
+    def on_halt(self, wave: Wave) -> None:
+        """C2, P7: no halt by itself but for what the release, or a device that is to blame, really did."""
+        bad = {OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.SILENT}
+        firmware = self.region.releases[wave.release].firmware
+        quality = self.facts.qualities.get(firmware.digest.sha256) if firmware is not None else None
+        if quality is not None and not quality.is_good:
+            return
+        unfounded = [o for o in wave.outcomes.values() if o.kind in bad and o.device not in self.facts.blamed]
+        if unfounded:
+            said = ", ".join(f"{o.device.rsplit('/', 1)[1]} {o.kind.name} {o.gate}" for o in unfounded)
+            self.facts.fail("P7", f"wave {wave.wave_id} halted itself over a good release: {said}")
+
+    def on_close(self, wave: Wave) -> None:
+        """H7: outcomes sum to the target."""
+        self.facts.closed.add(wave.wave_id)
+        if not set(wave.outcomes) <= set(wave.devices):
+            self.facts.fail("H7", f"wave {wave.wave_id} counts devices that are no targets")
+
+    # -- at quiescence ------------------------------------------------------------------------------------------------
+
+    def quiet(self) -> None:
+        """The faults are over and the bound has passed: everybody agrees."""
+        self.resources_agree()
+        self.ledgers_agree()
+        self.queues_are_empty()
+        self.devices_are_well()
+
+    def resources_agree(self) -> None:
+        """M3, M5: each child's resources equal its parent's desired ones, deletions too."""
+        region = self.region
+        for hub in region.super_hubs:
+            wanted = {key: one.digest for key, one in region.control.desired(hub.path).items()}
+            self._same(hub.path, wanted, {one.key: one.digest for one in hub.resources.held()})
+        for store in region.stores:
+            above: Any = store.parent_link.parent
+            wanted = {key: one.digest for key, one in above.shelf.desired(store.path).items()}
+            self._same(store.path, wanted, {one.key: one.digest for one in store.hub.resources.held()})
+        for device in region.devices:
+            if device.is_up:
+                wanted = {key: one.digest for key, one in device.hub.registry.desired(device.id).items()}
+                self._same(device.path, wanted, {one.key: one.digest for one in device.equipment.sink.held()})
+
+    def _same(self, path: str, wanted: dict[Any, str], held: dict[Any, str]) -> None:
+        for key in sorted({*wanted, *held}):
+            if wanted.get(key) != held.get(key):
+                how = "lacks" if key not in held else "keeps" if key not in wanted else "has another"
+                self.facts.fail("M3", f"{path} {how} {key.type}/{key.name}")
+
+    def ledgers_agree(self) -> None:
+        """H7, S3: the ledgers of device, hub, super hub and control agree on every target; none is lost.
+
+        A wave that control closed once may be forgotten by everybody below. When control is then restored from a
+        backup of before its last word, nobody can tell it again: such a wave is left out here, and ends by its expiry.
+        """
+        region = self.region
+        devices = {device.path: device for device in region.devices if device.is_up}
+        for wave in region.control.rows.waves.values():
+            if wave.closed_at is not None or wave.wave_id in self.facts.closed:
+                continue
+            for store in region.stores:
+                ledger = store.hub.store.ledger(wave.wave_id)
+                for path in wave.targets.get(store.path, ()):
+                    at_hub = ledger.get(path)
+                    at_control = wave.outcomes.get(path)
+                    hub_rank = at_hub.rank if at_hub is not None else None
+                    if hub_rank != (at_control.rank if at_control is not None else None):
+                        self.facts.fail("S3", f"{path} of {wave.wave_id}: hub has {hub_rank}, control {at_control}")
+                    if path in devices:
+                        self._device_agrees(devices[path], wave, at_control)
+
+    def _device_agrees(self, device: DeviceNode, wave: Wave, at_control: Any) -> None:
+        record = device.file.document.waves.get(wave.wave_id)
+        if record is None or not record.envelope:
+            return
+        envelope = decode(Envelope, record.envelope)
+        said = decode(DeviceOutcome, envelope.payload)
+        if at_control is None or (at_control.attempt, at_control.sequence) < (said.attempt, said.sequence):
+            self.facts.fail("S3", f"{device.path} said {said.kind.name} in {wave.wave_id}; control has {at_control}")
+
+    def queues_are_empty(self) -> None:
+        """M6: with everything delivered no log holds a report."""
+        for hub in self.region.hubs:
+            log = hub.upstream._log
+            if log.first_number != log.next_number:
+                self.facts.fail("M6", f"{hub.path} holds reports {log.first_number} to {log.next_number - 1}")
+        for device in self.region.devices:
+            if device.is_up and device.file.document.reports:
+                self.facts.fail("M6", f"{device.path} holds {len(device.file.document.reports)} reports")
+
+    def devices_are_well(self) -> None:
+        """D3: none is bricked, and whoever is at rest runs a good image."""
+        for device in self.region.devices:
+            if device.is_dead or not device.is_powered:
+                continue
+            if not device.is_up:
+                self.facts.fail("D3", f"{device.path} does not start")
+            elif device.progress.state in AT_REST and not self.facts.quality(device).is_good:
+                self.facts.fail("D3", f"{device.path} is {device.progress.state.name} on a bad image")
+
+    def over(self) -> None:
+        """M3: past their expiry nobody holds a halted or expired order as live, and all waves are closed."""
+        for wave in self.region.control.rows.waves.values():
+            if wave.closed_at is None:
+                self.facts.fail("M3", f"wave {wave.wave_id} is not closed: {wave.state.name}")
+        self.resources_agree()
+        for store in self.region.stores:
+            live = [o.wave_id for o in store.hub.belief.orders.values() if o.state is WaveState.RUNNING]
+            if live:
+                self.facts.fail("M3", f"{store.path} still runs {live}")

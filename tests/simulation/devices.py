@@ -1,0 +1,694 @@
+"""A device: board, slots and boot environment by the harness, everything that decides by the product.
+
+The agent's loop (``device/agent.py``) is mirrored without tasks: one event at a time, progress durable before the
+other effects of its step, one activity at a time, levels looked at again after every change. What an activity waits
+for is an event of the world. Gates of the hardware pass, but for what a fault sets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from device.agent import _is_other_work
+from device.belief import Verifier
+from device.bootenv import Boot, BootEnvironment, ResetReason, SlotName
+from device.clearance import Clearance
+from device.config import Device, DeviceConfig, Hub, Timing
+from device.equipment import Equipment
+from device.gates.findings import Finding, good
+from device.gates.sensors import Reading
+from device.health import PingEnd, PingResult
+from device.levels import events_of
+from device.platform import BootRecord, SlotLabel
+from device.progress import (
+    Arm,
+    CommitBoot,
+    CommitRead,
+    Disarm,
+    GateRefused,
+    GatesPassed,
+    Healthy,
+    KeepTrying,
+    Persist,
+    Reboot,
+    RecheckDue,
+    ReturnRefused,
+    ReturnVerified,
+    Revert,
+    SignoffBegan,
+    SignoffOverdue,
+    Staged,
+    Started,
+    Unhealthy,
+)
+from device.signoff import remaining_s
+from device.sink import DeviceSink
+from device.state import Document
+from device.status import StatusReporter
+from device.store import DeviceStore
+from device.trial import Trial
+from device.update import ACTIVITY, Activity, advance
+from tests.simulation.disk import DeviceFile
+from tests.simulation.engine import EPOCH, Node, drive
+from tests.simulation.links import FLEET, Dialer
+from tests.simulation.words import MINT, decode, encode
+from wavemesh.errors import GateError, LocalError, PeerError
+from wavemesh.identity.nodes import NodeId
+from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
+from wavemesh.trust.freshness import ClockSource
+from wavemesh.trust.statements import HealthPing, HealthPingAnswer, OutcomeKind, UpdateState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from device.progress import Event, Progress
+    from tests.simulation.engine import World
+    from tests.simulation.hubs import StoreHub
+    from tests.simulation.links import Link, Stream
+    from wavemesh.session.frames import Answer
+    from wavemesh.trust.releases import ReleaseManifest
+
+BOOT_S, AGENT_S, WATCHDOG_S = 25.0, 2.0, 120.0
+PING_TIMEOUT_S = 10.0
+CLASS, REVISION = "pos", "rev-a"
+CONFIG = DeviceConfig(
+    Device(CLASS, REVISION), Hub("hub:1"), timing=Timing(recheck_interval_s=1800.0, probe_settle_s=20.0)
+)
+
+
+@dataclass
+class Slots:
+    """Labels of the two slots; what is sealed is whole."""
+
+    labels: dict[SlotName, SlotLabel | None]
+
+    def label(self, slot: SlotName) -> SlotLabel | None:
+        return self.labels[slot]
+
+
+class BootControl:
+    """The boot environment on the medium: one atomic write each."""
+
+    redundant_bootloader = True
+
+    def __init__(self, active: Boot) -> None:
+        self.environment = BootEnvironment(active)
+
+    def read(self) -> BootEnvironment:
+        return self.environment
+
+    def write(self, environment: BootEnvironment) -> None:
+        self.environment = replace(environment, sequence=self.environment.sequence + 1)
+
+
+class Gates:
+    """The hardware's gates: they pass, but for one that a fault closed."""
+
+    def __init__(self) -> None:
+        self.reading = Reading()
+        self.closed: Finding | None = None
+        self.inhibition: Finding | None = None
+
+    async def refusal(self, target: object, moment: object) -> Finding | None:
+        return self.closed
+
+    async def inhibited(self, rules: object) -> Finding:
+        return self.inhibition or good("inhibited")
+
+
+class Log:
+    """The log on the device; the trace has what matters."""
+
+    wave_id = ""
+
+    def note(self, text: str) -> None:
+        return
+
+    alert = fail = note
+
+    def tail_sha256(self) -> str:
+        return ""
+
+
+class Tracing:
+    """Spans are not simulated."""
+
+    def attach(self, *_: object) -> None:
+        return
+
+    def traced(self, document: Document, *_: object) -> Document:
+        return document
+
+    told = traced
+
+    @contextmanager
+    def check(self, name: str) -> Iterator[None]:
+        yield
+
+
+class DeviceNode(Node):
+    """One device: ``release`` quality is the world's, by firmware digest."""
+
+    def __init__(self, world: World, path: str, base: ReleaseManifest, hardware: int) -> None:
+        super().__init__(world, path)
+        self.id = NodeId(FLEET, path)
+        self.hardware = hardware
+        self.file = DeviceFile(Document(MINT.name(), clock_floor=EPOCH))
+        firmware = base.firmware
+        assert firmware is not None
+        self.slots = Slots({SlotName.A: SlotLabel(base.name, base.version, firmware.digest), SlotName.B: None})
+        self.control = BootControl(Boot(SlotName.A, 0))
+        self.configs = {0: SimpleNamespace(version="1.0.0", sha256="c0")}
+        self.gates = Gates()
+        self.link: Link
+        self.dialer: Dialer
+        self.upstream: SessionUpstream
+        self.record = BootRecord("", Boot(SlotName.A, 0), ResetReason.POWER_ON)
+        self.reason = ResetReason.POWER_ON
+        self.is_powered = False
+        self.is_dead = False
+        self.boots = 0
+        self.equipment: Equipment
+        self.progress: Progress
+        self._events: deque[tuple[int | None, Event]] = deque()
+        self._levels = self._is_due = False
+        self._generation = 0
+        self._activity: Any = None
+        self._staging_left_s = 0.0
+        self._staging_since: float | None = None
+
+    # -- the board --------------------------------------------------------------------------------------------------
+
+    def power_on(self, reason: ResetReason = ResetReason.POWER_ON) -> None:
+        """Start the board."""
+        if self.is_powered or self.is_dead:
+            return
+        self.is_powered = True
+        self._boot(reason)
+
+    def power_cut(self, back_after_s: float | None) -> None:
+        """The power fails; nobody hears of it."""
+        if not self.is_powered:
+            return
+        self.note("power-cut")
+        self._end(is_silent=True)
+        self.is_powered = False
+        if back_after_s is not None:
+            self.world.after(back_after_s, self.power_on, ResetReason.POWER_LOSS)
+
+    def _boot(self, reason: ResetReason) -> None:
+        """What the firmware does: ``device/firmware.py``."""
+        self.life += 1
+        environment = self.control.environment
+        if environment.trial is None:
+            boot = environment.active
+        elif environment.trial.tries_left > 0:
+            boot = environment.trial.boot
+            self.control.write(environment.attempt())
+        else:
+            boot = environment.active
+            self.control.write(environment.fall_back(reason))
+        self.boots += 1
+        self.record = BootRecord(f"{self.label}-boot-{self.boots}", boot, reason)
+        self.note("boots", f"{boot.slot.value} after {reason.value}")
+        self.world.facts.booted(self)
+        if self.world.facts.quality(self).starts_agent:
+            self.later(BOOT_S, self.start)
+        else:
+            self.later(WATCHDOG_S, self._reset, ResetReason.WATCHDOG)
+
+    def _reset(self, reason: ResetReason) -> None:
+        self._end(is_silent=False)
+        self._boot(reason)
+
+    def _end(self, *, is_silent: bool) -> None:
+        """The agent's process is gone."""
+        if self.is_up:
+            self.is_up = False
+            self.crash_in = None
+            stream = self.link.stream
+            if stream is not None and stream.child is self:
+                stream.child_died(is_silent=is_silent)
+        self.life += 1
+        self._events.clear()
+        self._activity = None
+        self._staging_since = None
+        self._is_due = False
+
+    def crashed(self) -> None:
+        """The agent died; its supervisor starts it again in the same boot."""
+        self._end(is_silent=False)
+        self.later(AGENT_S, self.start)
+
+    # -- the agent --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The agent starts: its state follows from the boot and the environment."""
+        if self.is_up or not self.is_powered:
+            return
+        self.is_up = True
+        self.file.node = self
+        log: Any = Log()
+        tracing: Any = Tracing()
+        file: Any = self.file
+        credentials: Any = SimpleNamespace(node_id=self.id, authorities=_Authorities())
+        store = DeviceStore(file, credentials, self.clock, log, tracing)
+        sink = DeviceSink(
+            store=store,
+            verifier=Verifier(b"", credentials),
+            clock=self.clock,
+            log=log,
+            source=ClockSource.HARDWARE,
+            changed=self.poke,
+        )
+        self.upstream = SessionUpstream(
+            credentials=credentials,
+            parent=NodeId(FLEET, self.link.parent.path),
+            address="",
+            log=store,
+            sink=sink,
+            clock=self.clock,
+            rng=self.rng,
+            software_version="agent/1",
+            options=_OPTIONS,
+            breached=lambda subject, gate, why: self.note("breach", f"{subject} {gate} {why}"),
+        )
+        self.dialer = Dialer(self, self.upstream, self.link)
+        parts: dict[str, Any] = {
+            "directory": Path("/simulated"),
+            "power": None,
+            "lkg": SimpleNamespace(held=lambda: None),
+            "probes": None,
+            "health": None,
+            "artifacts": None,
+            "configs": SimpleNamespace(generations=lambda: self.configs),
+        }
+        self.equipment = Equipment(
+            node_id=self.id,
+            config=CONFIG,
+            clock=self.clock,
+            log=log,
+            store=store,
+            sink=sink,
+            slots=self.slots,  # type: ignore[arg-type]  # what the rules look at
+            boot_control=self.control,  # type: ignore[arg-type]
+            gates=self.gates,  # type: ignore[arg-type]
+            record=self.record,
+            tracing=tracing,
+            **parts,
+        )
+        self.status = StatusReporter(self.equipment, self.upstream, "agent/1")
+        self.progress = store.document.progress
+        self._levels = True
+        self.run(self._begin_life)
+
+    def _begin_life(self) -> None:
+        self._handle(Started(self.record, self.control.environment, self.world.now))
+        self._begin()
+        self.dialer.knock()
+        self._wake()
+
+    def poke(self) -> None:
+        """What is held changed, or something that an activity waits for."""
+        self._levels = True
+        if isinstance(self._activity, _Clear):
+            self._activity.look_soon()
+        elif isinstance(self._activity, _Stage):
+            self._activity.look()
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._is_due and self.is_up:
+            self._is_due = True
+            self.later(0.0, self._work)
+
+    def _work(self) -> None:
+        self._is_due = False
+        while self.is_up and (self._levels or self._events):
+            if self._levels:
+                self._levels = False
+                for event in events_of(self.equipment, self.progress):
+                    self._handle(event)
+                self._expect_expiry()
+                continue
+            generation, event = self._events.popleft()
+            if generation in {None, self._generation}:
+                self._handle(event)
+
+    def _expect_expiry(self) -> None:
+        """Orders expire without anybody saying so."""
+        target = self.progress.target
+        if target is not None and self.progress.state in _BEFORE_ARM:
+            ahead = (target.expires_at - self.clock.now()).total_seconds()
+            if ahead > 0:
+                self.later(ahead + 1.0, self.poke)
+
+    def post(self, event: Event, generation: int | None = None) -> None:
+        """Queue an event; one of an activity counts while that is the present one."""
+        self._events.append((self._generation if generation is None else generation, event))
+        self._wake()
+
+    def _handle(self, event: Event) -> None:
+        before = self.progress
+        step = advance(before, event)
+        self.progress = step.progress
+        other_work = _is_other_work(before, step.progress)
+        if other_work:
+            self._generation += 1
+            self._activity = None
+            self._staging_since = None
+            self.note(
+                f"{before.state.name} -> {step.progress.state.name}",
+                f"attempt {step.progress.attempt} {step.progress.gate} by {type(event).__name__}",
+            )
+        life = self.life
+        for effect in step.effects:
+            self._perform(effect)
+            if self.life != life:
+                return
+        self.status.show(self.progress)
+        if other_work:
+            self._begin()
+            self._levels = True
+
+    def _perform(self, effect: Any) -> None:
+        self.step(type(effect).__name__)
+        control, facts = self.control, self.world.facts
+        match effect:
+            case Persist():
+                self._persist(effect)
+            case Arm(boot):
+                control.write(control.environment.arm(boot))
+                facts.armed(self)
+            case Disarm():
+                if control.environment.trial is not None:
+                    control.write(control.environment.disarm())
+            case KeepTrying():
+                control.write(control.environment.keep_trying(3))
+            case CommitBoot():
+                control.write(control.environment.commit())
+                self.post(CommitRead(control.environment))
+            case Revert():
+                control.write(control.environment.revert())
+                self.post(CommitRead(control.environment))
+            case Reboot():
+                self._reset(ResetReason.REBOOT)
+
+    def _persist(self, words: Persist) -> None:
+        try:
+            grew = self.equipment.store.persist(self.progress, words, self.record.boot_id, self.equipment.facts())
+        except LocalError as error:
+            # A rollback never waits for the disk; anything else ends the process, as in the product.
+            if self.progress.state is not UpdateState.ROLLING_BACK:
+                self.note("crash", f"{error}")
+                self.crashed()
+                return
+            grew = False
+        self.world.facts.persisted(self, words)
+        if grew:
+            self.status.wake()
+        self.status.show(self.progress)
+
+    # -- activities -------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._activity is not None or not self.is_up:
+            return
+        kind = ACTIVITY[self.progress.state]
+        if self.progress.target is None and kind not in {Activity.NOTHING, Activity.READ_BACK}:
+            kind = Activity.RECHECK
+        self._activity = kind
+        match kind:
+            case Activity.PREFLIGHT:
+                self._in(1.0, self._preflight)
+            case Activity.STAGE:
+                self._activity = _Stage(self)
+            case Activity.CLEAR:
+                self._activity = _Clear(self)
+            case Activity.TRIAL:
+                self._activity = _Trial(self)
+            case Activity.READ_BACK:
+                self._in(15.0, self._read_back)
+            case Activity.RECHECK:
+                self._in(CONFIG.timing.recheck_interval_s, self._recheck)
+            case Activity.COUNT_SIGNOFF:
+                self._count_signoff()
+
+    def _in(self, delay: float, action: Any) -> None:
+        """Do something in a while, if the activity is still the present one."""
+        self.later(delay, self._if_present, self._generation, action)
+
+    def _if_present(self, generation: int, action: Any) -> None:
+        if generation == self._generation:
+            action()
+
+    def _preflight(self) -> None:
+        try:
+            self.equipment.check_time()
+        except GateError as error:
+            self.post(GateRefused(error.gate, str(error)))
+            return
+        closed = self.gates.closed
+        self.post(GatesPassed() if closed is None else GateRefused(*closed.words))
+
+    def _recheck(self) -> None:
+        self.post(RecheckDue())
+        self._levels = True
+        self._in(CONFIG.timing.recheck_interval_s, self._recheck)
+
+    def _read_back(self) -> None:
+        boot, environment = self.progress.return_to, self.control.environment
+        if boot is None or boot == self.record.boot:
+            return
+        whole = self.slots.label(boot.slot) is not None and boot == environment.previous
+        self.post(ReturnVerified() if whole else ReturnRefused("not there", environment))
+
+    def _count_signoff(self) -> None:
+        now = self.clock.now()
+        if self.progress.awaiting_since is None:
+            self.post(SignoffBegan(now))
+        left = remaining_s(self.progress, now, CONFIG.timing.signoff_maximum_s)
+        self._in(left, lambda: self.post(SignoffOverdue()))
+
+    # -- health -----------------------------------------------------------------------------------------------------
+
+    def ping(self, heard: Any) -> None:
+        """Ping the policy's authority once: ``device/health.py`` with the signatures left out."""
+        assert self.progress.target is not None
+        ping = HealthPing(
+            self.progress.wave_id,
+            self.path,
+            self.record.boot_id,
+            self.record.boot.slot.value,
+            "",
+            self.equipment.store.next_ping(),
+            self.progress.target.rules.health_authority,
+        )
+        answered = _Answered(self, heard)
+        stream = self.dialer.stream
+        try:
+            if stream is None or not self.dialer.is_open:
+                raise PeerError("no session with the hub")
+            stream.ask("health-ping", encode(ping), answered.answered)
+        except PeerError as error:
+            nothing = PingResult(PingEnd.NOTHING, detail=str(error))
+            self._in(1.0, lambda: answered.end(nothing))
+        else:
+            self._in(PING_TIMEOUT_S, lambda: answered.end(PingResult(PingEnd.NOTHING, detail="no answer")))
+
+    @property
+    def hub(self) -> StoreHub:
+        return self.link.parent  # type: ignore[return-value]
+
+
+class _Answered:
+    """One ping: the first end counts."""
+
+    def __init__(self, node: DeviceNode, heard: Any) -> None:
+        self._node = node
+        self._heard = heard
+        self._generation = node._generation
+        self._is_done = False
+
+    def answered(self, answer: Answer | None) -> None:
+        if answer is None or answer.error:
+            self.end(PingResult(PingEnd.NOTHING, detail="the session ended"))
+            return
+        said: HealthPingAnswer = decode(HealthPingAnswer, answer.body)
+        end = PingEnd.ACKNOWLEDGED if said.ack is not None else PingEnd.AUTHORITY_DOWN
+        if said.ack is not None and said.ack.payload == b"control":
+            self._node.equipment.sink.hear_time(self._node.world.facts.control_time())
+        self.end(PingResult(end, said.lease_state, "by the authority"))
+
+    def end(self, result: PingResult) -> None:
+        node = self._node
+        if not self._is_done and node.is_up and self._generation == node._generation:
+            self._is_done = True
+            self._heard(result)
+
+
+class _Stage:
+    """STAGING: so many seconds of an open session with a hub that has the release."""
+
+    def __init__(self, node: DeviceNode) -> None:
+        self.node = node
+        self.target = node.progress.target
+        self.left_s = node.rng.uniform(60.0, 240.0)
+        self.since: float | None = None
+        target = self.target
+        assert target is not None
+        other = target.boot.slot
+        label = node.slots.label(other)
+        if target.firmware is None or (label is not None and label.firmware == target.firmware):
+            node._in(20.0, self._done)
+            self.left_s = 0.0
+            return
+        environment = node.control.environment
+        node.control.write(environment.invalidate(other))
+        node.slots.labels[other] = None
+        self.look()
+
+    def look(self) -> None:
+        """The session, or what the hub has, may have changed."""
+        node, target = self.node, self.target
+        if self.left_s <= 0.0 or target is None:
+            return
+        hub = node.hub
+        if node.dialer.is_open and target.release in hub.refused:
+            error = hub.refused[target.release]
+            node.post(GateRefused(error.gate, str(error)))
+            return
+        can = node.dialer.is_open and target.release in hub.cached
+        if can and self.since is None:
+            self.since = node.world.now
+            node._in(self.left_s, self._arrived)
+        elif not can and self.since is not None:
+            self.left_s = max(1.0, self.left_s - (node.world.now - self.since))
+            self.since = None
+
+    def _arrived(self) -> None:
+        if self.since is not None and self.node.world.now - self.since >= self.left_s - 0.001:
+            self.left_s = 0.0
+            self._done()
+
+    def _done(self) -> None:
+        node, target = self.node, self.target
+        assert target is not None
+        if target.firmware is not None:
+            node.slots.labels[target.boot.slot] = SlotLabel(target.release, target.version, target.firmware)
+        if target.config is not None:
+            node.configs[target.boot.config_generation] = SimpleNamespace(
+                version=target.config_version, sha256=target.config.sha256
+            )
+        node.post(Staged())
+
+
+class _Clear:
+    """VERIFIED: the product's looks before ARM; a ping is asked for once a lease is here, and again while it counts."""
+
+    def __init__(self, node: DeviceNode) -> None:
+        self.node = node
+        target = node.progress.target
+        assert target is not None
+        self.attempt = node.progress.attempt + 1
+        changed: Any = None
+        self.clearance = Clearance(node.equipment, target, self.attempt, node.post, changed)
+        self._is_due = False
+        self._is_pinging = False
+        self._pinged_at = -1e9
+        self.look_soon()
+
+    def look_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self.node._in(0.05, self._look)
+
+    def _look(self) -> None:
+        self._is_due = False
+        node = self.node
+        found = drive(self.clearance.look())
+        if found is not None:
+            node.post(found)
+            return
+        if node.equipment.sink.grant(node.progress.wave_id) is None:
+            if self.clearance._shown:
+                self._look_later(600.0)
+            return
+        pause_s = CONFIG.timing.ping_interval_s - (node.world.now - self._pinged_at)
+        if not self._is_pinging and pause_s <= 0:
+            self._is_pinging = True
+            self._pinged_at = node.world.now
+            node.ping(self._heard)
+        else:
+            self._look_later(max(pause_s, CONFIG.timing.gate_interval_s))
+
+    def _look_later(self, delay: float) -> None:
+        self.node._in(delay, self.look_soon)
+
+    def _heard(self, result: PingResult) -> None:
+        self._is_pinging = False
+        self.clearance.heard(result)
+        self.look_soon()
+
+
+class _Trial:
+    """TRIAL: probes by the release's quality, then pings, within the budget."""
+
+    def __init__(self, node: DeviceNode) -> None:
+        self.node = node
+        target = node.progress.target
+        assert target is not None
+        self.trial = Trial(node.equipment, target, node.progress)
+        lapsed = self.trial.judge_lease()
+        if lapsed is not None:
+            node.post(lapsed)
+            return
+        left = target.rules.rollback_on_health_loss_s - (node.world.now - node.progress.trial_began_s)
+        node._in(max(left, 0.0), lambda: node.post(self.trial.out_of_time()))
+        node._in(node.rng.uniform(5.0, 15.0), self._probe)
+
+    def _probe(self) -> None:
+        quality = self.node.world.facts.quality(self.node)
+        if not quality.passes_probes:
+            settle_s = CONFIG.timing.probe_settle_s
+            bad = Unhealthy("boot-probe", "exit 1", OutcomeKind.ROLLED_BACK, "exit 1", "exit 0")
+            self.node._in(settle_s, lambda: self.node.post(bad))
+            return
+        self.trial.probed()
+        self._ping()
+
+    def _ping(self) -> None:
+        if self.node.world.facts.quality(self.node).has_network:
+            self.node.ping(self._heard)
+        else:
+            self._heard(PingResult(PingEnd.NOTHING, detail="no network"))
+
+    def _heard(self, result: PingResult) -> None:
+        found = self.trial.heard(result)
+        if found is not None:
+            if isinstance(found, Healthy):
+                self.node.world.facts.healthy(self.node)
+            self.node.post(found)
+            return
+        self.node._in(1.0 if self.node.dialer.is_open else 15.0, self._ping)
+
+
+class _Authorities:
+    revocations = None
+
+    def take(self, revocations: object) -> None:
+        return
+
+
+_BEFORE_ARM = frozenset({UpdateState.PREFLIGHT, UpdateState.STAGING, UpdateState.PAUSED, UpdateState.VERIFIED})
+_OPTIONS = UpstreamOptions()
+
+
+def stream_of(node: DeviceNode) -> Stream | None:
+    """The device's session, if there is one."""
+    return node.link.stream

@@ -1,0 +1,81 @@
+"""One seed from its begin to its verdict."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation import words
+from tests.simulation.faults import Chaos
+from tests.simulation.region import LAST_S, NIGHT_S, QUIET_S, Region
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from tests.simulation.engine import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one seed came to: the invariants it violated, its trace, and what happened in it."""
+
+    seed: int
+    failures: tuple[str, ...]
+    trace: tuple[Entry, ...]
+    faults: Counter[str]
+    store_nights: int
+
+
+def run_seed(
+    seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), keeps_trace: bool = True
+) -> Result:
+    """Run one night; ``patches`` are entered around it (mutants patch a rule of the product or of the harness)."""
+    words.fresh()
+    with ExitStack() as stack:
+        stack.enter_context(words.patched())
+        for patch in patches:
+            stack.enter_context(patch)
+        region = Region(seed)
+        world, facts = region.world, region.facts
+        chaos = Chaos(region)
+        chaos.plan()
+        try:
+            _night(region, chaos)
+        except Exception as error:  # noqa: BLE001  # whatever breaks makes a failing seed, which replays
+            facts.fail("code", f"{type(error).__name__}: {error} at {_place(error)}")
+    trace = tuple(world.trace) if keeps_trace else ()
+    return Result(seed, tuple(facts.failures), trace, chaos.counts, store_nights(region))
+
+
+def _night(region: Region, chaos: Chaos) -> None:
+    """Eight hours with faults, then time to converge, then past the expiry of every wave."""
+    world, checkers = region.world, region.facts.checkers
+    assert checkers is not None
+    region.begin()
+    world.run(NIGHT_S)
+    chaos.end()
+    world.run(NIGHT_S + QUIET_S)
+    checkers.quiet()
+    world.run(NIGHT_S + QUIET_S + LAST_S)
+    checkers.over()
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join(f"{Path(one.filename).name}:{one.lineno}" for one in reversed(frames[-4:]))
+
+
+def run_untraced(seed: int) -> Result:
+    """The same without the trace, which is large to pass between processes."""
+    return run_seed(seed, keeps_trace=False)
+
+
+def store_nights(region: Region) -> int:
+    """Stores of fifty devices with at least one wave and twenty faults; the small stores are not counted."""
+    return 1 if region.control.rows.waves else 0
