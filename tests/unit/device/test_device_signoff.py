@@ -33,7 +33,7 @@ def test_an_approval_is_for_what_waits_and_nothing_else(state: UpdateState, abou
     wave, attempt = about
     intent = OperatorIntent("i", IntentKind.APPROVE_ROLLBACK, NOW, wave_id=wave, device="pos-01", attempt=attempt)
     why = why_not_approved(Progress(state, "142", attempt=2), intent)
-    assert (not why) == (state is UpdateState.AWAITING_SIGNOFF and about == ("142", 2))
+    assert (why == "") == (state is UpdateState.AWAITING_SIGNOFF and about == ("142", 2))
     if state in {UpdateState.ROLLING_BACK, UpdateState.ROLLED_BACK}:
         assert ("is rolled back already" in why) == (about == ("142", 2))
 
