@@ -1,4 +1,4 @@
-"""``python -m tests.simulation --from SEED --count N [--jobs 2] [--trace] --json -``: many nights, or one with its trace."""
+"""``python -m tests.simulation --from SEED --count N [--jobs 2] [--trace] --json -``: many nights, or one traced."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from wavemesh.session.frames import Ask, Hello, Report, StatusEntry
 
 HALT_SETTLE_S = 3600.0
-HOLD_RESIGN_S = 3 * 3600.0
+HOLD_RESIGN_S = 5 * 3600.0
 ATTEMPTS = 3
 EVERYBODY = ""
 _ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
@@ -124,7 +124,7 @@ class Control(Parent):
         self.trust = trust
         self.regions = regions
         self.rows = Rows(MINT.name())
-        self.devices: dict[str, str] = {}
+        self.devices: set[str] = set()
         self.stores: set[str] = set()
         self.verdicts: list[Any] = []
         self._dirty: set[str] = set()
@@ -227,20 +227,18 @@ class Control(Parent):
 
     # -- what operators do ------------------------------------------------------------------------------------------
 
-    def plan(
-        self, wave_id: str, release: str, policy: Policy, percentage: int, expires_at: datetime, budget: int | None
-    ) -> None:
+    def plan(self, wave_id: str, release: str, *, policy: Policy, percentage: int, expires_at: datetime) -> None:
         """Plan a wave over what the rules of rollout choose, and start it."""
         held = {device for wave in self.rows.waves.values() if wave.closed_at is None for device in wave.devices}
         firmware = self.trust.known[release].firmware
         wanted = firmware.digest.sha256 if firmware is not None else ""
         candidates = [
-            Candidate(path, *kind.split("/"), self.rows.runs.get(path) == wanted, "another" if path in held else "")
-            for path, kind in self.devices.items()
+            Candidate(path, "pos", "rev-a", self.rows.runs.get(path) == wanted, "another" if path in held else "")
+            for path in sorted(self.devices)
         ]
         cohort = choose_cohort("tills", "tills", candidates)
         size = wave_size(len(cohort.devices), percentage)
-        targets = choose_devices(cohort, size=size, hub_budget=budget, regions=frozenset())
+        targets = choose_devices(cohort, size=size, hub_budget=None, regions=frozenset())
         payload = encode(policy)
         digest = hashlib.sha256(payload).hexdigest()
         now = self.clock.now()
@@ -294,9 +292,7 @@ class Control(Parent):
 
     def revoke(self, release: str) -> None:
         """The release keys took a release back: their new metadata reached control."""
-        self.trust = Trust(
-            self.trust.version + 1, self.trust.known, self.trust.revoked | {release}, self.trust.expires
-        )
+        self.trust = Trust(self.trust.version + 1, self.trust.known, self.trust.revoked | {release}, self.trust.expires)
         self.note("revokes", release)
         self.publish_trust()
         for wave in list(self.rows.waves.values()):
@@ -435,7 +431,9 @@ class Control(Parent):
                 planned_at=wave.planned_at,
             )
             urgent = order.state in {WaveState.PAUSED, WaveState.HALTED}
-            self.publish(region_of(store), _order_key(wave.wave_id, store), encode(sign(order)), (store,), urgent=urgent)
+            self.publish(
+                region_of(store), _order_key(wave.wave_id, store), encode(sign(order)), (store,), urgent=urgent
+            )
 
     def _publish_policy(self, wave: Wave) -> None:
         """To the stores whose waves use it; withdrawn where none does any more."""

@@ -371,7 +371,8 @@ class DeviceNode(Node):
             self._perform(effect)
             if self.life != life:
                 return
-        self.status.show(self.progress)
+        if not step.effects:
+            self.status.show(self.progress)
         if other_work:
             self._begin()
             self._levels = True
@@ -649,8 +650,14 @@ class _Trial:
             node.post(lapsed)
             return
         left = target.rules.rollback_on_health_loss_s - (node.world.now - node.progress.trial_began_s)
-        node._in(max(left, 0.0), lambda: node.post(self.trial.out_of_time()))
+        node._in(max(left, 0.0), self._out_of_time)
         node._in(node.rng.uniform(5.0, 15.0), self._probe)
+
+    def _out_of_time(self) -> None:
+        found = self.trial.out_of_time()
+        if found.gate == "health-authority" and self.node.world.facts.quality(self.node).is_good:
+            self.node.world.facts.unreached.add((self.node.progress.wave_id, self.node.path))
+        self.node.post(found)
 
     def _probe(self) -> None:
         quality = self.node.world.facts.quality(self.node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from storehub.schema import MIGRATIONS as STORE_TABLES
 from superhub.store import MIGRATIONS as REGION_TABLES
@@ -94,7 +94,7 @@ class HubTransaction:
         self._hooks: list[Callable[[], None]] = []
         self._before = 0
 
-    async def __aenter__(self) -> HubTransaction:
+    async def __aenter__(self) -> Self:
         self._connection.execute("BEGIN")
         self._before = self._connection.total_changes
         return self

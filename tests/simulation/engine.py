@@ -27,7 +27,7 @@ EPOCH = datetime(2026, 5, 4, 21, 0, tzinfo=UTC)
 MAX_YIELDS = 100
 
 
-class Crash(BaseException):  # noqa: N818  # nothing may catch it on its way out
+class Crash(BaseException):  # nothing may catch it on its way out
     """The node dies here and now."""
 
 
@@ -53,7 +53,7 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as stop:
         return stop.value
     coroutine.close()
-    raise RuntimeError(f"{coroutine.__qualname__} waits for something that the simulation does not know")
+    raise RuntimeError(f"{coroutine} waits for something that the simulation does not know")
 
 
 class World:
@@ -67,6 +67,7 @@ class World:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
         self.steps = 0
+        self.is_traced = True
 
     def rng(self, concern: str) -> Random:
         """The chance of one concern, so that drawing more for one leaves the others as they were."""
@@ -82,17 +83,16 @@ class World:
 
     def note(self, node: str, event: str, detail: Any = "") -> None:
         """Add to the trace."""
-        self.trace.append(Entry(self.now, node, event, detail))
+        if self.is_traced:
+            self.trace.append(Entry(self.now, node, event, detail))
 
     def run(self, until: float) -> None:
         """Let time pass; what is due at ``until`` happens too."""
-        heap, check = self._heap, self.facts.check
+        heap = self._heap
         while heap and heap[0][0] <= until:
             self.now, _, action, arguments = heapq.heappop(heap)
             action(*arguments)
             self.steps += 1
-            if self.facts.is_dirty:
-                check()
         self.now = until
 
     def digest(self) -> str:

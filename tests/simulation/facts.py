@@ -7,15 +7,18 @@ halted. ``Facts`` keeps what the checkers look at, and hands each change to them
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from control.permits import outstanding
 from tests.simulation.engine import EPOCH
+from tests.simulation.hubs import STORE_CONFIG
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from device.progress import Persist
+    from device.progress import Persist, Progress
     from tests.simulation.checkers import Checkers
     from tests.simulation.controls import Wave
     from tests.simulation.devices import DeviceNode
@@ -48,7 +51,8 @@ class Swap:
     hub: StoreHub
     wave_id: str
     attempt: int
-    since: float
+    until: datetime
+    """When a hub may take it for over without a word: its lease, its trial and the watchdog's time have passed."""
 
 
 @dataclass(slots=True)
@@ -58,6 +62,14 @@ class Halt:
     at: float
     exposed: frozenset[str]
     swapped: set[str] = field(default_factory=set)
+
+
+def maxima_of(progress: Progress) -> datetime:
+    """By the hub's rule: lease + trial + watchdog."""
+    assert progress.target is not None
+    assert progress.lease_expires_at is not None
+    trial_s = progress.target.rules.rollback_on_health_loss_s + STORE_CONFIG.trial_allowance_s
+    return progress.lease_expires_at + timedelta(seconds=trial_s + STORE_CONFIG.watchdog_s)
 
 
 class Facts:
@@ -74,10 +86,13 @@ class Facts:
         self.halts: dict[str, Halt] = {}
         self.blamed: set[str] = set()
         """Devices that did something of their own: they died, or were rolled back by hand."""
+        self.unreached: set[tuple[str, str]] = set()
+        """(wave, device) whose trial had no way to its hub, though its image is good."""
+        self.forgetful: set[str] = set()
+        """Stores whose hub lost its disk, got an older one, or was copied."""
         self.closed: set[str] = set()
         """Waves on which control said its last word, whether it remembers that or not."""
         self.failures: list[str] = []
-        self.is_dirty = False
         self.control_clock: Any = None
         self.bad_devices: set[str] = set()
         """Devices on which every image is bad, whatever its quality."""
@@ -116,7 +131,8 @@ class Facts:
         progress = node.progress
         if progress.state is not UpdateState.ARMED:
             return
-        swap = Swap(node.path, node.hardware, node.hub, progress.wave_id, progress.attempt, self.world.now)
+        until = maxima_of(progress)
+        swap = Swap(node.path, node.hardware, node.hub, progress.wave_id, progress.attempt, until)
         if self.checkers is not None:
             self.checkers.on_arm(node, swap)
         self.inside[node.hardware] = swap
@@ -155,8 +171,6 @@ class Facts:
 
     def halted(self, wave: Wave, *, is_by_itself: bool) -> None:
         """Control halted a wave."""
-        from control.permits import outstanding
-
         exposed = {device for store in wave.targets for device in outstanding(wave.share(store))}
         exposed |= {device for wave_id, device in self.spent if wave_id == wave.wave_id}
         self.halts[wave.wave_id] = Halt(self.world.now, frozenset(exposed))
@@ -167,7 +181,3 @@ class Facts:
         """Control is about to say its last word on a wave."""
         if self.checkers is not None:
             self.checkers.on_close(wave)
-
-    def check(self) -> None:
-        """After a step that changed what is checked."""
-        self.is_dirty = False

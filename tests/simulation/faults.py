@@ -32,7 +32,7 @@ IN_SWAP = frozenset({UpdateState.ARMED, UpdateState.TRIAL, UpdateState.COMMITTIN
 class Fault(enum.Enum):
     """Kinds of faults, with how often each is drawn beside the others."""
 
-    def __new__(cls, value: str, weight: float) -> Fault:  # noqa: PYI034  # an enum's member
+    def __new__(cls, value: str, _weight: float) -> Fault:  # noqa: PYI034  # an enum's member
         member = object.__new__(cls)
         member._value_ = value
         return member
@@ -350,6 +350,7 @@ class Chaos:
 
     def _restore(self, hub: Any) -> None:
         content = hub.disk.copy()
+        self.region.facts.forgetful.add(hub.path)
 
         def put_back() -> None:
             hub.stop(is_silent=False, back_after_s=None)
@@ -374,6 +375,7 @@ class Chaos:
 
     def _replace(self, hub: Any) -> None:
         hub.stop(is_silent=False, back_after_s=None)
+        self.region.facts.forgetful.add(hub.path)
         hub.disk.lose()
         if isinstance(hub, StoreHub):
             hub.cached.clear()
@@ -393,8 +395,9 @@ class Chaos:
         self.world.after(self.rng.uniform(60.0, HOUR_S), put_back)
 
     def _clone_hub(self) -> None:
-        """With a WAN of its own the copy and the original push each other out: that lasts minutes, a dark copy longer."""
+        """Copy and original push each other out, if both have a WAN: that lasts minutes, a dark copy longer."""
         store = self._store()
+        self.region.facts.forgetful.add(store.path)
         twin = StoreHub(self.world, store.path)
         twin.label = f"{store.label}(copy)"
         twin.disk.restore(store.disk.copy())
@@ -453,7 +456,7 @@ class Chaos:
         old = self._device()
         there = [store for store in self.region.stores if store.path != old.link.parent.path]
         self._leave(old)
-        self.region.control.devices.pop(old.path, None)
+        self.region.control.devices.discard(old.path)
         new = self.region.add_device(self.rng.choice(there), f"moved-{len(self.region.facts.blamed)}")
         new.slots, new.control = old.slots, old.control
         new.control.environment = replace(new.control.environment, trial=None)
@@ -468,9 +471,7 @@ class Chaos:
     def _hold(self) -> None:
         control = self.region.control
         control.do(lambda: control.hold("new", is_held=True))
-        self.world.after(
-            self.rng.uniform(300.0, 2 * HOUR_S), control.do, lambda: control.hold("new", is_held=False)
-        )
+        self.world.after(self.rng.uniform(300.0, 2 * HOUR_S), control.do, lambda: control.hold("new", is_held=False))
 
     def _pause(self) -> None:
         control, wave = self.region.control, self._wave()
@@ -485,7 +486,12 @@ class Chaos:
 
     def _intent(self, kind: IntentKind, wave: str, device: str = "") -> OperatorIntent:
         return OperatorIntent(
-            MINT.name(), kind, self.region.control.clock.now(), wave_id=wave, device=device, reason="as the night has it"
+            MINT.name(),
+            kind,
+            self.region.control.clock.now(),
+            wave_id=wave,
+            device=device,
+            reason="as the night has it",
         )
 
     def _at_hub(self, store: StoreHub, intent: OperatorIntent) -> None:

@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from wavemesh.session.frames import Ask
 
 HEARTBEAT_S = 15.0
-PASS_PAUSE_S = 1.0
-STATUS_PAUSE_S = 3.0
-RELAY_PAUSE_S = 10.0
+PASS_PAUSE_S = 3.0
+STATUS_PAUSE_S = 5.0
+RELAY_PAUSE_S = 15.0
 POLL_S = 60.0
 RELAY_TIMEOUT_S = 5.0
 FETCH_S = 30.0
@@ -260,7 +260,7 @@ class StoreHub(MiddleNode):
 
     def ring(self) -> None:
         """Something changed: a pass follows."""
-        self._pass_by(max(self.world.now + 0.1, self._passed_at + PASS_PAUSE_S))
+        self._pass_by(max(self.world.now + 0.5, self._passed_at + PASS_PAUSE_S))
 
     def _pass_by(self, at: float) -> None:
         if at < self._pass_at:
@@ -422,7 +422,7 @@ class SuperHub(MiddleNode):
             shelf=shelf,
             clock=self.clock,
             tracing=tracing,
-            changed=lambda: self.downstream.changed(),
+            changed=self._region_changed,
         )
         upstream = self.dial(log, sink)
         drive(sink.restore())
@@ -454,6 +454,9 @@ class SuperHub(MiddleNode):
         )
         self.serve(registry)
         self.dialer.knock()
+
+    def _region_changed(self) -> None:
+        self.downstream.changed()
 
     def flush(self) -> None:
         """What ``StatusRelay.run`` does once an interval."""
@@ -511,7 +514,7 @@ class _Relay(StatusRelay):
 
 
 def _waits(record: Any) -> bool:
-    return record.disposition.name == "QUEUED"
+    return bool(record.disposition.name == "QUEUED")
 
 
 def _told(decision: Any) -> str:

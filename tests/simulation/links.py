@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.simulation.engine import Node
-    from wavemesh.session.frames import Answer, Ask
+    from wavemesh.session.frames import Answer
     from wavemesh.session.upstream import SessionUpstream
 
 END = "end of stream"
@@ -242,19 +242,31 @@ class Stream:
     def _flow_child(self) -> None:
         if not self.child_is_open:
             return
-        machine = self.machine
-        drive(self.upstream.feed(self))  # type: ignore[arg-type]
-        while (frame := machine.next_frame(self.world.now)) is not None:
+        machine, now = self.machine, self.world.now
+        self._feed()
+        self._quiet(machine)
+        while (frame := machine.next_frame(now)) is not None:
             self.child.step("send")
             self._note(self.child, frame, "sends")
             self.link.send(self, frame, is_up=True)
-            drive(self.upstream.feed(self))  # type: ignore[arg-type]
+            self._feed()
         if machine.end is not None:
             self.close_child(machine.end)
         elif self.is_watched:
             self._arm(machine, self._tick_child)
         elif machine._status and machine.state is ChildState.OPEN:
             self.world.at(machine._status_at, self._on_child, self._flow_child)
+
+    def _feed(self) -> None:
+        """Give the machine its reports; a look tells when there can be nothing for it."""
+        log, machine = self.upstream._log, self.machine
+        if log.incarnation != self.incarnation or log.next_number - 1 > machine._sent_through:
+            drive(self.upstream.feed(self))  # type: ignore[arg-type]
+
+    def _quiet(self, machine: Any) -> None:
+        """Where silence does not count no heartbeat is due."""
+        if not self.is_watched and machine._liveness is not None:
+            machine._liveness.sent(self.world.now)
 
     def at_child(self, frame: Any) -> None:
         """A frame, or the end of the stream, arrives at the child."""
@@ -327,12 +339,15 @@ class Stream:
             return
         session, machine = self.session, self.session.machine
         try:
-            drive(session.prepare())
+            if session.is_stale:
+                drive(session.prepare())
+            self._quiet(machine)
             while (frame := machine.next_frame(self.world.now)) is not None:
                 self.parent.step("send")
                 self._note(self.parent, frame, "sends")
                 self.link.send(self, frame, is_up=False)
-                drive(session.prepare())
+                if session.is_stale:
+                    drive(session.prepare())
         except WavemeshError as error:
             self._close_parent(error)
             return
@@ -452,6 +467,8 @@ class Stream:
             self.link.send(self, END, is_up=False)
 
     def _note(self, node: Node, frame: Any, what: str) -> None:
+        if not self.world.is_traced:
+            return
         peer = self.parent if node is self.child else self.child
         node.note(f"{what} {type(frame).__name__}", f"{peer.label} {_brief(frame)}")
 

@@ -1,4 +1,4 @@
-"""One region for one night: control, its super hubs, a store of fifty devices and small ones, their releases and plan."""
+"""One region for one night: control, its super hubs, a store of fifty devices and a small one, releases and waves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.simulation.facts import GOOD, Facts, Quality
 from tests.simulation.hubs import StoreHub, SuperHub
 from tests.simulation.links import Link
 from tests.simulation.words import Trust
+from wavemesh.errors import PeerError
 from wavemesh.policy.document import (
     Artifacts,
     AvailabilityGroup,
@@ -28,6 +29,7 @@ from wavemesh.trust.releases import Artifact, ReleaseManifest
 from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from random import Random
 
     from tests.simulation.hubs import MiddleNode
@@ -80,7 +82,9 @@ class Region:
         self.world = World(seed, self.facts)
         self.facts.world = self.world
         self.rng = self.world.rng("region")
-        self.releases = {one.name: one for one in (release("old", "1.0.0"), release("new", "2.0.0"), release("next", "3.0.0"))}
+        self.releases = {
+            one.name: one for one in (release("old", "1.0.0"), release("new", "2.0.0"), release("next", "3.0.0"))
+        }
         trust = Trust(1, self.releases, frozenset(), EPOCH + timedelta(days=10))
         regions = (REGION, OTHER_REGION) if self.rng.random() < 0.25 else (REGION,)
         self.control = Control(self.world, "control/main", trust, regions)
@@ -119,7 +123,7 @@ class Region:
         node = DeviceNode(self.world, f"{hub.path}/device/{name}", self.releases["old"], len(self.devices))
         self.connect(node, hub)
         self.devices.append(node)
-        self.control.devices[node.path] = f"{CLASS}/{REVISION}"
+        self.control.devices.add(node.path)
         return node
 
     def connect(self, node: DeviceNode, hub: StoreHub) -> None:
@@ -141,7 +145,7 @@ class Region:
                 min_free_disk=0,
                 halt_rollback_ratio=0.2,
                 halt_min_outcomes=5,
-                hold_max_age_hours=rng.choice((3.5, 6.0, 24.0)),
+                hold_max_age_hours=rng.choice((5.5, 7.0, 24.0)),
                 rotate_certificates=False,
                 require_packed_lkg=False,
                 availability=(AvailabilityGroup("till", "a", 1),) if grouped else (),
@@ -179,13 +183,11 @@ class Region:
         expires_at = EPOCH + timedelta(seconds=NIGHT_S + QUIET_S + HOUR_S)
         self.control.do(self._plan_and_start, wave_id, name, percentage, expires_at)
 
-    def _plan_and_start(self, wave_id: str, name: str, percentage: int, expires_at: object) -> None:
-        from wavemesh.errors import PeerError
-
+    def _plan_and_start(self, wave_id: str, name: str, percentage: int, expires_at: datetime) -> None:
         if wave_id in self.control.rows.waves or self.control.is_held(name):
             return
         try:
-            self.control.plan(wave_id, name, self.policy, percentage, expires_at, None)  # type: ignore[arg-type]
+            self.control.plan(wave_id, name, policy=self.policy, percentage=percentage, expires_at=expires_at)
         except PeerError as error:
             self.control.note("no-wave", str(error))
         else:
