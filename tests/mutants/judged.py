@@ -1,6 +1,7 @@
 """What is on record of the mutants: the modules, which test files kill theirs, and who survives for which reason.
 
-``survivors.json`` is written by ``python -m tests.mutants --record``; the reasons in it are by hand, and kept.
+``survivors.json`` and the tables of docs/mutants.md are written by ``python -m tests.mutants --record``; the reasons in
+the former are by hand, and kept.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from tests.mutants.running import Verdict
 
 PLACE = Path(__file__).with_name("survivors.json")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "mutants.md"
+_WRITTEN_FROM = "`python -m tests.mutants --record`. -->"
 CPU_MOST_S = 30.0
+CELL_MOST = 140
 
 MODULES = (
     "control.ledger",
@@ -99,3 +103,25 @@ def record(verdicts: Sequence[Verdict]) -> None:
     merged = {**known, **rows}
     text = json.dumps({module: merged[module] for module in sorted(merged)}, indent=1, ensure_ascii=False)
     PLACE.write_text(text + "\n")
+    PAGE.write_text(page(merged))
+
+
+def page(record: Mapping[str, Mapping[str, Any]]) -> str:
+    """docs/mutants.md with the tables of that record."""
+    by_hand = PAGE.read_text().partition(_WRITTEN_FROM)[0]
+    mutants, killed = (sum(row[key] for row in record.values()) for key in ("mutants", "killed"))
+    lines = [f"{by_hand}{_WRITTEN_FROM}", "", "| module | mutants | killed | score |", "|---|---|---|---|"]
+    lines += [_score(f"`{name}`", row["mutants"], row["killed"]) for name, row in sorted(record.items())]
+    lines += [_score("**all**", mutants, killed), "", "| survivor | judged |", "|---|---|"]
+    for name, row in sorted(record.items()):
+        lines += [f"| `{name}` {_cell(key)} | {_cell(reason)} |" for key, reason in row["survivors"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _score(name: str, mutants: int, killed: int) -> str:
+    return f"| {name} | {mutants} | {killed} | {killed / mutants:.1%} |"
+
+
+def _cell(text: str) -> str:
+    shown = text if len(text) <= CELL_MOST else f"{text[:CELL_MOST]}…"
+    return shown.replace("|", "\\|").replace("<", "&lt;")
