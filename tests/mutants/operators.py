@@ -54,7 +54,8 @@ _OTHER_FUNCTION = {"min": "max", "max": "min", "any": "all", "all": "any"}
 class Mutant:
     """One change of one module; ``function`` is the outermost function it is in, empty at the module's own level.
 
-    ``number`` counts the module's mutants; ``key`` names the mutant by what it changes, whatever its line is.
+    ``in_body`` tells that it takes effect when the function is called, not when the module is imported. ``number``
+    counts the module's mutants; ``key`` names the mutant by what it changes, whatever its line is.
     """
 
     module: str
@@ -89,12 +90,21 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
     """All mutants of a module, in the order of its text."""
     seen: Counter[str] = Counter()
     found = []
-    for number, (place, change) in enumerate(_changes(ast.parse(source))):
+    tree = ast.parse(source)
+    called_at_import = {
+        node.func.id
+        for statement in tree.body
+        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    for number, (place, change) in enumerate(_changes(tree)):
         text = f"{place.function or '(module)'}: {change.before} → {change.after}"
         seen[text] += 1
         key = text if seen[text] == 1 else f"{text} #{seen[text]}"
         line = getattr(change.old, "lineno", 0)
-        found.append(Mutant(module, number, line, place.function, change.operator, key, place.in_body))
+        in_body = place.in_body and place.function not in called_at_import
+        found.append(Mutant(module, number, line, place.function, change.operator, key, in_body))
     return found
 
 

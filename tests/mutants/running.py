@@ -76,12 +76,17 @@ class Coverage:
     lines: Mapping[str, Mapping[int, Sequence[str]]]
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that run the mutant's line, or for one at the module's own level the module; quickest first."""
+        """The tests that run the mutant's line, quickest first.
+
+        A table may be looked at without a line of its module being run: for a mutant at the module's own level these
+        are all tests of the files that run the module.
+        """
         by_line = self.lines.get(mutant.module, {})
         if mutant.in_body:
             names = set(by_line.get(mutant.line, ()))
         else:
-            names = {name for lines in by_line.values() for name in lines}
+            files = {name.partition("::")[0] for lines in by_line.values() for name in lines}
+            names = {name for name in self.seconds if name.partition("::")[0] in files}
         return sorted(names, key=lambda name: (self.seconds[name], name))
 
     def cpu_most_s(self, test: str) -> float:
