@@ -72,6 +72,7 @@ class Scheduler:
         """Schedule the swaps of that hub."""
         self._hub = hub
         self._occupied = 0
+        self._started_at = hub.clock.now()
 
     async def run(self) -> None:
         """Decide for as long as the hub runs."""
@@ -132,6 +133,7 @@ class Scheduler:
             slots={device: record.slot for device, record in hub.store.slots.items()},
             words={key: _word(e) for key, e in self._open_entries()},
             rollbacks=self._rollbacks(),
+            started_at=self._started_at,
         )
 
     def _open_entries(self) -> Iterator[tuple[tuple[str, str], Entry]]:

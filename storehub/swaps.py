@@ -13,6 +13,9 @@ A *slot* is one device's place inside a swap, from the grant of its lease to its
    that says it is inside a swap of which the hub knows nothing (restored disk, rollback by hand) occupies one as well,
    until its outcome is known or its status is older than the maxima.
 4. After a new incarnation nothing is granted until every target device has said where it is, or the maxima have passed.
+   After any other start the disk may be an older one as well, which nobody has noticed yet, and leases of which it
+   knows nothing may be out: a target device that has not said since then where it is, and whose outcome is open, counts
+   as inside a swap until it does or the maxima have passed.
 5. At ``until`` without a word: inside a swap by its own last status and heard → FAILED; not heard while another device
    is → SILENT; nobody heard → UNKNOWN, which turns SILENT when a witness appears. A witness must have been connected
    for ``witness_s``, so that the first device to return after an outage does not convict the others.
@@ -57,6 +60,7 @@ _NOT_ARMED = frozenset(
     }
 )
 _AFTER_BURN = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.INCONCLUSIVE})
+_THROUGH = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED})
 _ASKS_AGAIN = frozenset(
     {OutcomeKind.PENDING, OutcomeKind.REFUSED, OutcomeKind.INCONCLUSIVE, OutcomeKind.UNKNOWN, OutcomeKind.SILENT}
 )
@@ -187,6 +191,7 @@ class HubView:
     slots: Mapping[str, Slot]
     words: Mapping[tuple[str, str], Word]
     rollbacks: Sequence[RollbackWish] = ()
+    started_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +227,7 @@ def decide(view: HubView) -> Decision:
     swapping = {slot.device for _, slot in relayed if slot is not None}
     occupied |= swapping
     held = frozenset(d for d in view.slots if d not in gone) | swapping
-    granted = _grant(view, occupied, held)
+    granted = _grant(view, occupied | _unaccounted(view, gone), held)
     return Decision(ended, inferred, relayed, granted)
 
 
@@ -265,6 +270,32 @@ def _self_declared(view: HubView, gone: set[str]) -> set[str]:
         for d in view.devices.values()
         if d.state in IN_SWAP and d.path not in gone and d.seen_at > recent and not _is_settled(view, d)
     }
+
+
+def _unaccounted(view: HubView, gone: set[str]) -> set[str]:
+    """Rule 4, after a start: devices that may be inside a swap by a lease that this disk does not know."""
+    if view.started_at is None or view.now >= view.started_at + timedelta(seconds=_maxima_s(view)):
+        return set()
+    return {
+        path
+        for wave in view.waves
+        for path in wave.devices
+        if path not in gone
+        and (wave.wave_id, path) in view.permits
+        and not _has_said(view, path, view.started_at)
+        and not _is_through(view.words.get((wave.wave_id, path)))
+    }
+
+
+def _is_through(word: Word | None) -> bool:
+    """Whether the device itself said that it is through with the wave."""
+    return word is not None and word.by_device and word.kind in _THROUGH
+
+
+def _has_said(view: HubView, path: str, since: datetime) -> bool:
+    """Whether the device has said where it is in this session, or since then."""
+    device = view.devices.get(path)
+    return device is not None and (device.heard_in_session or device.seen_at >= since)
 
 
 def _is_settled(view: HubView, device: DeviceView) -> bool:
@@ -385,10 +416,7 @@ def _has_settled(view: HubView, wave: WaveView) -> bool:
     """Rule 4, for the targets of this wave."""
     if view.now >= view.incarnation_since + timedelta(seconds=_maxima_s(view)):
         return True
-    return all(
-        (d := view.devices.get(path)) is not None and (d.heard_in_session or d.seen_at >= view.incarnation_since)
-        for path in wave.devices
-    )
+    return all(_has_said(view, path, view.incarnation_since) for path in wave.devices)
 
 
 def _asks(view: HubView, wave: WaveView, device: DeviceView, held: frozenset[str]) -> bool:

@@ -441,6 +441,7 @@ class Chaos:
         device.is_dead = True
         device.link.parent.links.remove(device.link)  # type: ignore[attr-defined]
         self.region.devices.remove(device)
+        self.region.facts.inside.pop(device.hardware, None)
         self.region.facts.blamed.add(device.path)
 
     def _replace_device(self) -> None:

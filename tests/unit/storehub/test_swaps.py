@@ -163,6 +163,19 @@ def test_no_lease_while_the_wave_may_not_lease() -> None:
     assert granted(view([device("a")], waves=(wave("a", leasable=False),))) == []
 
 
+def test_after_a_start_an_unheard_target_counts_as_inside_until_the_maxima() -> None:
+    """The disk may be an older one, which does not know the lease that the device arms by just now."""
+    unheard = device("a", connected_since=None, heard_in_session=False, seen_at=NOW - s(90), said_at=NOW - s(90))
+    v = replace(view([unheard, device("b"), device("c")]), started_at=NOW - s(10))
+    assert granted(v) == ["b"]
+    assert granted(replace(v, started_at=NOW - s(MAXIMA_S))) == ["b", "c"]
+    assert granted(replace(v, devices={**v.devices, unheard.path: replace(unheard, seen_at=NOW)})) == ["b", "c"]
+    through = Word(OutcomeKind.UPDATED, 1, 1, by_device=True, received_at=YESTERDAY)
+    assert granted(replace(v, words={("142", unheard.path): through})) == ["b", "c"]
+    inferred = replace(through, kind=OutcomeKind.SILENT, by_device=False)
+    assert granted(replace(v, words={("142", unheard.path): inferred})) == ["b"]
+
+
 def test_a_new_incarnation_waits_for_every_target_or_the_maxima() -> None:
     fresh = NOW - s(10)
     unheard = device("b", connected_since=None, heard_in_session=False, seen_at=NOW - s(500))
