@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from tests.simulation.engine import EPOCH
+from tests.simulation.hubs import STORE_CONFIG
 from tests.simulation.words import decode
 from wavemesh.trust.freshness import CLOCK_SKEW
 from wavemesh.trust.statements import DeviceOutcome, Envelope, OutcomeKind, UpdateState, WaveState
@@ -44,9 +46,7 @@ class Checkers:
         most = wave.policy.guardrails.max_concurrent_swaps
         now = swap.hub.clock.now()
         others = [
-            s
-            for s in self.facts.inside.values()
-            if s.hub is swap.hub and s.hardware != swap.hardware and now < s.until
+            s for s in self.facts.inside.values() if s.hub is swap.hub and s.hardware != swap.hardware and now < s.until
         ]
         if len(others) >= most:
             names = ", ".join(sorted(s.device.rsplit("/", 1)[1] for s in others))
@@ -109,6 +109,27 @@ class Checkers:
                 up = sum(path in hub.hub.present for path in others)
                 if inside or up < group.min_up:
                     self.facts.fail("H3", f"{slot.device} is let in with {inside} inside and {up} others up")
+
+        self.silence(hub, decision)
+
+    def silence(self, hub: StoreHub, decision: Any) -> None:
+        """P7: SILENT is said only while another device of that store has been heard for a while."""
+        since = hub.clock.now() - timedelta(seconds=STORE_CONFIG.witness_s)
+        for one in decision.inferred:
+            witnesses = [path for path, presence in hub.hub.present.items() if presence.since <= since]
+            if one.kind is OutcomeKind.SILENT and set(witnesses) <= {one.device}:
+                self.facts.fail("P7", f"{one.device} is called silent, and nobody else of its store is heard")
+
+    def on_healthy(self, node: DeviceNode) -> None:
+        """P6: a trial that knows of a halt, or that began after its lease had ended, does not pass."""
+        progress = node.progress
+        orders = [one for one in node.equipment.sink.orders() if one.wave_id == progress.wave_id]
+        if any(one.state is WaveState.HALTED for one in orders):
+            self.facts.fail("P6", f"{node.path} finds the trial of {progress.wave_id} healthy and knows of its halt")
+        ended, began_s = progress.lease_expires_at, progress.trial_began_s
+        began = [EPOCH + timedelta(seconds=began_s + skew_s) for skew_s in (0.0, node.clock.skew_s)]
+        if ended is not None and ended + CLOCK_SKEW <= min(began):  # neither by its own clock nor by the world's
+            self.facts.fail("P6", f"{node.path} passes a trial that began after its lease had ended at {ended}")
 
     def on_halt(self, wave: Wave) -> None:
         """C2, P7: no halt by itself but for what the release, or a device that is to blame, really did.

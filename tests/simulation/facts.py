@@ -148,6 +148,8 @@ class Facts:
         """A trial passed."""
         if not self.quality(node).is_good:
             self.fail("D5", f"{node.path} found a bad image healthy")
+        if self.checkers is not None:
+            self.checkers.on_healthy(node)
 
     def decided(self, hub: StoreHub, decision: Any) -> None:
         """A hub persisted a decision; what it gave up on is outside any swap of its own."""
