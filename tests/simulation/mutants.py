@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,12 +45,13 @@ from storehub.swaps import SlotUse
 from tests.simulation.controls import Control
 from tests.simulation.links import Stream
 from tests.simulation.run import run_seed
+from tests.simulation.words import decode
 from wavemesh.outcomes import Counts
 from wavemesh.session.child import ChildMachine
 from wavemesh.session.frames import ReportAck, ReportBatch
 from wavemesh.session.parent import ParentMachine
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
-from wavemesh.trust.statements import UpdateState, WaveState
+from wavemesh.trust.statements import DeviceOutcome, UpdateState, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -248,7 +249,7 @@ def _() -> Patch:
         step = device.update._arm(progress, event)
         return Step(replace(step.progress, attempt=progress.attempt), step.effects)
 
-    return patch.dict(TRANSITIONS[S.VERIFIED], {Cleared: mutated})  # type: ignore[arg-type]  # a table is a dict
+    return patch.dict(TRANSITIONS[S.VERIFIED], {Cleared: mutated})
 
 
 @_mutant("try-once-first", "Try-once is set before the burned attempt is durable.")
@@ -258,7 +259,7 @@ def _() -> Patch:
         order = {Arm: 0, Persist: 1, Reboot: 2}
         return Step(step.progress, tuple(sorted(step.effects, key=lambda effect: order[type(effect)])))
 
-    return patch.dict(TRANSITIONS[S.VERIFIED], {Cleared: mutated})  # type: ignore[arg-type]  # the same
+    return patch.dict(TRANSITIONS[S.VERIFIED], {Cleared: mutated})
 
 
 @_mutant("committed-before-health", "A trial is committed before anybody looked at its health.")
@@ -266,7 +267,7 @@ def _() -> Patch:
     def mutated(progress: Progress, _event: object) -> Step:
         return to(progress, S.COMMITTING, CommitBoot())
 
-    return patch.dict(STARTS[Position.ON_TRIAL], {S.ARMED: mutated})  # type: ignore[arg-type]  # the same
+    return patch.dict(STARTS[Position.ON_TRIAL], {S.ARMED: mutated})
 
 
 @_mutant("trial-ignores-halt", "A trial that hears of a halt goes on and commits.")
@@ -274,7 +275,7 @@ def _() -> Patch:
     def make(heard: Any) -> Any:
         return lambda self, result: heard(self, replace(result, lease_state=""))
 
-    halted = patch.dict(TRANSITIONS[S.TRIAL], {Halted: stay})  # type: ignore[arg-type]  # the same
+    halted = patch.dict(TRANSITIONS[S.TRIAL], {Halted: stay})
     return [halted, _instead(Trial, "heard", make)]
 
 
@@ -425,7 +426,7 @@ def _() -> Patch:
 def _() -> Patch:
     def make(keep: Any) -> Any:
         def mutated(self: Control, envelope: Any, touched: set[str]) -> None:
-            outcome = tests.simulation.controls.decode(tests.simulation.controls.DeviceOutcome, envelope.payload)
+            outcome = decode(DeviceOutcome, envelope.payload)
             wave = self.rows.waves.get(outcome.wave_id)
             if wave is not None and outcome.device not in wave.devices:
                 ranked = control.ledger.Outcome(
@@ -519,10 +520,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = sys.stderr if arguments.json == "-" else sys.stdout
     caught: list[Catch] = []
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-        for found in pool.map(catch, names, *zip(*[(arguments.first, arguments.most)] * len(names), strict=True)):
+        running = [pool.submit(catch, name, arguments.first, arguments.most) for name in names]
+        for done in as_completed(running):
+            found = done.result()
             caught.append(found)
             table.write(f"{found.name:32} {found.seed or '-':>5} {found.seconds:7.1f} s  {found.checker[:90]}\n")
             table.flush()
+    caught.sort(key=lambda found: names.index(found.name))
     missed = [found.name for found in caught if not found.seed]
     report = {"mutants": len(caught), "caught": len(caught) - len(missed), "missed": missed, "most": arguments.most}
     if arguments.json is not None:
