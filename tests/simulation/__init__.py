@@ -21,20 +21,21 @@ the product's classes, so a mutant patches the product where the rule is:
 * acknowledge before persist        ``wavemesh.session.upstream.SessionUpstream.perform``, ``.feed`` (the sent mark),
                                     ``wavemesh.session.downstream._Session.perform``, ``ParentMachine.reports_applied``
 * incarnations, fencing             ``SqliteReportLog.restart``, ``ChildMachine._restart``, ``ParentMachine.admitted``
-* leases, slots, silence            ``storehub.swaps.*`` (``_is_over``, ``_judge``, ``_has_witness``, ``_has_settled`` ...),
+* leases, slots, silence            ``storehub.swaps`` (``_is_over``, ``_judge``, ``_has_witness``, ``_has_settled``),
                                     ``storehub.scheduler.Scheduler._persist``
 * standing, pauses, halts           ``storehub.standing.standing_of``, ``storehub.intents.Intents``
 * merge, roll-up                    ``storehub.store.supersedes``, ``superhub.intake.news``, ``control.ledger.beats``
                                     (patch ``tests.simulation.controls.beats``), ``wavemesh.outcomes.Rank``
 * replay of old words               ``storehub.belief.Belief._newer_order``, ``superhub.acceptance.Acceptance``,
                                     ``device.sink.DeviceSink._check_floors``
-* permits, halts, write-off         ``control.permits.*`` (called as ``permits.to_issue`` ...), ``Control.hub_snapshot``,
+* permits, halts, write-off         ``control.permits.to_issue`` and its like, ``Control.hub_snapshot``,
                                     ``Control._halt``, ``Control._withdraw_permits`` in ``controls.py``
 * the device                        ``device.update.TRANSITIONS`` (``patch.dict``), ``device.recovery.STARTS``,
                                     ``device.store.DeviceStore.persist``, ``device.clearance.Clearance._check_leave``,
                                     ``._check_fresh``, ``device.trial.Trial.heard``, ``device.orders._check_release``
 
 A name that a module imported is patched in that module. Order of persisting and sending is interceptable in
-``disk.HubTransaction.__aexit__`` and ``disk.DeviceFile.commit`` (when something is durable), ``links.Stream._read_child``
-and ``_read_parent`` (effects in order), and ``links.Link.send``. ``words.patched`` replaces only what ``_STAND_INS`` names.
+``disk.HubTransaction.__aexit__`` and ``disk.DeviceFile.commit`` (when something is durable), in
+``links.Stream._read_child`` and ``_read_parent`` (effects in order), and in ``links.Link.send``. ``words.patched``
+replaces only what ``_STAND_INS`` names.
 """
