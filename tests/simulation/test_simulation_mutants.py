@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.mutants import MUTANTS, catch
+from tests.simulation.mutant import MUTANTS
+from tests.simulation.mutants import catch
 
 # Each with the seed that finds it first in the published run.
 FASTEST: dict[str, int] = {}
