@@ -90,6 +90,8 @@ class Facts:
         """(wave, device) whose trial had no way to its hub, though its image is good."""
         self.forgetful: set[str] = set()
         """Stores whose hub lost its disk, got an older one, or was copied."""
+        self.stopped: set[tuple[int, str]] = set()
+        """Devices that said of a wave that it is halted."""
         self.closed: set[str] = set()
         """Waves on which control said its last word, whether it remembers that or not."""
         self.failures: list[str] = []
@@ -140,6 +142,8 @@ class Facts:
 
     def persisted(self, node: DeviceNode, words: Persist) -> None:
         """Progress is durable; with an outcome the swap is over."""
+        if words.outcome is not None and words.outcome.gate == "halted":
+            self.stopped.add((node.hardware, node.progress.wave_id))
         swap = self.inside.get(node.hardware)
         if swap is not None and words.outcome is not None and words.outcome.kind is not OutcomeKind.REFUSED:
             del self.inside[node.hardware]

@@ -14,7 +14,6 @@ import storehub.reportlog
 import storehub.standing
 import storehub.swaps
 from device.belief import Verifier
-from device.bootenv import ResetReason
 from device.progress import Arm, Cleared, CommitBoot, Halted, Persist, Reboot, Step
 from device.recovery import STARTS, Position
 from device.sink import DeviceSink
@@ -94,16 +93,6 @@ def _() -> Patch:
 )
 def _() -> Patch:
     return [patch.object(Trial, "judge_lease", passing), patch.object(device.clearance, "check_not_expired", passing)]
-
-
-@mutant(
-    "power-loss-blamed",
-    "A trial that a power cut ended is told as the release's fault.",
-    Fault.POWER_CUT_IN_SWAP,
-    Fault.STORE_POWER_CUT,
-)
-def _() -> Patch:
-    return patch("device.recovery._ended_by", lambda _event: ResetReason.WATCHDOG)
 
 
 @mutant(

@@ -17,7 +17,6 @@ from control.ledger import Decision, Move
 from device.store import DeviceStore
 from storehub.reportlog import HubReportLog
 from storehub.scheduler import Scheduler
-from storehub.store import HubStore
 from storehub.swaps import SlotUse
 from tests.simulation.controls import Control
 from tests.simulation.faults import Fault
@@ -49,11 +48,13 @@ def _() -> Patch:
     return instead(storehub.swaps, "_is_over", make)
 
 
-@mutant(
-    "swap-unseen", "A device that says it is inside a swap of which the hub knows nothing takes no slot.", *OTHER_DISK
-)
+@mutant("own-disk-believed", "A hub goes by its disk alone, although that may be an older one.", *OTHER_DISK)
 def _() -> Patch:
-    return patch.object(storehub.swaps, "_self_declared", lambda *_: set())
+    return [
+        patch.object(storehub.swaps, "_has_settled", lambda *_: True),
+        patch.object(storehub.swaps, "_unaccounted", lambda *_: set()),
+        patch.object(storehub.swaps, "_self_declared", lambda *_: set()),
+    ]
 
 
 @mutant("floor-skipped", "The hub forgets the availability groups of the policy.")
@@ -77,35 +78,6 @@ def _() -> Patch:
         return mutated
 
     return instead(storehub.swaps, "_has_witness", make)
-
-
-@mutant(
-    "restored-hub-grants",
-    "A hub with a new incarnation grants before its devices have said where they are.",
-    *OTHER_DISK,
-)
-def _() -> Patch:
-    return [
-        patch.object(storehub.swaps, "_has_settled", lambda *_: True),
-        patch.object(storehub.swaps, "_unaccounted", lambda *_: set()),
-    ]
-
-
-@mutant(
-    "slot-not-persisted",
-    "A lease leaves the hub although its slot was not made durable.",
-    Fault.CRASH_STORE_HUB,
-    Fault.HOST_DOWN,
-)
-def _() -> Patch:
-    def make(put_slot: Any) -> Any:
-        async def mutated(self: Any, tx: Any, record: Any) -> None:
-            await put_slot(self, tx, record)
-            await tx.execute("DELETE FROM slots WHERE device = ?", (record.slot.device,))
-
-        return mutated
-
-    return instead(HubStore, "put_slot", make)
 
 
 @mutant("maxima-forgotten", "A slot without a word ends with its lease, whatever a trial that follows it takes.")
