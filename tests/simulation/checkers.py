@@ -170,6 +170,9 @@ class Checkers:
         self.facts.closed.add(wave.wave_id)
         if not set(wave.outcomes) <= set(wave.devices):
             self.facts.fail("H7", f"wave {wave.wave_id} counts devices that are no targets")
+        pending = set(wave.devices) - set(wave.outcomes)
+        if pending and wave.state is WaveState.CLOSED and self.region.control.clock.now() < wave.expires_at:
+            self.facts.fail("H7", f"wave {wave.wave_id} closes before its time with {len(pending)} devices pending")
 
     # -- at quiescence ------------------------------------------------------------------------------------------------
 

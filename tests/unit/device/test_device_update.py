@@ -252,7 +252,7 @@ CASES: dict[str, tuple[Progress, Event, Step]] = {
         after(FULL, Persist(), Disarm(), Reboot(), state=S.ROLLING_BACK, verdict=OutcomeKind.INCONCLUSIVE, **HALTED),
     ),
     "rolled back by hand before ARM": (
-        at(S.VERIFIED),
+        at(S.VERIFIED, verdict=OutcomeKind.PENDING),
         RollbackAsked("why", OLD, intent_id="i-1"),
         after(
             FULL,

@@ -50,6 +50,8 @@ def test_an_update_that_only_says_settled_has_no_content() -> None:
 
 def test_what_may_have_reached_the_parent() -> None:
     """What an earlier stream sent, or this one; never what only stands in the log."""
+    fresh = ChildMachine(replace(HELLO, next_report_number=1), first_report_number=1, status={}, now=0.0)
+    assert fresh.sent_through == 0
     made = machine()
     assert made.sent_through == HELLO.next_report_number - 1
     made.reports_appended(20)
