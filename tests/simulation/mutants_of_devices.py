@@ -14,7 +14,7 @@ import storehub.reportlog
 import storehub.standing
 import storehub.swaps
 from device.belief import Verifier
-from device.progress import Arm, Cleared, CommitBoot, Halted, Persist, Reboot, Step
+from device.progress import Arm, Cleared, CommitBoot, Halted, Persist, Reboot, RecheckDue, Step, Unhealthy
 from device.recovery import STARTS, Position
 from device.sink import DeviceSink
 from device.store import DeviceStore
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from device.progress import Progress
 
 S = UpdateState
+_LATE = (Fault.PARTITION, Fault.DARK_STORE, Fault.DELAY, Fault.SLOW_LINK)
 
 
 @mutant("attempt-burned-twice", "An attempt is not counted when it is burned.", Fault.POWER_CUT_IN_SWAP)
@@ -110,7 +111,7 @@ def _() -> Patch:
     ]
 
 
-@mutant("expiry-ignored", "Nobody minds that an order, a lease or a permit has expired.")
+@mutant("expiry-ignored", "Nobody minds that an order, a lease or a permit has expired.", *_LATE)
 def _() -> Patch:
     return [
         patch.object(module, "check_not_expired", passing)
@@ -126,11 +127,6 @@ def _() -> Patch:
 @mutant("hold-view-of-any-age", "Hub and device go by a view of holds however old.", Fault.DARK_STORE, Fault.PARTITION)
 def _() -> Patch:
     return [patch.object(module, "check_hold_view", passing) for module in (storehub.standing, device.clearance)]
-
-
-@mutant("older-image", "A device puts the same or an older image over the one that runs.")
-def _() -> Patch:
-    return patch.object(device.orders, "check_rollback_floor", passing)
 
 
 @mutant("removals-dropped", "A hub keeps the resources that its parent removes.")
@@ -201,7 +197,7 @@ def _() -> Patch:
     def make(welcomed: Any) -> Any:
         def mutated(self: Any, welcome: Any, now: float) -> None:
             welcomed(self, welcome, now)
-            if self._sent_through + 1 < self._next_number:
+            if self._sent_through < self._next_number - 1:
                 self._sent_through += 1
 
         return mutated
@@ -240,3 +236,31 @@ def _() -> Patch:
         return replace(document, reports=(*document.reports, report)[-3:])
 
     return patch.object(DeviceStore, "_with_report", mutated)
+
+
+@mutant("failed-trial-committed", "A trial that failed is committed.")
+def _() -> Patch:
+    return patch.dict(TRANSITIONS[S.TRIAL], {Unhealthy: device.update._commit})
+
+
+@mutant("never-rechecked", "What a transient gate refused is not looked at again.", Fault.GATE_CLOSED)
+def _() -> Patch:
+    return patch.dict(TRANSITIONS[S.REFUSED], {RecheckDue: stay})
+
+
+@mutant("outcome-forgotten", "A device ends its swap and says nothing of it.")
+def _() -> Patch:
+    return patch.object(DeviceStore, "_with_outcome", lambda _self, document, *_: document)
+
+
+@mutant("acknowledgement-forgotten", "A parent applies reports and does not acknowledge them.")
+def _() -> Patch:
+    return patch.object(ParentMachine, "reports_applied", passing)
+
+
+@mutant("updates-dropped", "A hub answers an update and does not keep what it brought.")
+def _() -> Patch:
+    def make(store: Any) -> Any:
+        return lambda self, tx, _changed, removed: store(self, tx, (), removed)
+
+    return instead(SqliteResources, "store", make)

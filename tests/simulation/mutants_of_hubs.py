@@ -18,9 +18,10 @@ from device.store import DeviceStore
 from storehub.reportlog import HubReportLog
 from storehub.scheduler import Scheduler
 from storehub.swaps import SlotUse
+from storehub.upstream import HubSink
 from tests.simulation.controls import Control
 from tests.simulation.faults import Fault
-from tests.simulation.mutant import DARK, OTHER_DISK, Patch, instead, mutant
+from tests.simulation.mutant import DARK, OTHER_DISK, Patch, instead, mutant, passing
 from tests.simulation.words import decode
 from wavemesh.outcomes import Counts
 from wavemesh.trust.statements import DeviceOutcome, UpdateState, WaveState
@@ -272,3 +273,13 @@ def _() -> Patch:
         return mutated
 
     return instead(tests.simulation.controls, "decide", make)
+
+
+@mutant("orders-kept", "Control closes a wave and leaves its orders in force.")
+def _() -> Patch:
+    return patch.object(Control, "withdraw", passing)
+
+
+@mutant("restart-forgets", "A store hub that starts again does not believe what it holds.", Fault.CRASH_STORE_HUB)
+def _() -> Patch:
+    return patch.object(HubSink, "restore", passing)
