@@ -6,13 +6,14 @@ import argparse
 import json
 import logging
 import multiprocessing
+import resource
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.faults import Fault
+from tests.simulation.kinds import Fault
 from tests.simulation.run import Result, run_seed, run_untraced
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 SHOWN = 20
+_PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
 def results(seeds: Sequence[int], jobs: int) -> Iterator[Result]:
@@ -44,7 +46,9 @@ def summary(found: Sequence[Result], wall_s: float) -> dict[str, Any]:
         "store_nights": nights,
         "wall_s": round(wall_s, 1),
         "per_minute": round(60 * nights / wall_s, 1),
+        "cpu_s": round(sum(one.ru_utime + one.ru_stime for one in map(resource.getrusage, _PROCESSES)), 1),
         "failed": {str(one.seed): list(one.failures[:3]) for one in bad[:SHOWN]},
+        "excused": dict(sum((one.excused for one in found), Counter())),
         "faults": dict(sorted(faults.items())),
     }
 

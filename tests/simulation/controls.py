@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from control import permits
 from control.ledger import HUB_KINDS, HaltRule, Move, Outcome, beats, decide
-from control.permits import Issue, StoreShare
+from control.permits import Issue
 from control.rollout import Candidate, choose_cohort, choose_devices, name_of, region_of, wave_size
 from storehub.intents import origin_of
-from tests.simulation.hubs import Parent
 from tests.simulation.links import FLEET
+from tests.simulation.parents import Parent
+from tests.simulation.rows import ATTEMPTS, Registry, Rows, Wave
 from tests.simulation.words import MINT, Trust, decode, encode, sign
 from wavemesh.errors import LocalError
 from wavemesh.identity.nodes import NodeId, Role
@@ -27,11 +28,9 @@ from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, Policy
 from wavemesh.session.frames import Answer, Resource, ResourceKey, ResourceVersion
 from wavemesh.trust.statements import (
     DeviceOutcome,
-    DeviceStatus,
     Envelope,
     Hold,
     HoldList,
-    HubStatus,
     IntentKind,
     IntentReport,
     OperatorIntent,
@@ -51,69 +50,12 @@ if TYPE_CHECKING:
 
     from tests.simulation.engine import World
     from tests.simulation.links import Stream
-    from wavemesh.session.frames import Ask, Hello, Report, StatusEntry
+    from wavemesh.session.frames import Ask, Report
 
 HALT_SETTLE_S = 3600.0
 HOLD_RESIGN_S = 5 * 3600.0
-ATTEMPTS = 3
 EVERYBODY = ""
 _ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
-
-
-@dataclass
-class Wave:
-    """A wave and what control knows of it; ``state`` is never PAUSED."""
-
-    wave_id: str
-    release: str
-    policy: Policy
-    policy_digest: str
-    targets: dict[str, tuple[str, ...]]
-    expires_at: datetime
-    planned_at: datetime
-    state: WaveState = WaveState.PLANNED
-    generation: int = 1
-    reason: str = ""
-    ended_at: datetime | None = None
-    closed_at: datetime | None = None
-    pauses: dict[str, str] = field(default_factory=dict)
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    issues: dict[str, Issue] = field(default_factory=dict)
-
-    @property
-    def shown_state(self) -> WaveState:
-        """The state with pauses counted in."""
-        return WaveState.PAUSED if self.state is WaveState.RUNNING and self.pauses else self.state
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """All target devices."""
-        return tuple(device for devices in self.targets.values() for device in devices)
-
-    def share(self, store: str) -> StoreShare:
-        """One store's share."""
-        return StoreShare(self.targets.get(store, ()), self.issues, self.outcomes, ATTEMPTS)
-
-    def firmware(self, trust: Trust) -> Any:
-        """The digest that the wave brings."""
-        firmware = trust.known[self.release].firmware
-        return None if firmware is None else firmware.digest
-
-
-@dataclass
-class Rows:
-    """Everything durable at control."""
-
-    epoch: str
-    counter: int = 0
-    resources: dict[tuple[str, ResourceKey], Resource] = field(default_factory=dict)
-    cursors: dict[tuple[str, str], int] = field(default_factory=dict)
-    waves: dict[str, Wave] = field(default_factory=dict)
-    bound: dict[str, str] = field(default_factory=dict)
-    hold_epoch: int = 1
-    holds: tuple[Hold, ...] = ()
-    intents: set[str] = field(default_factory=set)
-    runs: dict[str, str] = field(default_factory=dict)
 
 
 class Control(Parent):
@@ -126,19 +68,27 @@ class Control(Parent):
         self.rows = Rows(MINT.name())
         self.devices: set[str] = set()
         self.stores: set[str] = set()
-        self.verdicts: list[Any] = []
+        self.replayed: dict[str, set[ResourceKey]] = {}
+        """By region: what it refused as a replay since control was restored from a backup."""
+        self.was_restored = False
         self._dirty: set[str] = set()
         self._changed = False
 
     # -- life -------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self.serve(_Registry(self))
+        self.serve(Registry(self))
         self._tick()
 
     def backup(self) -> Rows:
         """A copy of the database."""
         return copy.deepcopy(self.rows)
+
+    def restore(self, rows: Rows) -> None:
+        """Go on from a backup; halts that came after it are forgotten here, and only here."""
+        self.rows = rows
+        self.was_restored = True
+        self.world.facts.forgot([wave for wave in rows.waves.values() if wave.state is not WaveState.HALTED])
 
     def do(self, work: Any, *arguments: Any) -> None:
         """One transaction of an operator, while control runs; it may crash before or after it."""
@@ -530,54 +480,6 @@ class Control(Parent):
     def answer(self, stream: Stream, ask: Ask) -> None:
         """Acknowledge a health ping."""
         stream.reply(Answer(ask.ask_id, b"acknowledged"))
-
-
-class _Registry:
-    """The ChildRegistry of control."""
-
-    def __init__(self, control: Control) -> None:
-        self._control = control
-
-    @property
-    def epoch(self) -> str:
-        return self._control.rows.epoch
-
-    async def admit(self, child: NodeId, hello: Hello) -> int:
-        return self._control.rows.cursors.get((child.path, hello.incarnation), 0)
-
-    async def apply_reports(self, child: NodeId, incarnation: str, first: int, reports: Sequence[Report]) -> None:
-        self._control.apply_reports(child, incarnation, first, reports)
-
-    def desired(self, child: NodeId) -> Mapping[ResourceKey, Resource]:
-        return self._control.desired(child.path)
-
-    async def verdict(self, child: NodeId, accepted: Sequence[Resource], rejected: Sequence[Any]) -> None:
-        for one in rejected:
-            self._control.note("region-refused", f"{one.key.type}/{one.key.name}: {one.gate}")
-            self._control.verdicts.append((self._control.world.now, child.path, one))
-
-    async def status(self, child: NodeId, entries: Sequence[StatusEntry]) -> None:
-        control = self._control
-        for entry in entries:
-            parts = entry.key.split("/")
-            if entry.body is None or parts[0] != "store":
-                continue
-            store = f"{child.path}/store/{parts[1]}"
-            if parts[2:] == ["hub"] and store in control.stores:
-                status = decode(HubStatus, entry.body)
-                if status.incarnation and control.rows.bound.get(store) != status.incarnation:
-                    control._begin_commit()
-                    control.hub_reported(store, status.incarnation)
-                    control.committed()
-            elif len(parts) == 4:
-                device = decode(DeviceStatus, entry.body)
-                control.rows.runs[device.device] = device.firmware_sha256
-
-    async def child_connected(self, child: NodeId, hello: Hello) -> None:
-        return
-
-    async def child_disconnected(self, child: NodeId, reason: str) -> None:
-        return
 
 
 def _order_key(wave_id: str, store: str) -> ResourceKey:

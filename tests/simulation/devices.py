@@ -8,20 +8,14 @@ for is an event of the world. Gates of the hardware pass, but for what a fault s
 from __future__ import annotations
 
 from collections import deque
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from device.agent import _is_other_work
 from device.belief import Verifier
-from device.bootenv import Boot, BootEnvironment, ResetReason, SlotName
-from device.clearance import Clearance
-from device.config import Device, DeviceConfig, Hub, Timing
+from device.bootenv import Boot, ResetReason, SlotName
 from device.equipment import Equipment
-from device.gates.findings import Finding, good
-from device.gates.sensors import Reading
 from device.health import PingEnd, PingResult
 from device.levels import events_of
 from device.platform import BootRecord, SlotLabel
@@ -32,7 +26,6 @@ from device.progress import (
     Disarm,
     GateRefused,
     GatesPassed,
-    Healthy,
     KeepTrying,
     Persist,
     Reboot,
@@ -42,113 +35,39 @@ from device.progress import (
     Revert,
     SignoffBegan,
     SignoffOverdue,
-    Staged,
     Started,
-    Unhealthy,
 )
 from device.signoff import remaining_s
 from device.sink import DeviceSink
 from device.state import Document
 from device.status import StatusReporter
 from device.store import DeviceStore
-from device.trial import Trial
 from device.update import ACTIVITY, Activity, advance
+from tests.simulation.activities import Answered, Clear, InTrial, Stage
+from tests.simulation.board import CONFIG, Authorities, BootControl, Gates, Log, Slots, Tracing
 from tests.simulation.disk import DeviceFile
-from tests.simulation.engine import EPOCH, Node, drive
-from tests.simulation.links import FLEET, Dialer
-from tests.simulation.words import MINT, decode, encode
+from tests.simulation.engine import EPOCH, Node
+from tests.simulation.links import FLEET, HEARTBEAT_S, Dialer
+from tests.simulation.words import MINT, encode
 from wavemesh.errors import GateError, LocalError, PeerError
 from wavemesh.identity.nodes import NodeId
 from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
 from wavemesh.trust.freshness import ClockSource
-from wavemesh.trust.statements import HealthPing, HealthPingAnswer, OutcomeKind, UpdateState
+from wavemesh.trust.statements import HealthPing, UpdateState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from device.progress import Event, Progress
     from tests.simulation.engine import World
     from tests.simulation.hubs import StoreHub
-    from tests.simulation.links import Link, Stream
-    from wavemesh.session.frames import Answer
+    from tests.simulation.links import Link
     from wavemesh.trust.releases import ReleaseManifest
 
 BOOT_S, AGENT_S, WATCHDOG_S = 25.0, 2.0, 120.0
 PING_TIMEOUT_S = 10.0
-CLASS, REVISION = "pos", "rev-a"
-CONFIG = DeviceConfig(
-    Device(CLASS, REVISION), Hub("hub:1"), timing=Timing(recheck_interval_s=1800.0, probe_settle_s=20.0)
-)
 
 
-@dataclass
-class Slots:
-    """Labels of the two slots; what is sealed is whole."""
-
-    labels: dict[SlotName, SlotLabel | None]
-
-    def label(self, slot: SlotName) -> SlotLabel | None:
-        return self.labels[slot]
-
-
-class BootControl:
-    """The boot environment on the medium: one atomic write each."""
-
-    redundant_bootloader = True
-
-    def __init__(self, active: Boot) -> None:
-        self.environment = BootEnvironment(active)
-
-    def read(self) -> BootEnvironment:
-        return self.environment
-
-    def write(self, environment: BootEnvironment) -> None:
-        self.environment = replace(environment, sequence=self.environment.sequence + 1)
-
-
-class Gates:
-    """The hardware's gates: they pass, but for one that a fault closed."""
-
-    def __init__(self) -> None:
-        self.reading = Reading()
-        self.closed: Finding | None = None
-        self.inhibition: Finding | None = None
-
-    async def refusal(self, target: object, moment: object) -> Finding | None:
-        return self.closed
-
-    async def inhibited(self, rules: object) -> Finding:
-        return self.inhibition or good("inhibited")
-
-
-class Log:
-    """The log on the device; the trace has what matters."""
-
-    wave_id = ""
-
-    def note(self, text: str) -> None:
-        return
-
-    alert = fail = note
-
-    def tail_sha256(self) -> str:
-        return ""
-
-
-class Tracing:
-    """Spans are not simulated."""
-
-    def attach(self, *_: object) -> None:
-        return
-
-    def traced(self, document: Document, *_: object) -> Document:
-        return document
-
-    told = traced
-
-    @contextmanager
-    def check(self, name: str) -> Iterator[None]:
-        yield
+_BEFORE_ARM = frozenset({UpdateState.PREFLIGHT, UpdateState.STAGING, UpdateState.PAUSED, UpdateState.VERIFIED})
+_OPTIONS = UpstreamOptions()
 
 
 class DeviceNode(Node):
@@ -256,7 +175,7 @@ class DeviceNode(Node):
         log: Any = Log()
         tracing: Any = Tracing()
         file: Any = self.file
-        credentials: Any = SimpleNamespace(node_id=self.id, authorities=_Authorities())
+        credentials: Any = SimpleNamespace(node_id=self.id, authorities=Authorities())
         store = DeviceStore(file, credentials, self.clock, log, tracing)
         sink = DeviceSink(
             store=store,
@@ -316,9 +235,9 @@ class DeviceNode(Node):
     def poke(self) -> None:
         """What is held changed, or something that an activity waits for."""
         self._levels = True
-        if isinstance(self._activity, _Clear):
+        if isinstance(self._activity, Clear):
             self._activity.look_soon()
-        elif isinstance(self._activity, _Stage):
+        elif isinstance(self._activity, Stage):
             self._activity.look()
         self._wake()
 
@@ -335,6 +254,7 @@ class DeviceNode(Node):
                 for event in events_of(self.equipment, self.progress):
                     self._handle(event)
                 self._expect_expiry()
+                self._expect_heartbeat()
                 continue
             generation, event = self._events.popleft()
             if generation in {None, self._generation}:
@@ -347,6 +267,12 @@ class DeviceNode(Node):
             ahead = (target.expires_at - self.clock.now()).total_seconds()
             if ahead > 0:
                 self.later(ahead + 1.0, self.poke)
+
+    def _expect_heartbeat(self) -> None:
+        """What was appended without waking the session goes up when that wakes next, for a heartbeat."""
+        stream = self.dialer.stream
+        if stream is not None and self.file.document.next_number > stream.machine._next_number:
+            self.later(HEARTBEAT_S, stream.wake_child)
 
     def post(self, event: Event, generation: int | None = None) -> None:
         """Queue an event; one of an activity counts while that is the present one."""
@@ -428,11 +354,11 @@ class DeviceNode(Node):
             case Activity.PREFLIGHT:
                 self._in(1.0, self._preflight)
             case Activity.STAGE:
-                self._activity = _Stage(self)
+                self._activity = Stage(self)
             case Activity.CLEAR:
-                self._activity = _Clear(self)
+                self._activity = Clear(self)
             case Activity.TRIAL:
-                self._activity = _Trial(self)
+                self._activity = InTrial(self)
             case Activity.READ_BACK:
                 self._in(15.0, self._read_back)
             case Activity.RECHECK:
@@ -490,7 +416,7 @@ class DeviceNode(Node):
             self.equipment.store.next_ping(),
             self.progress.target.rules.health_authority,
         )
-        answered = _Answered(self, heard)
+        answered = Answered(self, heard)
         stream = self.dialer.stream
         try:
             if stream is None or not self.dialer.is_open:
@@ -505,197 +431,3 @@ class DeviceNode(Node):
     @property
     def hub(self) -> StoreHub:
         return self.link.parent  # type: ignore[return-value]
-
-
-class _Answered:
-    """One ping: the first end counts."""
-
-    def __init__(self, node: DeviceNode, heard: Any) -> None:
-        self._node = node
-        self._heard = heard
-        self._generation = node._generation
-        self._is_done = False
-
-    def answered(self, answer: Answer | None) -> None:
-        if answer is None or answer.error:
-            self.end(PingResult(PingEnd.NOTHING, detail="the session ended"))
-            return
-        said: HealthPingAnswer = decode(HealthPingAnswer, answer.body)
-        end = PingEnd.ACKNOWLEDGED if said.ack is not None else PingEnd.AUTHORITY_DOWN
-        if said.ack is not None and said.ack.payload == b"control":
-            self._node.equipment.sink.hear_time(self._node.world.facts.control_time())
-        self.end(PingResult(end, said.lease_state, "by the authority"))
-
-    def end(self, result: PingResult) -> None:
-        node = self._node
-        if not self._is_done and node.is_up and self._generation == node._generation:
-            self._is_done = True
-            self._heard(result)
-
-
-class _Stage:
-    """STAGING: so many seconds of an open session with a hub that has the release."""
-
-    def __init__(self, node: DeviceNode) -> None:
-        self.node = node
-        self.target = node.progress.target
-        self.left_s = node.rng.uniform(60.0, 240.0)
-        self.since: float | None = None
-        target = self.target
-        assert target is not None
-        other = target.boot.slot
-        label = node.slots.label(other)
-        if target.firmware is None or (label is not None and label.firmware == target.firmware):
-            node._in(20.0, self._done)
-            self.left_s = 0.0
-            return
-        environment = node.control.environment
-        node.control.write(environment.invalidate(other))
-        node.slots.labels[other] = None
-        self.look()
-
-    def look(self) -> None:
-        """The session, or what the hub has, may have changed."""
-        node, target = self.node, self.target
-        if self.left_s <= 0.0 or target is None:
-            return
-        hub = node.hub
-        if node.dialer.is_open and target.release in hub.refused:
-            error = hub.refused[target.release]
-            node.post(GateRefused(error.gate, str(error)))
-            return
-        can = node.dialer.is_open and target.release in hub.cached
-        if can and self.since is None:
-            self.since = node.world.now
-            node._in(self.left_s, self._arrived)
-        elif not can and self.since is not None:
-            self.left_s = max(1.0, self.left_s - (node.world.now - self.since))
-            self.since = None
-
-    def _arrived(self) -> None:
-        if self.since is not None and self.node.world.now - self.since >= self.left_s - 0.001:
-            self.left_s = 0.0
-            self._done()
-
-    def _done(self) -> None:
-        node, target = self.node, self.target
-        assert target is not None
-        if target.firmware is not None:
-            node.slots.labels[target.boot.slot] = SlotLabel(target.release, target.version, target.firmware)
-        if target.config is not None:
-            node.configs[target.boot.config_generation] = SimpleNamespace(
-                version=target.config_version, sha256=target.config.sha256
-            )
-        node.post(Staged())
-
-
-class _Clear:
-    """VERIFIED: the product's looks before ARM; a ping is asked for once a lease is here, and again while it counts."""
-
-    def __init__(self, node: DeviceNode) -> None:
-        self.node = node
-        target = node.progress.target
-        assert target is not None
-        self.attempt = node.progress.attempt + 1
-        changed: Any = None
-        self.clearance = Clearance(node.equipment, target, self.attempt, node.post, changed)
-        self._is_due = False
-        self._is_pinging = False
-        self._pinged_at = -1e9
-        self.look_soon()
-
-    def look_soon(self) -> None:
-        if not self._is_due:
-            self._is_due = True
-            self.node._in(0.05, self._look)
-
-    def _look(self) -> None:
-        self._is_due = False
-        node = self.node
-        found = drive(self.clearance.look())
-        if found is not None:
-            node.post(found)
-            return
-        if node.equipment.sink.grant(node.progress.wave_id) is None:
-            if self.clearance._shown:
-                self._look_later(600.0)
-            return
-        pause_s = CONFIG.timing.ping_interval_s - (node.world.now - self._pinged_at)
-        if not self._is_pinging and pause_s <= 0:
-            self._is_pinging = True
-            self._pinged_at = node.world.now
-            node.ping(self._heard)
-        else:
-            self._look_later(max(pause_s, CONFIG.timing.gate_interval_s))
-
-    def _look_later(self, delay: float) -> None:
-        self.node._in(delay, self.look_soon)
-
-    def _heard(self, result: PingResult) -> None:
-        self._is_pinging = False
-        self.clearance.heard(result)
-        self.look_soon()
-
-
-class _Trial:
-    """TRIAL: probes by the release's quality, then pings, within the budget."""
-
-    def __init__(self, node: DeviceNode) -> None:
-        self.node = node
-        target = node.progress.target
-        assert target is not None
-        self.trial = Trial(node.equipment, target, node.progress)
-        lapsed = self.trial.judge_lease()
-        if lapsed is not None:
-            node.post(lapsed)
-            return
-        left = target.rules.rollback_on_health_loss_s - (node.world.now - node.progress.trial_began_s)
-        node._in(max(left, 0.0), self._out_of_time)
-        node._in(node.rng.uniform(5.0, 15.0), self._probe)
-
-    def _out_of_time(self) -> None:
-        found = self.trial.out_of_time()
-        if found.gate == "health-authority" and self.node.world.facts.quality(self.node).is_good:
-            self.node.world.facts.unreached.add((self.node.progress.wave_id, self.node.path))
-        self.node.post(found)
-
-    def _probe(self) -> None:
-        quality = self.node.world.facts.quality(self.node)
-        if not quality.passes_probes:
-            settle_s = CONFIG.timing.probe_settle_s
-            bad = Unhealthy("boot-probe", "exit 1", OutcomeKind.ROLLED_BACK, "exit 1", "exit 0")
-            self.node._in(settle_s, lambda: self.node.post(bad))
-            return
-        self.trial.probed()
-        self._ping()
-
-    def _ping(self) -> None:
-        if self.node.world.facts.quality(self.node).has_network:
-            self.node.ping(self._heard)
-        else:
-            self._heard(PingResult(PingEnd.NOTHING, detail="no network"))
-
-    def _heard(self, result: PingResult) -> None:
-        found = self.trial.heard(result)
-        if found is not None:
-            if isinstance(found, Healthy):
-                self.node.world.facts.healthy(self.node)
-            self.node.post(found)
-            return
-        self.node._in(1.0 if self.node.dialer.is_open else 15.0, self._ping)
-
-
-class _Authorities:
-    revocations = None
-
-    def take(self, revocations: object) -> None:
-        return
-
-
-_BEFORE_ARM = frozenset({UpdateState.PREFLIGHT, UpdateState.STAGING, UpdateState.PAUSED, UpdateState.VERIFIED})
-_OPTIONS = UpstreamOptions()
-
-
-def stream_of(node: DeviceNode) -> Stream | None:
-    """The device's session, if there is one."""
-    return node.link.stream

@@ -6,6 +6,7 @@ halted. ``Facts`` keeps what the checkers look at, and hands each change to them
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,14 @@ from tests.simulation.hubs import STORE_CONFIG
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from device.progress import Persist, Progress
     from tests.simulation.checkers import Checkers
-    from tests.simulation.controls import Wave
     from tests.simulation.devices import DeviceNode
     from tests.simulation.hubs import StoreHub
+    from tests.simulation.rows import Wave
     from wavemesh.trust.statements import Permit
 
 
@@ -94,6 +96,8 @@ class Facts:
         """Devices that said of a wave that it is halted."""
         self.closed: set[str] = set()
         """Waves on which control said its last word, whether it remembers that or not."""
+        self.excused: Counter[str] = Counter()
+        """What the product's rules allow and nobody wants, by kind."""
         self.failures: list[str] = []
         self.control_clock: Any = None
         self.bad_devices: set[str] = set()
@@ -118,6 +122,11 @@ class Facts:
         if text not in self.failures:
             self.failures.append(text)
             self.world.note("CHECKER", "violated", text)
+
+    def excuse(self, what: str) -> None:
+        """Something happened that the rules allow."""
+        self.excused[what] += 1
+        self.world.note("CHECKER", "excused", what)
 
     def violation(self, path: str, why: str) -> None:
         """A node's machine called its honest peer's frame a violation."""
@@ -182,6 +191,11 @@ class Facts:
         self.halts[wave.wave_id] = Halt(self.world.now, frozenset(exposed))
         if is_by_itself and self.checkers is not None:
             self.checkers.on_halt(wave)
+
+    def forgot(self, waves: Iterable[Wave]) -> None:
+        """Control was restored, and does not know that these were halted, if they were: it may permit them again."""
+        for wave in waves:
+            self.halts.pop(wave.wave_id, None)
 
     def closing(self, wave: Wave) -> None:
         """Control is about to say its last word on a wave."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from wavemesh.session.upstream import SessionUpstream
 
 END = "end of stream"
+HEARTBEAT_S = 15.0
 REFUSED_AFTER_S = 0.05
 CONNECT_TIMEOUT_S = 5.0
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from tests.simulation.board import CLASS, REVISION
 from tests.simulation.checkers import Checkers
 from tests.simulation.controls import Control
-from tests.simulation.devices import CLASS, REVISION, DeviceNode
+from tests.simulation.devices import DeviceNode
 from tests.simulation.engine import EPOCH, World
 from tests.simulation.facts import GOOD, Facts, Quality
 from tests.simulation.hubs import StoreHub, SuperHub
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from random import Random
 
-    from tests.simulation.hubs import MiddleNode
+    from tests.simulation.parents import MiddleNode
 
 HOUR_S = 3600.0
 NIGHT_S = 8 * HOUR_S

@@ -20,14 +20,15 @@ from tests.simulation import region as region_module
 from tests.simulation import words
 from tests.simulation.engine import World, drive
 from tests.simulation.facts import Facts, Halt, Quality
-from tests.simulation.faults import Chaos, Fault
+from tests.simulation.faults import Chaos
+from tests.simulation.kinds import Fault
 from tests.simulation.run import run_seed
 from wavemesh.session.frames import HeldResource, ResourceKey, ResourceVersion
 from wavemesh.session.sqlite import SqliteResources
 from wavemesh.trust.statements import Hold, HoldList, OutcomeKind, Permit, UpdateState, WaveState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 CALM_S = 3600.0
 IN_A_PROCESS = """
@@ -81,7 +82,7 @@ def test_every_kind_of_fault_is_described_and_done() -> None:
 
 def test_a_coroutine_that_really_waits_is_an_error() -> None:
     class Never:
-        def __await__(self) -> Iterator[None]:
+        def __await__(self) -> Generator[None, None, None]:
             while True:
                 yield
 
@@ -229,7 +230,8 @@ def test_a_group_with_two_inside(region: Any) -> None:
     order = SimpleNamespace(policy_digest="d", devices=("pos-00", "pos-01"))
     store.hub.belief.orders[wave.wave_id] = order
     store.hub.belief.policies["d"] = policy
-    region.facts.inside[1] = SimpleNamespace(hub=store, device=f"{store.path}/device/pos-01")
+    until = store.clock.now() + timedelta(minutes=5)
+    region.facts.inside[1] = SimpleNamespace(hub=store, device=f"{store.path}/device/pos-01", until=until)
     slot = SimpleNamespace(wave_id=wave.wave_id, device=f"{store.path}/device/pos-00")
     region.facts.checkers.on_decision(store, SimpleNamespace(granted=(slot,)))
     assert _failed(region, "H3")
