@@ -318,3 +318,13 @@ def test_nobody_is_judged_by_a_wave_without_devices_heard() -> None:
     """Rule 4: a target that this hub never heard of has not said where it is."""
     waves: tuple[WaveView, ...] = (wave("a", "b"),)
     assert granted(view([device("a")], waves=waves, since=NOW - s(10))) == []
+
+
+@pytest.mark.parametrize("kind", OutcomeKind)
+def test_who_is_not_heard_since_a_start_takes_a_place_until_it_is_through(kind: OutcomeKind) -> None:
+    """Rule 4, after a start: by its own last word of the wave, or when the maxima are over."""
+    gone = device("a", UpdateState.COMMITTED, connected_since=None, heard_in_session=False, seen_at=NOW - s(600))
+    v = view([gone, device("b"), device("c")], words={"a": word(kind)})
+    through = kind.name in {"UPDATED", "ROLLED_BACK", "FAILED"}
+    assert granted(replace(v, started_at=NOW - s(MAXIMA_S - 1))) == (["b", "c"] if through else ["b"])
+    assert granted(replace(v, started_at=NOW - s(MAXIMA_S))) == ["b", "c"]
