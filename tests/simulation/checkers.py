@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from control.ledger import is_final
-from tests.simulation.controls import ATTEMPTS
 from tests.simulation.engine import EPOCH
 from tests.simulation.hubs import STORE_CONFIG
+from tests.simulation.rows import ATTEMPTS
 from tests.simulation.words import decode
 from wavemesh.trust.freshness import CLOCK_SKEW
 from wavemesh.trust.statements import DeviceOutcome, Envelope, OutcomeKind, UpdateState, WaveState

@@ -264,3 +264,8 @@ def _() -> Patch:
         return lambda self, tx, _changed, removed: store(self, tx, (), removed)
 
     return instead(SqliteResources, "store", make)
+
+
+@mutant("status-withheld", "A child says nothing of where it is after its first status.")
+def _() -> Patch:
+    return patch.object(ChildMachine, "set_status", passing)

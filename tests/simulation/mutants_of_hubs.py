@@ -12,16 +12,17 @@ import control.permits
 import storehub.reportlog
 import storehub.standing
 import storehub.swaps
+import superhub.intake
 import tests.simulation.controls
-from control.ledger import Decision, Move
 from device.store import DeviceStore
+from storehub.hub import Hub
 from storehub.reportlog import HubReportLog
 from storehub.scheduler import Scheduler
 from storehub.swaps import SlotUse
 from storehub.upstream import HubSink
 from tests.simulation.controls import Control
 from tests.simulation.faults import Fault
-from tests.simulation.mutant import DARK, OTHER_DISK, Patch, instead, mutant, passing
+from tests.simulation.mutant import DARK, OTHER_DISK, Patch, doing_nothing, instead, mutant, passing
 from tests.simulation.words import decode
 from wavemesh.outcomes import Counts
 from wavemesh.trust.statements import DeviceOutcome, UpdateState, WaveState
@@ -202,7 +203,7 @@ def _() -> Patch:
         async def mutated(self: Any, through: int) -> None:
             await acknowledge(self, through)
             async with self._database.transaction() as tx:
-                await tx.execute("DELETE FROM ledger")
+                await tx.execute("DELETE FROM outcomes")
 
         return mutated
 
@@ -263,18 +264,6 @@ def _() -> Patch:
     return instead(Control, "_change", make)
 
 
-@mutant("never-closed", "A wave stays open although every device has its outcome or it expired.")
-def _() -> Patch:
-    def make(decide: Any) -> Any:
-        def mutated(**named: Any) -> Decision:
-            decision: Decision = decide(**named)
-            return Decision(Move.STAY) if decision.move is Move.CLOSE else decision
-
-        return mutated
-
-    return instead(tests.simulation.controls, "decide", make)
-
-
 @mutant("orders-kept", "Control closes a wave and leaves its orders in force.")
 def _() -> Patch:
     return patch.object(Control, "withdraw", passing)
@@ -283,3 +272,18 @@ def _() -> Patch:
 @mutant("restart-forgets", "A store hub that starts again does not believe what it holds.", Fault.CRASH_STORE_HUB)
 def _() -> Patch:
     return patch.object(HubSink, "restore", passing)
+
+
+@mutant("permits-withheld", "Control signs no permit.")
+def _() -> Patch:
+    return patch.object(control.permits, "to_issue", lambda *_, **__: ())
+
+
+@mutant("roll-up-drops", "A super hub keeps the outcomes of its stores to itself.")
+def _() -> Patch:
+    return patch.object(superhub.intake, "news", lambda *_: [])
+
+
+@mutant("outcomes-kept-at-hub", "A store hub keeps the outcomes of its devices to itself.")
+def _() -> Patch:
+    return patch.object(Hub, "report_outcomes", doing_nothing)
