@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections import Counter
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from control.ledger import is_final
+from tests.simulation.engine import EPOCH
+from tests.simulation.hubs import STORE_CONFIG
+from tests.simulation.rows import ATTEMPTS
 from tests.simulation.words import decode
 from wavemesh.trust.freshness import CLOCK_SKEW
 from wavemesh.trust.statements import DeviceOutcome, Envelope, OutcomeKind, UpdateState, WaveState
@@ -61,6 +66,14 @@ class Checkers:
         now = self.facts.control_time()
         if not any(swap.attempt <= one.attempts and now < one.expires_at + CLOCK_SKEW for one in permits):
             self.facts.fail("P6", f"{node.path} arms attempt {swap.attempt} of {swap.wave_id} without a live permit")
+        ended = node.progress.lease_expires_at
+        if ended is not None and ended + CLOCK_SKEW <= min(node.clock.now(), self._world_time()):
+            self.facts.fail("P6", f"{node.path} arms in {swap.wave_id} after its lease had ended at {ended}")
+        if (node.hardware, swap.wave_id) in self.facts.stopped:
+            self.facts.fail("P6", f"{node.path} arms in {swap.wave_id}, of which it knew that it is halted")
+
+    def _world_time(self) -> datetime:
+        return EPOCH + timedelta(seconds=self.region.world.now)
 
     def right_image(self, node: DeviceNode, swap: Swap) -> None:
         """D2, D6, P2: verified, not revoked, not known held, by a fresh view, of its class, and not older."""
@@ -116,6 +129,27 @@ class Checkers:
                 if inside or up < group.min_up:
                     self.facts.fail("H3", f"{slot.device} is let in with {inside} inside and {up} others up")
 
+        self.silence(hub, decision)
+
+    def silence(self, hub: StoreHub, decision: Any) -> None:
+        """P7: SILENT is said only while another device of that store has been heard for a while."""
+        since = hub.clock.now() - timedelta(seconds=STORE_CONFIG.witness_s)
+        for one in decision.inferred:
+            witnesses = [path for path, presence in hub.hub.present.items() if presence.since <= since]
+            if one.kind is OutcomeKind.SILENT and set(witnesses) <= {one.device}:
+                self.facts.fail("P7", f"{one.device} is called silent, and nobody else of its store is heard")
+
+    def on_healthy(self, node: DeviceNode) -> None:
+        """P6: a trial that knows of a halt, or that began after its lease had ended, does not pass."""
+        progress = node.progress
+        orders = [one for one in node.equipment.sink.orders() if one.wave_id == progress.wave_id]
+        if any(one.state is WaveState.HALTED for one in orders):
+            self.facts.fail("P6", f"{node.path} finds the trial of {progress.wave_id} healthy and knows of its halt")
+        ended, began_s = progress.lease_expires_at, progress.trial_began_s
+        began = [EPOCH + timedelta(seconds=began_s + skew_s) for skew_s in (0.0, node.clock.skew_s)]
+        if ended is not None and ended + CLOCK_SKEW <= min(began):  # neither by its own clock nor by the world's
+            self.facts.fail("P6", f"{node.path} passes a trial that began after its lease had ended at {ended}")
+
     def on_halt(self, wave: Wave) -> None:
         """C2, P7: no halt by itself but for what the release, or a device that is to blame, really did.
 
@@ -150,6 +184,9 @@ class Checkers:
         self.facts.closed.add(wave.wave_id)
         if not set(wave.outcomes) <= set(wave.devices):
             self.facts.fail("H7", f"wave {wave.wave_id} counts devices that are no targets")
+        pending = set(wave.devices) - set(wave.outcomes)
+        if pending and wave.state is WaveState.CLOSED and self.region.control.clock.now() < wave.expires_at:
+            self.facts.fail("H7", f"wave {wave.wave_id} closes before its time with {len(pending)} devices pending")
 
     # -- at quiescence ------------------------------------------------------------------------------------------------
 
@@ -159,6 +196,7 @@ class Checkers:
         self.ledgers_agree()
         self.queues_are_empty()
         self.devices_are_well()
+        self.waves_are_through()
 
     def resources_agree(self) -> None:
         """M3, M5: each child's resources equal its parent's desired ones, deletions too.
@@ -244,6 +282,22 @@ class Checkers:
                 self.facts.fail("D3", f"{device.path} does not start")
             elif device.progress.state in AT_REST and not self.facts.quality(device).is_good:
                 self.facts.fail("D3", f"{device.path} is {device.progress.state.name} on a bad image")
+
+    def waves_are_through(self) -> None:
+        """P6, H5: of a wave that runs every device that is there has had its last word: nobody waits for nothing.
+
+        Waves that control forgot to have closed are left out, for the reason of ``ledgers_agree``.
+        """
+        devices = {device.path: device for device in self.region.devices if device.is_up}
+        for wave in self.region.control.rows.waves.values():
+            is_held = self.region.control.is_held(wave.release)
+            if wave.shown_state is not WaveState.RUNNING or is_held or wave.wave_id in self.facts.closed:
+                continue
+            there = [path for path in wave.devices if path in devices]
+            waiting = [path for path in there if not is_final(wave.outcomes.get(path), ATTEMPTS)]
+            if waiting:
+                states = dict(Counter(devices[path].progress.state.name for path in waiting))
+                self.facts.fail("P6", f"wave {wave.wave_id} runs on, and waits for {len(waiting)} devices: {states}")
 
     def over(self) -> None:
         """M3: past their expiry nobody holds a halted or expired order as live, and all waves are closed."""

@@ -92,6 +92,8 @@ class Facts:
         """(wave, device) whose trial had no way to its hub, though its image is good."""
         self.forgetful: set[str] = set()
         """Stores whose hub lost its disk, got an older one, or was copied."""
+        self.stopped: set[tuple[int, str]] = set()
+        """Devices that said of a wave that it is halted."""
         self.closed: set[str] = set()
         """Waves on which control said its last word, whether it remembers that or not."""
         self.excused: Counter[str] = Counter()
@@ -149,6 +151,8 @@ class Facts:
 
     def persisted(self, node: DeviceNode, words: Persist) -> None:
         """Progress is durable; with an outcome the swap is over."""
+        if words.outcome is not None and words.outcome.gate == "halted":
+            self.stopped.add((node.hardware, node.progress.wave_id))
         swap = self.inside.get(node.hardware)
         if swap is not None and words.outcome is not None and words.outcome.kind is not OutcomeKind.REFUSED:
             del self.inside[node.hardware]
@@ -157,6 +161,8 @@ class Facts:
         """A trial passed."""
         if not self.quality(node).is_good:
             self.fail("D5", f"{node.path} found a bad image healthy")
+        if self.checkers is not None:
+            self.checkers.on_healthy(node)
 
     def decided(self, hub: StoreHub, decision: Any) -> None:
         """A hub persisted a decision; what it gave up on is outside any swap of its own."""

@@ -39,6 +39,14 @@ def test_every_refusal_names_what_to_do_instead(kind: IntentKind) -> None:
     error = refuse_applied("i-1", kind, "142", "it is applied")
     assert (error.reason, "i-1" in str(error), "it is applied; " in str(error)) == ("INTENT_APPLIED", True, True)
     assert "{" not in str(error)
+    assert error.details == {"intent": "i-1"}
+    without_wave = refuse_applied("i-1", kind, "", "it is applied")
+    assert str(without_wave) == str(error).replace("--wave 142", "--wave WAVE")
+
+
+def test_a_rollback_asked_without_a_wave_is_of_what_runs() -> None:
+    asked = OperatorIntent("i", IntentKind.ROLLBACK_DEVICE, NOW, wave_id="", device="pos-17", reason="x")
+    assert why_done(asked, STATUS) == "pos-17 is back on its previous slot already"
 
 
 STATUS = DeviceStatus(
@@ -50,6 +58,7 @@ STATUS = DeviceStatus(
     ("kind", "changes", "done"),
     [
         (IntentKind.ROLLBACK_DEVICE, {}, True),
+        (IntentKind.ROLLBACK_DEVICE, {"wave_id": ""}, False),
         (IntentKind.ROLLBACK_DEVICE, {"gate": "watchdog"}, False),
         (IntentKind.ROLLBACK_DEVICE, {"wave_id": "143"}, False),
         (IntentKind.ROLLBACK_DEVICE, {"state": UpdateState.COMMITTED}, False),
@@ -63,5 +72,8 @@ STATUS = DeviceStatus(
 def test_what_a_device_did_is_not_asked_again(kind: IntentKind, changes: dict[str, Any], done: bool) -> None:  # noqa: FBT001  # a column
     """M5: by its last status, whoever asks and under whatever id."""
     intent = OperatorIntent("i", kind, NOW, wave_id="142", device="pos-17", reason="x", attempt=2)
-    assert bool(why_done(intent, replace(STATUS, **changes))) is done
-    assert not why_done(intent, None)
+    status = replace(STATUS, **changes)
+    back = "back on its previous slot" if kind is IntentKind.ROLLBACK_DEVICE else "rolled attempt 2 back"
+    verb = "is " if kind is IntentKind.ROLLBACK_DEVICE else ""
+    assert why_done(intent, status) == (f"pos-17 {verb}{back} already" if done else "")
+    assert why_done(intent, None) == ""

@@ -18,6 +18,9 @@ from control.rollout import (
     choose_devices,
     cohorts_of,
     effective_percentage,
+    name_of,
+    region_of,
+    store_of,
     wave_size,
 )
 from wavemesh.errors import NotFoundError
@@ -110,6 +113,32 @@ def test_the_whole_share_is_taken_where_the_stores_have_it() -> None:
     chosen = choose_devices(cohort, size=wave_size(12, 50), hub_budget=2, regions=frozenset({"midwest"}))
     assert [len(paths) for paths in chosen.values()] == [3, 3]
     assert all(not path.endswith("pos-01") for paths in chosen.values() for path in paths)
+
+
+def test_a_store_with_fewer_devices_leaves_its_share_to_the_others() -> None:
+    devices = [device(1, 1), *(device(2, number) for number in range(1, 5))]
+    [cohort] = cohorts_of("shop", devices)
+    chosen = choose_devices(cohort, size=5, hub_budget=None, regions=frozenset())
+    assert [len(paths) for paths in chosen.values()] == [1, 4]
+
+
+def test_why_a_wave_would_be_empty() -> None:
+    running, busy = device(1, 1, runs_release=True), device(1, 2, open_wave="141")
+    [cohort] = cohorts_of("shop", [running, busy])
+    with pytest.raises(EmptyWaveError, match="of 2, 1 run the release already, open waves 141 hold others; the rest"):
+        choose_devices(cohort, size=1, hub_budget=None, regions=frozenset())
+    [cohort] = cohorts_of("shop", [running])
+    with pytest.raises(EmptyWaveError, match="of 1, 1 run the release already; the rest"):
+        choose_devices(cohort, size=1, hub_budget=None, regions=frozenset())
+
+
+def test_parts_of_a_path() -> None:
+    path = device(7, 1).path
+    assert (region_of(path), store_of(path), name_of(path)) == (
+        "region/midwest",
+        "region/midwest/store/store-7",
+        "pos-01",
+    )
 
 
 def test_regions_bound_a_release() -> None:

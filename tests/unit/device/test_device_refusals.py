@@ -36,6 +36,15 @@ def test_the_latest_of_each_is_kept() -> None:
     assert len(kept) == MAX_KEPT
 
 
+@pytest.mark.parametrize("what", ["tuf", "policy", "holds", "revocations", "order", "closed", "lease", "intent"])
+def test_a_refused_resource_is_told_by_its_type(what: str) -> None:
+    assert kind_of(f"{what}/142") == what
+
+
+@pytest.mark.parametrize("what", ["session", "blob", "certificate", "health-ack", "authority-down"])
+def test_what_else_a_device_refuses_is_told_by_its_name(what: str) -> None:
+    assert kind_of(what) == what
+
+
 def test_what_a_hub_makes_up_is_all_one() -> None:
     assert {kind_of(subject) for subject in ("shell/x", "", "orders/x", "../tuf")} == {"unknown"}
-    assert kind_of("session") == "session"

@@ -55,9 +55,9 @@ def test_an_agent_that_never_pets_is_reset_by_the_boot_timer(board: Board) -> No
 
 
 def test_an_agent_that_stops_petting_is_reset_by_the_watchdog(board: Board) -> None:
-    board.petted(110.0)
-    assert board.due(110.0 + WATCHDOG_S - 0.1) == ()
-    assert board.due(110.0 + WATCHDOG_S) == (KillAgent(), BootUp(ResetReason.WATCHDOG))
+    board.petted(115.0)
+    assert board.due(115.0 + WATCHDOG_S - 0.1) == ()
+    assert board.due(115.0 + WATCHDOG_S) == (KillAgent(), BootUp(ResetReason.WATCHDOG))
 
 
 def test_a_reboot_asked_for_is_a_reset(board: Board) -> None:
@@ -73,6 +73,28 @@ def test_a_crashed_agent_starts_again_in_the_same_boot_however_often(board: Boar
         now_s += RESTART_DELAY_S
         assert board.due(now_s) == (StartAgent(),)
         assert board.due_s == now_s + BOOT_TIMER_S
+
+
+def test_what_an_agent_still_had_to_do_ends_with_it(board: Board) -> None:
+    """The watchdog is quiet until the agent is there again; a last sign of life puts nothing off."""
+    board.petted(110.0)
+    ended_s = 110.0 + WATCHDOG_S - RESTART_DELAY_S / 2
+    board.agent_ended(End.CRASH, ended_s)
+    assert board.due(110.0 + WATCHDOG_S) == ()
+    board.petted(ended_s)
+    assert board.due_s == ended_s + RESTART_DELAY_S
+
+
+def test_a_new_board_is_off_and_has_seen_nothing() -> None:
+    board = Board(WATCHDOG_S, BOOT_TIMER_S)
+    assert (board.is_on, board.last_step, board.due_s, board.triggers) == (False, "", None, ())
+    assert all(board.agent_ended(End.CRASH_ON_TRIAL, 1.0) == () for _ in range(TRIAL_CRASHES))
+
+
+def test_a_boot_begins_without_steps(board: Board) -> None:
+    board.stepped("armed", 110.0)
+    board.power_up(ResetReason.REBOOT, 111.0)
+    assert board.last_step == ""
 
 
 def test_on_trial_crashes_are_counted_and_a_boot_starts_the_count_again(board: Board) -> None:

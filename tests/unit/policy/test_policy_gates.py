@@ -48,6 +48,12 @@ def test_what_may_heal_within_a_wave_is_transient() -> None:
     assert Gate.HALTED.notes.lasting is Lasting.FINAL
 
 
+def test_which_outcomes_may_say_nothing_about_the_release() -> None:
+    """Semantics, "Populations and numbers"."""
+    words = {gate.value for gate in INCONCLUSIVE_GATES}
+    assert words == {"power-loss", "health-authority", "lease-expired", "clock", "halted"}
+
+
 def test_a_gate_that_can_be_inconclusive_is_one_a_trial_can_meet() -> None:
     assert all(Stage.TRIAL in gate.notes.stages for gate in INCONCLUSIVE_GATES)
 
@@ -84,6 +90,7 @@ def test_checks_are_named_by_the_last_word_and_never_alike() -> None:
         "grep scanner-2",
     )
     assert check_names(commands) == ("scanner", "scanner-2", "usr-bin-printer-test", "check", "scanner-2-2")
+    assert check_names(("", "x" * 90, "x" * 90)) == ("check", "x" * 60, "x" * 60 + "-2")
 
 
 @given(st.lists(st.text(max_size=90), max_size=16).map(tuple))

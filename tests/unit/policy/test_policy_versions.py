@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wavemesh.policy.versions import BadVersionError, Constraint, Version
+from wavemesh.policy.versions import COMPARATORS_MOST, LENGTH_MOST, BadVersionError, Constraint, Version
 
 NUMBERS = st.integers(0, 30)
 IDENTIFIERS = st.one_of(st.integers(0, 20).map(str), st.from_regex(r"[a-z-][a-z0-9-]{0,3}", fullmatch=True))
@@ -50,6 +50,18 @@ def test_the_order_is_total(a: Version, b: Version, c: Version) -> None:
 def test_other_texts_are_no_version(text: str) -> None:
     with pytest.raises(BadVersionError):
         Version.parse(text)
+
+
+def test_the_longest_that_are_read() -> None:
+    longest = "1.0.0-" + "a" * (LENGTH_MOST - 6)
+    assert str(Version.parse(longest)) == longest
+    word = "=1.0.0-" + "a" * (LENGTH_MOST - 7)
+    assert str(Constraint.parse(word)) == word
+    most = " ".join(["<1.0.0"] * COMPARATORS_MOST)
+    assert str(Constraint.parse(most)) == most
+    for too_long in (f"{word}a", f"{most} <1.0.0"):
+        with pytest.raises(BadVersionError):
+            Constraint.parse(too_long)
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,13 @@ def blob(name: str, age: int, size_bytes: int = 10) -> CachedBlob:
 def test_pins_say_why_and_keep_the_last_known_good_of_each_class() -> None:
     reasons = pins(
         [Need("target of wave 142", (digest("a"), digest("b")))],
-        [DeviceImages("pos", "a" * 64, "c" * 64), DeviceImages("", "", "")],
+        [DeviceImages("pos", "a" * 64, "c" * 64), DeviceImages("", "", ""), DeviceImages("", "d" * 64, "")],
     )
     assert reasons == {
         "a" * 64: ("running on class pos", "target of wave 142"),
         "b" * 64: ("target of wave 142",),
         "c" * 64: ("last known good of class pos",),
+        "d" * 64: ("running on class unknown",),
     }
 
 
@@ -38,6 +39,15 @@ def test_oldest_goes_first_and_only_as_much_as_is_needed() -> None:
     assert [one.digest for one in oldest_first(blobs)] == [digest("b"), digest("c"), digest("a")]
     assert make_room(blobs, {}, [digest("d")], 30) == (digest("b"),)
     assert make_room(blobs, {}, [digest("d")], 40) == ()
+
+
+def test_equal_ages_go_by_name_and_one_byte_counts() -> None:
+    blobs = [blob("b", 1), blob("a", 1)]
+    assert [one.digest for one in oldest_first(blobs)] == [digest("a"), digest("b")]
+    assert make_room(blobs, {}, [digest("d")], 29) == (digest("a"),)
+    assert make_room(blobs, {}, [digest("d")], 30) == ()
+    with pytest.raises(GateError, match="1 bytes too small"):
+        make_room([], {}, [digest("d")], 9)
 
 
 def test_pinned_and_wanted_blobs_stay() -> None:

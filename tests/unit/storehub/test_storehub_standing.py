@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from storehub.standing import PauseEffect, PauseHere, Standing, Surroundings, standing_of
+from storehub.standing import PauseEffect, PauseHere, Standing, Surroundings, WaveStanding, standing_of
 from tests.session_kit import Fleet
 from tests.storehub_kit import WAVE, Control
 from wavemesh.codec.statements import decode
@@ -66,6 +66,9 @@ def test_what_keeps_a_wave_waiting_is_named(
 ) -> None:
     found = standing_of(order, change(around))
     assert (found.standing, found.gate) == (Standing.WAITING, gate)
+    if gate == "signature":
+        missing = "trust metadata" if change(around).trusted is None else f"the policy {order.policy_digest}"
+        assert found.detail == f"{missing} is not held yet"
 
 
 def test_a_swap_window_is_store_local(order: WaveOrder, around: Surroundings) -> None:
@@ -94,6 +97,21 @@ def test_every_origin_pauses_on_its_own(order: WaveOrder, around: Surroundings) 
 
 def test_a_halt_beats_everything(order: WaveOrder, around: Surroundings) -> None:
     halt = PauseHere(WAVE, "operator:alice", "smoke", PauseEffect.HALT)
-    assert standing_of(order, replace(around, pauses=(halt,), policy=None)).standing is Standing.HALTED
-    assert standing_of(replace(order, state=WaveState.HALTED), around).standing is Standing.HALTED
-    assert standing_of(replace(order, state=WaveState.PLANNED), around).standing is Standing.WAITING
+    halted = WaveStanding(Standing.HALTED, "halted", "operator:alice: smoke")
+    assert standing_of(order, replace(around, pauses=(halt,), policy=None)) == halted
+
+
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [
+        (WaveState.HALTED, WaveStanding(Standing.HALTED, "halted", "halted by control")),
+        (WaveState.CLOSED, WaveStanding(Standing.CLOSED, "", "closed by control")),
+        (WaveState.PAUSED, WaveStanding(Standing.PAUSED, "", "paused by control")),
+        (WaveState.PLANNED, WaveStanding(Standing.WAITING, "", "planned, not started")),
+        (WaveState.RUNNING, WaveStanding(Standing.LIVE)),
+    ],
+)
+def test_what_control_says_of_a_wave(
+    state: WaveState, found: WaveStanding, order: WaveOrder, around: Surroundings
+) -> None:
+    assert standing_of(replace(order, state=state), around) == found

@@ -108,6 +108,6 @@ def test_one_release_that_passes_is_enough() -> None:
     passed, needed = Pass(RELEASE, Entry.KNOWN), BundleNeeded(make_manifest("b"))
     refused = [Refusal("c", "hold", ""), Refusal("a", "class", "")]
     assert decide([refused[0], needed, passed]) == passed
-    assert decide([refused[0], needed]) == needed
+    assert decide([*refused, needed]) == needed
     assert decide(refused) == refused[1]
     assert decide([]) is None

@@ -68,6 +68,13 @@ def test_at_most_one_news_a_device_and_only_better_ones(outcomes: list[Heard]) -
     assert all(one.key not in known or one.rank > known[one.key] for one in fresh)
 
 
+def test_what_beats_what_is_known_is_news_once() -> None:
+    worse, better, other = heard("pos-01", 1, 1), heard("pos-01", 1, 2), heard("pos-02", 1, 1)
+    assert news([worse, better, other, better], {}) == [better, other]
+    assert news([worse, better], {worse.key: worse.rank}) == [better]
+    assert news([worse], {better.key: better.rank}) == []
+
+
 def test_the_ranks_are_those_of_the_semantics() -> None:
     """The highest (attempt, sequence) wins; at equal numbers the device's word beats its hub's."""
     ranks = [

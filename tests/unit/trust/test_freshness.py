@@ -40,6 +40,29 @@ def test_a_release_ages(make_manifest: Callable[..., ReleaseManifest]) -> None:
         assert refusal.value.gate == "freshness"
 
 
+def test_a_refusal_says_what_was_observed_and_required(make_manifest: Callable[..., ReleaseManifest]) -> None:
+    """D8: evidence is compared by programs, not read out of sentences."""
+    floor = NOW + SECOND
+    cases: list[tuple[Callable[[], None], str, str]] = [
+        (
+            lambda: check_release_age(make_manifest(signed_at=NOW), NOW + timedelta(days=20)),
+            "20 days",
+            "at most 14 days",
+        ),
+        (lambda: check_not_expired(Gate.PERMIT, "it", NOW, NOW), NOW.isoformat(), f"before {NOW.isoformat()}"),
+        (
+            lambda: check_time_trusted(NOW, floor, ClockSource.HARDWARE),
+            NOW.isoformat(),
+            f"at least {floor.isoformat()}",
+        ),
+        (lambda: check_time_trusted(NOW, NOW, ClockSource.UNCONFIRMED), "unconfirmed", "confirmed, or hardware"),
+    ]
+    for check, observed, required in cases:
+        with pytest.raises(GateError) as refusal:
+            check()
+        assert (refusal.value.observed, refusal.value.required) == (observed, required)
+
+
 def test_what_expires_names_its_own_gate() -> None:
     check_not_expired(Gate.PERMIT, "permit for pos-03", NOW + SECOND, NOW)
     with pytest.raises(GateError, match="permit for pos-03 expired") as refusal:

@@ -33,6 +33,7 @@ def test_a_release_is_held_by_name_or_firmware(make_manifest: Callable[..., Rele
     with pytest.raises(GateError, match=r"on hold .*: bad") as refusal:
         check_not_held(release, holds(3, hold))
     assert refusal.value.gate == "hold"
+    assert (refusal.value.observed, refusal.value.required) == ("on hold at epoch 3", "no hold")
     check_not_held(release, holds(3, Hold("other", "00" * 32, "")))
     check_not_held(make_manifest(firmware=None), holds(3, Hold("other", "", "")))
 
@@ -51,6 +52,7 @@ def test_epochs_do_not_go_back() -> None:
 def test_an_old_or_missing_view_is_no_view() -> None:
     day = timedelta(hours=24)
     check_hold_view(holds(5), NOW + day, day, 5)
+    check_hold_view(holds(0), NOW, day)
     for view, now, least in ((None, NOW, 0), (holds(5), NOW + day + timedelta(seconds=1), 0), (holds(5), NOW, 6)):
         with pytest.raises(GateError) as refusal:
             check_hold_view(view, now, day, least)

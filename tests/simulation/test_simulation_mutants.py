@@ -1,0 +1,34 @@
+"""The simulation finds what it is for: rules broken by hand. All of them: ``python -m tests.simulation.mutants``."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation import mutants_of_devices, mutants_of_hubs  # noqa: F401  # they add theirs
+from tests.simulation.mutant import MUTANTS
+from tests.simulation.run import run_seed
+
+# Those that are found fastest, each with a night that shows it; test_simulation.py has these nights without it.
+FASTEST = {
+    "acknowledgement-forgotten": (1, "M6"),
+    "closed-with-pending": (1, "H7"),
+    "committed-before-health": (2, "D3"),
+    "one-lease-more": (1, "H2"),
+    "orders-kept": (1, "M3"),
+    "outcome-forgotten": (1, "P6"),
+    "removals-dropped": (1, "M3"),
+    "updates-dropped": (1, "M3"),
+}
+
+
+def test_mutants_have_names_of_their_own_and_say_what_is_broken() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 25
+    assert all(mutant.broken.endswith(".") for mutant in MUTANTS)
+
+
+@pytest.mark.parametrize("name", FASTEST)
+def test_a_broken_rule_is_found(name: str) -> None:
+    seed, requirement = FASTEST[name]
+    mutant = next(one for one in MUTANTS if one.name == name)
+    failures = run_seed(seed, patches=mutant.patches(), keeps_trace=False).failures
+    assert {failure.partition(":")[0] for failure in failures} >= {requirement}
