@@ -42,7 +42,7 @@ class Checkers:
         self.exposure(swap)
 
     def limit(self, node: DeviceNode, swap: Swap) -> None:
-        """H2: never more than N devices of a hub between ARM and outcome, or the maxima of a swap without a word."""
+        """H6: never more than N devices of a hub between ARM and outcome, or the maxima of a swap without a word."""
         wave = self.region.control.rows.waves.get(swap.wave_id)
         if wave is None:
             return
@@ -53,7 +53,7 @@ class Checkers:
         ]
         if len(others) >= most:
             names = ", ".join(sorted(s.device.rsplit("/", 1)[1] for s in others))
-            self.facts.fail("H2", f"{node.path} arms beside {names}: the limit is {most}")
+            self.facts.fail("H6", f"{node.path} arms beside {names}: the limit is {most}")
 
     def burned_once(self, node: DeviceNode, swap: Swap) -> None:
         """P6: no attempt is burned twice by one device."""
@@ -76,18 +76,18 @@ class Checkers:
         return EPOCH + timedelta(seconds=self.region.world.now)
 
     def right_image(self, node: DeviceNode, swap: Swap) -> None:
-        """D2, D6, P2: verified, not revoked, not known held, by a fresh view, of its class, and not older."""
+        """D3, P2: verified, not revoked, not known held, by a fresh view, of its class, and not older."""
         target, sink = node.progress.target, node.equipment.sink
         if target is None or target.firmware is None:
             return
         label, running = node.slots.label(target.boot.slot), node.slots.label(node.record.boot.slot)
         if label is None or label.firmware != target.firmware:
-            self.facts.fail("D2", f"{node.path} arms slot {target.boot.slot.value}, which is not the release's image")
+            self.facts.fail("D3", f"{node.path} arms slot {target.boot.slot.value}, which is not the release's image")
         trusted, holds = sink.trusted, sink.belief.holds
         if trusted is None or trusted.is_revoked(target.release):
             self.facts.fail("P2", f"{node.path} arms {target.release}, which it knows to be revoked")
         elif trusted.releases()[target.release].device_class != "pos":
-            self.facts.fail("D2", f"{node.path} arms {target.release} of another class")
+            self.facts.fail("P2", f"{node.path} arms {target.release} of another class")
         if holds is None or any(one.release == target.release for one in holds.holds):
             self.facts.fail("P2", f"{node.path} arms {target.release}, which it knows to be held")
         elif node.clock.now() - holds.issued_at > timedelta(seconds=target.rules.hold_max_age_s):
@@ -95,7 +95,7 @@ class Checkers:
         if running is not None and [int(x) for x in target.version.split(".")] <= [
             int(x) for x in running.version.split(".")
         ]:
-            self.facts.fail("D6", f"{node.path} arms {target.version} over {running.version}")
+            self.facts.fail("P2", f"{node.path} arms {target.version} over {running.version}")
 
     def exposure(self, swap: Swap) -> None:
         """P6: a halt not yet delivered exposes at most the devices of the outstanding permits."""
@@ -109,7 +109,7 @@ class Checkers:
     # -- at decisions -------------------------------------------------------------------------------------------------
 
     def on_decision(self, hub: StoreHub, decision: Any) -> None:
-        """H3: within an availability group one at a time, and enough of the others connected.
+        """H6: within an availability group one at a time, and enough of the others connected.
 
         One that is inside past the maxima of its swap is down, and no longer inside.
         """
@@ -118,7 +118,14 @@ class Checkers:
             order = hub.hub.belief.orders.get(slot.wave_id)
             policy = hub.hub.belief.policies.get(order.policy_digest) if order is not None else None
             for group in policy.guardrails.availability if policy is not None and order is not None else ():
-                members = {hub.hub.device_path(name) for name in order.devices} if order is not None else set()
+                members = {
+                    hub.hub.device_path(name)
+                    for one in hub.hub.config.groups
+                    for name in one.devices
+                    if (one.role, one.group) == (group.role, group.group)
+                }
+                if slot.device not in members:
+                    continue
                 others = members - {slot.device}
                 inside = [
                     s.device
@@ -127,17 +134,17 @@ class Checkers:
                 ]
                 up = sum(path in hub.hub.present for path in others)
                 if inside or up < group.min_up:
-                    self.facts.fail("H3", f"{slot.device} is let in with {inside} inside and {up} others up")
+                    self.facts.fail("H6", f"{slot.device} is let in with {inside} inside and {up} others up")
 
         self.silence(hub, decision)
 
     def silence(self, hub: StoreHub, decision: Any) -> None:
-        """P7: SILENT is said only while another device of that store has been heard for a while."""
+        """H7: SILENT is said only while another device of that store has been heard for a while."""
         since = hub.clock.now() - timedelta(seconds=STORE_CONFIG.witness_s)
         for one in decision.inferred:
             witnesses = [path for path, presence in hub.hub.present.items() if presence.since <= since]
             if one.kind is OutcomeKind.SILENT and set(witnesses) <= {one.device}:
-                self.facts.fail("P7", f"{one.device} is called silent, and nobody else of its store is heard")
+                self.facts.fail("H7", f"{one.device} is called silent, and nobody else of its store is heard")
 
     def on_healthy(self, node: DeviceNode) -> None:
         """P6: a trial that knows of a halt, or that began after its lease had ended, does not pass."""
@@ -151,7 +158,7 @@ class Checkers:
             self.facts.fail("P6", f"{node.path} passes a trial that began after its lease had ended at {ended}")
 
     def on_halt(self, wave: Wave) -> None:
-        """C2, P7: no halt by itself but for what the release, or a device that is to blame, really did.
+        """C2: no halt by itself but for what the release, or a device that is to blame, really did.
 
         A device that could not reach its hub for the whole of its trial rolls back, and that counts in the ratio, as
         does silence while any other device is heard: by the rules of semantics.md, "Populations", nobody tells it from
@@ -166,10 +173,10 @@ class Checkers:
         ours = [o for o in wave.outcomes.values() if o.kind in bad and o.device not in self.facts.blamed]
         unfounded = [o for o in ours if not self._is_cut_off(wave.wave_id, o.device)]
         if ours and not unfounded:
-            self.facts.excuse("P7: halted by devices that nobody could reach")
+            self.facts.excuse("C2: halted by devices that nobody could reach")
         if unfounded:
             said = ", ".join(f"{o.device.rsplit('/', 1)[1]} {o.kind.name} {o.gate}" for o in unfounded)
-            self.facts.fail("P7", f"wave {wave.wave_id} halted itself over a good release: {said}")
+            self.facts.fail("C2", f"wave {wave.wave_id} halted itself over a good release: {said}")
 
     def _is_cut_off(self, wave_id: str, path: str) -> bool:
         """Whether the world, and not the image, kept a device from being heard."""
@@ -274,14 +281,14 @@ class Checkers:
                 self.facts.fail("M6", f"{device.path} holds {len(device.file.document.reports)} reports")
 
     def devices_are_well(self) -> None:
-        """D3: none is bricked, and whoever is at rest runs a good image."""
+        """D9: none is bricked, and whoever is at rest runs a good image."""
         for device in self.region.devices:
             if device.is_dead or not device.is_powered:
                 continue
             if not device.is_up:
-                self.facts.fail("D3", f"{device.path} does not start")
+                self.facts.fail("D9", f"{device.path} does not start")
             elif device.progress.state in AT_REST and not self.facts.quality(device).is_good:
-                self.facts.fail("D3", f"{device.path} is {device.progress.state.name} on a bad image")
+                self.facts.fail("D9", f"{device.path} is {device.progress.state.name} on a bad image")
 
     def waves_are_through(self) -> None:
         """P6, H5: of a wave that runs every device that is there has had its last word: nobody waits for nothing.

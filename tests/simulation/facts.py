@@ -135,7 +135,7 @@ class Facts:
     def booted(self, node: DeviceNode) -> None:
         """A board boots a slot."""
         if node.slots.label(node.record.boot.slot) is None:
-            self.fail("D3", f"{node.path} boots slot {node.record.boot.slot.value}, which holds nothing whole")
+            self.fail("D9", f"{node.path} boots slot {node.record.boot.slot.value}, which holds nothing whole")
 
     def armed(self, node: DeviceNode) -> None:
         """Try-once is set: of a swap, or of a rollback after the commit."""
@@ -160,7 +160,7 @@ class Facts:
     def healthy(self, node: DeviceNode) -> None:
         """A trial passed."""
         if not self.quality(node).is_good:
-            self.fail("D5", f"{node.path} found a bad image healthy")
+            self.fail("D4", f"{node.path} found a bad image healthy")
         if self.checkers is not None:
             self.checkers.on_healthy(node)
 

@@ -13,6 +13,7 @@ from storehub.asks import Asks
 from storehub.belief import Belief as StoreBelief
 from storehub.clockguard import ClockGuard
 from storehub.config import Config as StoreConfig
+from storehub.config import GroupConfig
 from storehub.hub import Bell, Hub
 from storehub.intents import Intents
 from storehub.reportlog import HubReportLog, snapshot_of
@@ -54,7 +55,8 @@ RELAY_PAUSE_S = 15.0
 POLL_S = 60.0
 RELAY_TIMEOUT_S = 5.0
 FETCH_S = 30.0
-STORE_CONFIG = StoreConfig(listen="", parent="", scheduling_interval_s=1.0)
+LANE = GroupConfig("till", "a", ("pos-00", "pos-01", "pos-02"))
+STORE_CONFIG = StoreConfig(listen="", parent="", scheduling_interval_s=1.0, groups=(LANE,))
 
 
 class StoreHub(MiddleNode):

@@ -121,7 +121,7 @@ class Link:
 
 
 class Dialer:
-    """Keeps a child's session: what ``SessionUpstream.run`` does around ``feed``, ``perform`` and ``_delay_s``."""
+    """Keeps a child's session: what ``SessionUpstream.run`` does around ``feed``, ``perform`` and back-off."""
 
     def __init__(self, node: Node, upstream: SessionUpstream, link: Link) -> None:
         self.node = node

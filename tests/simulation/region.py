@@ -12,7 +12,7 @@ from tests.simulation.controls import Control
 from tests.simulation.devices import DeviceNode
 from tests.simulation.engine import EPOCH, World
 from tests.simulation.facts import GOOD, Facts, Quality
-from tests.simulation.hubs import StoreHub, SuperHub
+from tests.simulation.hubs import LANE, StoreHub, SuperHub
 from tests.simulation.links import Link
 from tests.simulation.words import Trust
 from wavemesh.errors import PeerError
@@ -149,7 +149,7 @@ class Region:
                 hold_max_age_hours=rng.choice((5.5, 7.0, 24.0)),
                 rotate_certificates=False,
                 require_packed_lkg=False,
-                availability=(AvailabilityGroup("till", "a", 1),) if grouped else (),
+                availability=(AvailabilityGroup(LANE.role, LANE.group, 2),) if grouped else (),
                 pass_when_cannot_tell=(),
             ),
             Artifacts("firmware.img", None, "firmware.sig"),

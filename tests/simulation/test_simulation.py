@@ -148,7 +148,7 @@ def test_one_device_too_many(region: Any) -> None:
         region.facts.armed(_armed(region, number))
     assert region.facts.failures == []
     region.facts.armed(_armed(region, most))
-    assert _failed(region, "H2")
+    assert _failed(region, "H6")
 
 
 def test_an_attempt_burned_twice(region: Any) -> None:
@@ -167,8 +167,8 @@ def test_an_arm_without_a_permit(region: Any) -> None:
 @pytest.mark.parametrize(
     ("requirement", "changes"),
     [
-        ("D6", {"version": "1.0.0"}),
-        ("D2", {"firmware": words.Trust}),
+        ("P2", {"version": "1.0.0"}),
+        ("D3", {"firmware": words.Trust}),
         ("P2", {"rules": SimpleNamespace(rollback_on_health_loss_s=180.0, hold_max_age_s=1.0)}),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_halt_over_a_good_release(region: Any) -> None:
     bad = SimpleNamespace(device=wave.devices[0], kind=OutcomeKind.SILENT, gate="watchdog")
     wave.outcomes[wave.devices[0]] = bad
     region.facts.checkers.on_halt(wave)
-    assert _failed(region, "P7")
+    assert _failed(region, "C2")
 
 
 def test_a_bad_image_found_healthy_and_an_empty_slot_booted(region: Any) -> None:
@@ -216,16 +216,16 @@ def test_a_bad_image_found_healthy_and_an_empty_slot_booted(region: Any) -> None
     label = device.slots.label(device.record.boot.slot)
     region.facts.qualities[label.firmware.sha256] = Quality(passes_probes=False)
     region.facts.healthy(device)
-    assert _failed(region, "D5")
+    assert _failed(region, "D4")
     device.slots.labels[device.record.boot.slot] = None
     region.facts.booted(device)
-    assert _failed(region, "D3")
+    assert _failed(region, "D9")
 
 
 def test_a_group_with_two_inside(region: Any) -> None:
     store = region.stores[0]
     wave = next(iter(region.control.rows.waves.values()))
-    group = SimpleNamespace(min_up=1)
+    group = SimpleNamespace(role="till", group="a", min_up=1)
     policy = SimpleNamespace(guardrails=SimpleNamespace(availability=(group,)))
     order = SimpleNamespace(policy_digest="d", devices=("pos-00", "pos-01"))
     store.hub.belief.orders[wave.wave_id] = order
@@ -234,7 +234,7 @@ def test_a_group_with_two_inside(region: Any) -> None:
     region.facts.inside[1] = SimpleNamespace(hub=store, device=f"{store.path}/device/pos-01", until=until)
     slot = SimpleNamespace(wave_id=wave.wave_id, device=f"{store.path}/device/pos-00")
     region.facts.checkers.on_decision(store, SimpleNamespace(granted=(slot,)))
-    assert _failed(region, "H3")
+    assert _failed(region, "H6")
 
 
 def test_what_differs_at_quiescence(region: Any) -> None:
@@ -258,7 +258,7 @@ def test_what_differs_at_quiescence(region: Any) -> None:
     assert _failed(region, "M6")
     device.is_up = False
     checkers.devices_are_well()
-    assert _failed(region, "D3")
+    assert _failed(region, "D9")
 
 
 def test_what_is_left_when_all_is_over(region: Any) -> None:

@@ -12,8 +12,8 @@ from tests.simulation.run import run_seed
 FASTEST = {
     "acknowledgement-forgotten": (1, "M6"),
     "closed-with-pending": (1, "H7"),
-    "committed-before-health": (2, "D3"),
-    "one-lease-more": (1, "H2"),
+    "committed-before-health": (2, "D9"),
+    "one-lease-more": (1, "H6"),
     "orders-kept": (1, "M3"),
     "outcome-forgotten": (1, "P6"),
     "removals-dropped": (1, "M3"),
