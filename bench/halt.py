@@ -8,7 +8,8 @@ without product code:
 * ``permits``: devices of the cut store whose permits were outstanding when it was cut;
 * ``exposed``: devices of the cut store that ARMED after the cut, until its WAN is back and control has their
   outcomes; the halt comes after the cut, so they are no fewer than those that ARMED after the halt;
-* ``halted_after_s``: from the first rollback at any board until control's wave is halted.
+* ``halted_after_s``: from the first rollback at any board until control's wave is halted;
+* ``swapped_elsewhere``: devices of the other stores that ARMED after that, while the order was on its way.
 
 It is done with the default, where a hub gets permits for all its devices, and with each ``--batch``. Then a good
 release meets what must not halt it: a store that is dark from its first swap on, a store whose devices all lose power
