@@ -29,15 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON; - is stdout, the table then stderr")
     arguments = parser.parse_args(argv)
     table = sys.stderr if arguments.json == "-" else sys.stdout
-    table.write(f"{'scenario':16} {'states':>9} {'transitions':>11} {'depth':>5} {'at rest':>7} {'wall s':>7}\n")
+    table.write(f"{'scenario':16} {'states':>9} {'transitions':>11} {'depth':>5} {'at rest':>7} {'cpu s':>7}\n")
     began_s = time.monotonic()
     rows = {}
     for name in arguments.scenario or SCENARIOS:
-        started_s = time.monotonic()
+        started_s = time.process_time()
         found = explore(name, is_full=not arguments.reduced)
-        wall_s = round(time.monotonic() - started_s, 1)
-        rows[name] = {**asdict(found), "wall_s": wall_s}
-        counts = f"{found.states:9} {found.transitions:11} {found.depth:5} {found.at_rest:7} {wall_s:7.1f}"
+        cpu_s = round(time.process_time() - started_s, 1)
+        rows[name] = {**asdict(found), "cpu_s": cpu_s}
+        counts = f"{found.states:9} {found.transitions:11} {found.depth:5} {found.at_rest:7} {cpu_s:7.1f}"
         table.write(f"{name:16} {counts}\n")
         table.writelines(f"  {line}\n" for violation in found.violations for line in shown(violation))
         table.flush()

@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tests.model import permits, session
+from tests.model import streams, wave
 from tests.model.explorer import CONVERGES, Explorer, Findings
-from tests.model.permits import PermitPlot, PermitWorld
-from tests.model.session import CLONE, EVENT, OUTCOME, Change, Plot, SessionWorld
+from tests.model.permits import PermitWorld
+from tests.model.session import SessionWorld
+from tests.model.streams import CLONE, EVENT, OUTCOME, Change, Plot
 from tests.model.swapping import BURNED_FIRST, LIVE_PERMIT
+from tests.model.wave import PermitPlot
 from wavemesh.session.frames import Report
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ _GIVE, _TAKE = Change("A", "x", b"1"), Change("A", "x", None)
 _URGENT = Change("A", "y", b"2", urgent=True)
 _GIVE_B = Change("B", "x", b"1")
 
-INVARIANTS = (*session.INVARIANTS, BURNED_FIRST, LIVE_PERMIT, *permits.INVARIANTS, CONVERGES)
+INVARIANTS = (*streams.INVARIANTS, BURNED_FIRST, LIVE_PERMIT, *wave.INVARIANTS, CONVERGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "hub-restore": _permits(PermitPlot(1, _kinds("restore-hub"), 0), _one("restore-hub")),
     "hub-clone": _permits(_one("clone-hub"), replace(_one("clone-hub"), shows=1)),
     "control-restore": _permits(PermitPlot(1, _kinds("restore-control"), 1), _one("restore-control")),
-    "power": _permits(PermitPlot(1, _kinds("power"), 2), _one("power")),
+    "power": _permits(PermitPlot(1, _kinds("power"), 1), _one("power")),
 }
 
 

@@ -16,20 +16,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from tests.model.explorer import BrokenError, Problem, Step
-from tests.model.frozen import copied, frozen
 from wavemesh.session.child import (
     AcknowledgeReports,
     ApplyResources,
-    ChildEffect,
     ChildMachine,
     RestartLog,
 )
 from wavemesh.session.faults import SessionViolationError
 from wavemesh.session.frames import (
-    ChildFrame,
     HeldResource,
     Hello,
-    ParentFrame,
     Report,
     ReportAck,
     Resource,
@@ -37,139 +33,33 @@ from wavemesh.session.frames import (
     ResourceVersion,
     Welcome,
 )
-from wavemesh.session.parent import Admit, ApplyReports, ParentEffect, ParentMachine, ParentOptions, ParentState
+from wavemesh.session.parent import Admit, ApplyReports, ParentMachine, ParentState
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
-OPTIONS = ParentOptions("p", report_window=2, update_bytes=64)
-OUTCOME, EVENT, SNAPSHOT = "outcome", "event", "snapshot"
-CLONE = "A'"
-_NOW = 0.0
-
-ONCE = "a report takes effect at most once (M3)"
-LOST = "no report is lost (M3)"
-ACKED = "what is acknowledged is durable at the parent (sessions, persist then send)"
-CURSOR = "the cursor is the number of reports in effect, without a gap (sessions)"
-DESIRED = "at rest a child holds what its parent wants, removals included (M3)"
-NEWER = "the version of a resource never goes back within an epoch (sessions)"
-ALONE = "the older session of a child is over before a newer one is served (sessions)"
-FENCED = "a fenced incarnation is not heard again (sessions)"
-PROTOCOL = "neither side breaks the protocol (session.proto)"
-INVARIANTS = (ONCE, LOST, ACKED, CURSOR, DESIRED, NEWER, ALONE, FENCED, PROTOCOL)
-
-
-@dataclass(frozen=True, slots=True)
-class ChildDisk:
-    """What a child keeps: its report log, the resources it holds, and the outcomes that a snapshot tells."""
-
-    incarnation: int
-    next_number: int = 1
-    sent_through: int = 0
-    log: tuple[Report, ...] = ()
-    held: tuple[Resource, ...] = ()
-    outcomes: tuple[bytes, ...] = ()
-
-    @property
-    def first_number(self) -> int:
-        """Lowest number that can still be read."""
-        return self.next_number - len(self.log)
-
-
-@dataclass(frozen=True, slots=True)
-class ParentDisk:
-    """What a parent keeps: ``wanted`` counts the changes made to desired state, ``effects`` what each report did."""
-
-    epoch: str = "e"
-    wanted: int = 0
-    counter: int = 0
-    desired: tuple[tuple[str, tuple[Resource, ...]], ...] = ()
-    cursors: tuple[tuple[str, int, int], ...] = ()
-    effects: tuple[tuple[str, bytes, int], ...] = ()
-
-    def cursor(self, child: str, incarnation: int) -> int:
-        """The highest report of that incarnation that has effect; 0 for an unknown one."""
-        return next((n for path, known, n in self.cursors if (path, known) == (child, incarnation)), 0)
-
-    def wants_of(self, child: str) -> tuple[Resource, ...]:
-        """A child's desired state."""
-        return next((resources for path, resources in self.desired if path == child), ())
-
-    def times(self, child: str, body: bytes) -> int:
-        """How often a report took effect."""
-        return next((n for path, known, n in self.effects if (path, known) == (child, body)), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One change of desired state: a child's resource by name with new content, or without (None) taken away."""
-
-    child: str
-    name: str
-    content: bytes | None
-    urgent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """What happens in a scenario, in any interleaving: reports by child as (kind, body), changes in order, faults.
-
-    ``faults`` are the kinds of which any one happens at any moment, or none: ``cut``, ``crash-parent``,
-    ``lose-parent``, ``restore-parent``, ``restore-child``, ``clone``. A clone is a second instance of the first child,
-    on a copy of its disk; both dial at most ``redials`` times from then on, since each ends the other's session.
-    ``promises_all`` says whether no report may be lost.
-    """
-
-    reports: tuple[tuple[str, tuple[Report, ...]], ...]
-    changes: tuple[Change, ...]
-    faults: frozenset[str]
-    redials: int = 0
-    promises_all: bool = True
-
-
-@dataclass(slots=True)
-class Node:
-    """One running instance of a child: ``path`` is who it says it is, ``made`` how many reports it has made."""
-
-    path: str
-    disk: ChildDisk
-    made: int = 0
-    owes: tuple[bytes, ...] = ()
-    backup: ChildDisk | None = None
-    redials: int = 0
-    promises_all: bool = True
-
-
-@dataclass(slots=True)
-class Link:
-    """A stream of one instance; an end that is None is gone. What is under way on a broken one may be lost."""
-
-    node: str
-    incarnation: int
-    child: ChildMachine | None
-    parent: ParentMachine | None
-    up: tuple[ChildFrame, ...] = ()
-    down: tuple[ParentFrame, ...] = ()
-    child_work: tuple[ChildEffect, ...] = ()
-    parent_work: tuple[ParentEffect, ...] = ()
-    is_broken: bool = False
-    known_key: Hashable = None
-
-    def copy(self) -> Link:
-        """An independent one."""
-        child = None if self.child is None else copied(self.child)
-        parent = None if self.parent is None else copied(self.parent)
-        rest = (self.up, self.down, self.child_work, self.parent_work, self.is_broken)
-        return Link(self.node, self.incarnation, child, parent, *rest)
-
-    def key(self) -> Hashable:
-        """Its state; a link is changed only when it was copied, so it is worked out once."""
-        if self.known_key is None:
-            child = None if self.child is None else frozen(self.child)
-            parent = None if self.parent is None else frozen(self.parent)
-            rest = (self.up, self.down, self.child_work, self.parent_work, self.is_broken)
-            self.known_key = hash((self.node, child, parent, *rest))
-        return self.known_key
+from tests.model.streams import (
+    ACKED,
+    ALONE,
+    CLONE,
+    CURSOR,
+    DESIRED,
+    EVENT,
+    FENCED,
+    LOST,
+    NEWER,
+    NOW,
+    ONCE,
+    OPTIONS,
+    OUTCOME,
+    PROTOCOL,
+    SNAPSHOT,
+    ChildDisk,
+    Link,
+    Node,
+    ParentDisk,
+    Plot,
+)
 
 
 @dataclass(slots=True)
@@ -323,8 +213,8 @@ class SessionWorld:
         disk = node.disk
         held = tuple(HeldResource(r.key, r.version, r.digest) for r in disk.held)
         hello = Hello(1, "c", str(disk.incarnation), disk.sent_through + 1, held)
-        child = ChildMachine(hello, first_report_number=disk.first_number, status={}, now=_NOW)
-        parent = ParentMachine(OPTIONS, session_id="s", epoch=self.parent.epoch, now=_NOW)
+        child = ChildMachine(hello, first_report_number=disk.first_number, status={}, now=NOW)
+        parent = ParentMachine(OPTIONS, session_id="s", epoch=self.parent.epoch, now=NOW)
         node.redials += self.is_cloned
         self.links.append(Link(name, disk.incarnation, child, parent))
 
@@ -364,7 +254,7 @@ class SessionWorld:
             through = wanted.first + len(reports) - 1
             node.disk = replace(node.disk, sent_through=max(node.disk.sent_through, through))
             child.reports_read(wanted.first, reports)
-        while (frame := child.next_frame(_NOW)) is not None:
+        while (frame := child.next_frame(NOW)) is not None:
             link.up = (*link.up, frame)
 
     def parent_sends(self, place: int) -> None:
@@ -372,7 +262,7 @@ class SessionWorld:
         link = self._link(place)
         assert link.parent is not None
         path = self.nodes[link.node].path
-        while (frame := link.parent.next_frame(_NOW)) is not None:
+        while (frame := link.parent.next_frame(NOW)) is not None:
             link.down = (*link.down, frame)
             if isinstance(frame, ReportAck | Welcome):
                 through = frame.through if isinstance(frame, ReportAck) else frame.reports_through
@@ -389,7 +279,7 @@ class SessionWorld:
         frame, *rest = link.down
         link.down = tuple(rest)
         try:
-            link.child.receive(frame, _NOW)
+            link.child.receive(frame, NOW)
         except SessionViolationError as error:
             raise BrokenError(PROTOCOL, str(error)) from error
         link.child_work = tuple(link.child.take_effects())
@@ -403,7 +293,7 @@ class SessionWorld:
         frame, *rest = link.up
         link.up = tuple(rest)
         try:
-            link.parent.receive(frame, _NOW)
+            link.parent.receive(frame, NOW)
         except SessionViolationError as error:
             raise BrokenError(PROTOCOL, str(error)) from error
         link.parent_work = tuple(link.parent.take_effects())
@@ -466,7 +356,7 @@ class SessionWorld:
             match effect:
                 case Admit():
                     self.end_older(place)
-                    parent.admitted(self.parent.cursor(path, link.incarnation), _NOW)
+                    parent.admitted(self.parent.cursor(path, link.incarnation), NOW)
                     self._offer(link)
                 case ApplyReports(first, reports):
                     self._apply(link, path, first, reports)

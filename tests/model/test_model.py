@@ -12,19 +12,12 @@ import pytest
 from control import permits as control_permits
 from storehub import swaps
 from tests.model.explorer import CONVERGES, Explorer
-from tests.model.permits import EXPOSED, ONE_SWAP, WRITTEN_OFF, PermitPlot, PermitWorld
+from tests.model.permits import PermitWorld
 from tests.model.scenarios import explore
-from tests.model.session import (
-    ACKED,
-    ALONE,
-    DESIRED,
-    LOST,
-    OUTCOME,
-    Change,
-    Plot,
-    SessionWorld,
-)
+from tests.model.session import SessionWorld
+from tests.model.streams import ACKED, ALONE, DESIRED, LOST, OUTCOME, Change, Plot
 from tests.model.swapping import BURNED_FIRST, Device
+from tests.model.wave import EXPOSED, ONE_SWAP, WRITTEN_OFF, PermitPlot
 from wavemesh.session.child import ChildMachine
 from wavemesh.session.frames import Report
 from wavemesh.session.lanes import ResourceLanes
@@ -59,10 +52,8 @@ def plot(*faults: str, reports: Any = A, changes: tuple[Change, ...] = ()) -> Se
     return SessionWorld.of(Plot(reports, changes, frozenset(faults)))
 
 
-def wave(
-    *faults: str, ticks: int = 0, batch: int | None = None, devices: tuple[str, ...] = ("d1", "d2")
-) -> PermitWorld:
-    return PermitWorld.of(PermitPlot(batch, frozenset(faults), ticks, devices=devices))
+def wave(*faults: str, ticks: int = 0, batch: int | None = None) -> PermitWorld:
+    return PermitWorld.of(PermitPlot(batch, frozenset(faults), ticks))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -174,7 +165,7 @@ MUTANTS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Callable[[],
     "never-fenced": (never_fenced, lambda: plot("restore-child", reports=A_TWO), LOST, 21),
     "reissued-without-write-off": (
         reissued_without_write_off,
-        lambda: wave("restore-hub", devices=("d1",)),
+        lambda: wave("restore-hub"),
         WRITTEN_OFF,
         15,
     ),
