@@ -301,32 +301,39 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def _floor_bytes(count: int) -> int:
     """Bytes that passed the link and were lost when it was cut under so many bare TCP connections."""
-    server = await asyncio.start_server(_pour, "127.0.0.1", 0)
+    began = asyncio.Event()
+
+    async def pour(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(b"x")
+            await began.wait()
+            while True:
+                writer.write(bytes(64 * 1024))
+                await writer.drain()
+
+    server = await asyncio.start_server(pour, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with (
         server,
         Link(LinkConfig("floor", "127.0.0.1:0", f"127.0.0.1:{port}")) as link,
         asyncio.TaskGroup() as group,
     ):
-        host, _, near = link.address.rpartition(":")
-        tasks = [group.create_task(_received(host, int(near))) for _ in range(count)]
+        readings = []
+        for _ in range(count):
+            reader, writer = await asyncio.open_connection(*link.address.split(":"))
+            # One after the other: more at once than the backlog holds would be reset or forgotten.
+            await reader.readexactly(1)
+            readings.append(group.create_task(_receive(reader, writer)))
+        began.set()
         await _until(lambda: link.down_bytes >= count * _FLOOR_BYTES)
         link.set_mode(Mode.CUT)
-        received = await asyncio.gather(*tasks)
-    return link.down_bytes - sum(received)
+        received = await asyncio.gather(*readings)
+    return link.down_bytes - count - sum(received)
 
 
-async def _pour(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            writer.write(bytes(64 * 1024))
-            await writer.drain()
-
-
-async def _received(host: str, port: int) -> int:
-    """How many bytes arrived until the connection was reset."""
+async def _receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+    """How many bytes arrive until the connection is reset."""
     count = 0
-    reader, writer = await asyncio.open_connection(host, port)
     with contextlib.suppress(OSError):
         while data := await reader.read(64 * 1024):
             count += len(data)

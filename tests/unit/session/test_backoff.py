@@ -6,10 +6,11 @@ from random import Random
 
 import pytest
 
+from wavemesh.errors import BusyError, LinkDownError
 from wavemesh.session.backoff import delay_s
 from wavemesh.session.frames import MAX_RETRY_AFTER_S
 from wavemesh.session.liveness import Ending, SessionEnd
-from wavemesh.session.upstream import UpstreamOptions
+from wavemesh.session.upstream import UpstreamOptions, _end_by
 
 PATIENCE = UpstreamOptions(backoff_base_s=0.25, backoff_cap_s=4.0)
 UNANSWERED = (Ending.LOST, Ending.PEER_SILENT)
@@ -34,6 +35,11 @@ def test_a_parent_that_does_not_answer_is_dialled_soon_for_as_long_as_the_outage
 
 def test_a_parent_that_refuses_is_dialled_less_and_less() -> None:
     assert [longest(Ending.REFUSED, attempt, 0.0) for attempt in range(6)] == [0.25, 0.5, 1.0, 2.0, 4.0, 4.0]
+
+
+def test_a_dial_into_nothing_is_no_refusal() -> None:
+    assert _end_by(LinkDownError("10.0.0.1:443 did not answer in 5.0 s")).ending is Ending.LOST
+    assert _end_by(BusyError("full", retry_after_s=0.0)).ending is Ending.REFUSED
 
 
 def test_the_jitter_is_full() -> None:
