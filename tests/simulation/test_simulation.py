@@ -46,10 +46,10 @@ def _quietly() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_nights(block: int) -> None:
-    for seed in range(1 + block * 5, 6 + block * 5):
-        assert run_seed(seed, keeps_trace=False).failures == (), f"python -m tests.simulation --from {seed} --trace"
+# 85: a store hub restored while devices are inside swaps that its older disk does not know.
+@pytest.mark.parametrize("seed", [*range(1, 20), 85])
+def test_a_night(seed: int) -> None:
+    assert run_seed(seed, keeps_trace=False).failures == (), f"python -m tests.simulation --from {seed} --trace"
 
 
 def test_the_same_seed_is_the_same_night_in_every_process() -> None:
