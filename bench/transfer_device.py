@@ -34,7 +34,7 @@ from wavemesh.identity.credentials import NodeCredentials
 from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.durable import Disk
-from wavemesh.runtime.grpc import LAN_BULK_OPTIONS, make_bulk_channel, run
+from wavemesh.runtime.grpc import LAN_BULK, make_bulk_channel, run
 from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Ours:
         control = SimulatedBootControl(slots, disk)
         self._digest = place.digest
         self._imaging = Imaging(
-            ArtifactClient(partial(make_bulk_channel, credentials, place.address, place.hub, LAN_BULK_OPTIONS)),
+            ArtifactClient(partial(make_bulk_channel, credentials, place.address, place.hub, LAN_BULK)),
             SimulatedSlots(slots, disk, control, place.digest.size_bytes),
             SlotName.B,
             Staging().fsync_step_bytes,

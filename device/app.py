@@ -53,7 +53,7 @@ from wavemesh.policy.gates import Gate
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.config import ConfigError
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
-from wavemesh.runtime.grpc import LAN_BULK_OPTIONS, make_bulk_channel
+from wavemesh.runtime.grpc import LAN_BULK, make_bulk_channel
 from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
 from wavemesh.telemetry.shipping import Shipping, ToParent
 from wavemesh.telemetry.spans import trace_id_of
@@ -243,9 +243,7 @@ def _equip(launch: Launch) -> tuple[Equipment, SessionUpstream, LiveCredentials,
             timeout_s=config.timing.ping_timeout_s,
             quote=tpm_keys.quote if tpm_keys is not None else None,
         ),
-        artifacts=ArtifactClient(
-            lambda: make_bulk_channel(credentials, config.hub.address, verifier.hub, LAN_BULK_OPTIONS)
-        ),
+        artifacts=ArtifactClient(partial(make_bulk_channel, credentials, config.hub.address, verifier.hub, LAN_BULK)),
         record=record,
         tracing=tracing,
         installer=system.installer,

@@ -19,7 +19,7 @@ from wavemesh.artifacts.pacing import LEAST_MESSAGE_BYTES, MOMENT_S, most_messag
 from wavemesh.artifacts.transfer import STALL_S, ArtifactClient, ArtifactServer
 from wavemesh.errors import BusyError, ForbiddenError, GateError, LinkDownError, NotFoundError, WavemeshError
 from wavemesh.runtime.clock import SystemClock
-from wavemesh.runtime.grpc import LAN_BULK_OPTIONS, make_bulk_channel, make_server
+from wavemesh.runtime.grpc import LAN_BULK, make_bulk_channel, make_server
 from wavemesh.runtime.peers import Peers
 from wavemesh.runtime.status import RemoteFaultError
 from wavemesh.trust.statements import Digest
@@ -83,7 +83,7 @@ class Rig:
         self.channels_opened += 1
         peer = (hub or self._credentials(HUB)).node_id
         address = address or f"127.0.0.1:{self.port}"
-        return make_bulk_channel(self._credentials(path), address, peer, LAN_BULK_OPTIONS)
+        return make_bulk_channel(self._credentials(path), address, peer, LAN_BULK)
 
     def client(self, path: str = f"{HUB}/device/pos-01", stall_s: float = STALL_S) -> ArtifactClient:
         return ArtifactClient(lambda: self.channel(path), stall_s=stall_s)
@@ -149,7 +149,7 @@ async def test_a_slow_reader_gets_small_messages(credentials: Any) -> None:
 
     async def take_slowly(message: bytes) -> None:
         sizes.append(len(message))
-        await asyncio.sleep(1.2 * MOMENT_S)
+        await asyncio.sleep(1.2 * MOMENT_S)  # plays: a slow reader
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield CONTENT[: 256 * 1024]

@@ -82,7 +82,7 @@ SESSION_OPTIONS: Options = [
 BULK_OPTIONS: Options = [*_KEEPALIVE, *_MESSAGES, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
 # Beyond the message that is being read, a device lets little be on its way: what has come into its buffers when a link
 # breaks, gRPC throws away with the stream. Round trips in a store are short; a WAN has a window that grows with them.
-LAN_BULK_OPTIONS: Options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16 * 1024)]
+LAN_BULK: Options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16 * 1024)]
 
 
 class ListenError(LocalError):
