@@ -4,11 +4,11 @@
     words.py     statements as values: stands in for signatures and the codec, and for nothing else
     disk.py      what survives: a hub's database, a device's state document; commits are where a crash may fall
     links.py     links, and the two ends of a session around the product's machines
-    hubs.py      store hubs and super hubs, made of the product's own parts
-    controls.py  control: its pure rules, with the SQL around them mirrored
-    devices.py   devices: the product's update machine, sink, store, clearance and trial on a simulated board
+    parents.py   what nodes with children have in common; hubs.py: store hubs and super hubs, of the product's parts
+    controls.py  control: its pure rules, with the SQL around them mirrored; rows.py: what it keeps
+    devices.py   the agent: the product's update machine, sink and store; activities.py: clearance, trial; board.py
     region.py    who takes part in a night, and which waves are planned
-    faults.py    ``Fault``: every kind with what it does
+    kinds.py     ``Fault``: every kind with what it does; faults.py does them
     facts.py     ground truth; checkers.py: the invariants over it
     run.py       ``run_seed``
 
