@@ -43,6 +43,7 @@ from wavemesh.identity.renewal import Renewal
 from wavemesh.identity.sqlite import SqliteRetirements
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.runtime.config import ConfigError, load_config
+from wavemesh.runtime.durable import Disk
 from wavemesh.runtime.grpc import make_server, serve_health, set_serving
 from wavemesh.runtime.joining import JoinService, make_join_server
 from wavemesh.runtime.peers import Peers
@@ -147,7 +148,7 @@ class SuperHub:
     async def run(self) -> None:
         """Serve the region until ``stop``."""
         state = self._directory / "state"
-        state.mkdir(exist_ok=True)
+        Disk().make_dir(state)
         async with AsyncExitStack() as stack:
             store = await RegionStore.open(state / "superhub.db")
             stack.push_async_callback(store.database.close)

@@ -70,11 +70,12 @@ class PartialFile:
         self._hashed = 0
         self.is_finished = False
         self.tags: tuple[bytes, ...] = ()
+        if not path.exists():
+            os.close(disk.create(path))
         with disk_errors(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             self.offset = min(self._believed(), digest.size_bytes)
-            os.ftruncate(self._descriptor, self.offset)
-            os.lseek(self._descriptor, self.offset, os.SEEK_SET)
+        self._cut_back()
         self._marked = -1
         self.mark()
 
@@ -87,6 +88,12 @@ class PartialFile:
         if match is None:
             return 0
         return length if self._boot and match[1] == self._boot else min(length, int(match[2]))
+
+    def _cut_back(self) -> None:
+        """End the file at ``offset``, and write from there on."""
+        self._disk.truncate(self._descriptor, self.offset, self.path)
+        with disk_errors(self.path):
+            os.lseek(self._descriptor, self.offset, os.SEEK_SET)
 
     def rehash(self) -> bool:
         """Hash one more step of what was there before; returns whether more is left."""
@@ -107,9 +114,7 @@ class PartialFile:
         try:
             self._disk.write(self._descriptor, data, self.path)
         except BaseException:
-            with disk_errors(self.path):
-                os.ftruncate(self._descriptor, self.offset)
-                os.lseek(self._descriptor, self.offset, os.SEEK_SET)
+            self._cut_back()
             raise
         self._hasher.update(data)
         self._tagger.update(data)
