@@ -52,7 +52,7 @@ bench: $(STAMP)  ## the short set, beside floors and peers, as JSON: 300 session
 kills: $(STAMP)  ## kill -9 of each tier at ten moments of the demo's wave; ARGS="--moments 1"
 	$(BIN)/python -m tests.kills $(ARGS)
 
-crashpoints: $(STAMP)  ## the power cut around every durable step of a device, and again in each recovery; ARGS="--sample 0"
+crashpoints: $(STAMP)  ## the power cut around every durable step of a device, and again in each recovery; ARGS="--component storehub"
 	$(BIN)/python -m tests.crashpoints $(ARGS)
 
 recordings: $(STAMP)  ## record what this version says and keeps, for later ones to replay; ARGS="--version 0.1.0"

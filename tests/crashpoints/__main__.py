@@ -1,4 +1,4 @@
-"""Crash points, exhaustively: ``python -m tests.crashpoints --component device --json -``.
+"""Crash points, exhaustively: ``python -m tests.crashpoints --component device|storehub|superhub --json -``.
 
 Runs every scenario of a component, cuts the power before and after each durable step and with each of several torn
 media, lets the component recover, cuts again at every step of the recovery, and judges what is left. Exit code 1 unless
@@ -96,8 +96,8 @@ def run_point(arguments: argparse.Namespace, options: Options, out: TextIO) -> i
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.crashpoints", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--component", choices=sorted(COMPONENTS), default="device")
-    parser.add_argument("--backend", choices=sorted(FORMATS), default=Backend.SIMULATED.value)
+    parser.add_argument("--component", choices=COMPONENTS, default="device")
+    parser.add_argument("--backend", choices=sorted(FORMATS), default=Backend.SIMULATED.value, help="of a device")
     parser.add_argument(
         "--scenario", action="append", metavar="NAME", help="only this one; may be given more than once"
     )

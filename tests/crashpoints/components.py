@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 from device.config import Backend
 from tests.crashpoints.campaign import Options, Result, explore
 from tests.crashpoints.device_tale import tales as device_tales
+from tests.crashpoints.storehub_tale import tales as storehub_tales
+from tests.crashpoints.superhub_tale import tales as superhub_tales
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.crashpoints.campaign import Tale
 
-COMPONENTS = {"device": device_tales}
+HUBS: dict[str, Callable[[], Sequence[Tale[Any]]]] = {"storehub": storehub_tales, "superhub": superhub_tales}
+COMPONENTS = ("device", *HUBS)
 _TOLD_EVERY_S = 10.0
 
 
 def tales_of(component: str, backend: str) -> Sequence[Tale[Any]]:
-    """All scenarios of a component."""
-    return COMPONENTS[component](Backend(backend))
+    """All scenarios of a component; a hub has no back-ends."""
+    return device_tales(Backend(backend)) if component == "device" else HUBS[component]()
 
 
 def tale_of(component: str, backend: str, scenario: str) -> Tale[Any]:

@@ -52,7 +52,8 @@ class CutDisk(Disk):
         self._observer = observer
 
     @contextmanager
-    def _step(self, kind: str, path: Path) -> Iterator[None]:
+    def step(self, kind: str, path: Path) -> Iterator[None]:
+        """Do one step of that kind in the block, in real and in the model."""
         if not self.is_on:
             raise PowerIsOffError(kind, path)
         step = DurableStep(kind, path)
@@ -61,56 +62,56 @@ class CutDisk(Disk):
         self._observer.after(step)
 
     def create(self, path: Path, mode: int = 0o600) -> int:
-        with self._step("create", path):
+        with self.step("create", path):
             descriptor = super().create(path, mode)
             self.medium.add(path, File())
         return descriptor
 
     def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
         offset = os.lseek(descriptor, 0, os.SEEK_CUR)
-        with self._step("write", path):
+        with self.step("write", path):
             super().write(descriptor, data, path)
             self.medium.file(path).write(offset, bytes(data))
 
     def truncate(self, descriptor: int, size_bytes: int, path: Path) -> None:
-        with self._step("truncate", path):
+        with self.step("truncate", path):
             super().truncate(descriptor, size_bytes, path)
             self.medium.file(path).resize(size_bytes)
 
     def allocate(self, descriptor: int, size_bytes: int, path: Path) -> None:
-        with self._step("allocate", path):
+        with self.step("allocate", path):
             # Space is what nobody looks at here; a sparse file of that length is quicker to make thousands of times.
             os.ftruncate(descriptor, size_bytes)
             self.medium.file(path).resize(size_bytes)
 
     def fsync(self, descriptor: int, path: Path) -> None:
-        with self._step("fsync", path):
+        with self.step("fsync", path):
             self.medium.file(path).sync()
 
     def rename(self, source: Path, target: Path) -> None:
-        with self._step("rename", target):
+        with self.step("rename", target):
             super().rename(source, target)
             self.medium.rename(source, target)
 
     def unlink(self, path: Path) -> None:
         if not path.exists():
             return
-        with self._step("unlink", path):
+        with self.step("unlink", path):
             super().unlink(path)
             self.medium.remove(path)
 
     def create_dir(self, directory: Path) -> None:
         if directory.exists():
             return
-        with self._step("create_dir", directory):
+        with self.step("create_dir", directory):
             super().create_dir(directory)
             self.medium.add(directory, Directory())
 
     def remove_dir(self, directory: Path) -> None:
-        with self._step("remove_dir", directory):
+        with self.step("remove_dir", directory):
             super().remove_dir(directory)
             self.medium.remove(directory)
 
     def fsync_dir(self, directory: Path) -> None:
-        with self._step("fsync_dir", directory):
+        with self.step("fsync_dir", directory):
             self.medium.directory(directory).sync()

@@ -3,7 +3,8 @@
 Model. Files and directories are nodes; a directory maps names to nodes. Each node keeps what programs see apart from
 what is durable. A file's bytes are durable after its fsync, a directory's names after its own. What is neither may or
 may not have reached the medium by then, each part for itself and in any order: bytes by sectors of 512, a file's new
-length, and each change of a name (a rename is one change: it never leaves neither name). POSIX promises no more.
+length, and each change of a name (a rename within a directory is one change: it never leaves neither name; one into
+another directory is a change in each). POSIX promises no more.
 
 An *image* is the durable state as a value: paths relative to the root, bytes for files and None for directories.
 """
@@ -160,15 +161,17 @@ class Medium:
             directory.change(Change(path.name, None))
 
     def rename(self, source: Path, target: Path) -> None:
-        """Another name, within one directory."""
-        if source.parent != target.parent:
-            msg = f"{source} is renamed into another directory, {target}: say first what a cut leaves of that"
-            raise AroundTheSeamError(msg)
+        """Another name: one change within a directory, two that may persist one without the other between two."""
         directory = self.directory(source.parent)
         if source.name not in directory.present:
             msg = f"{source} is renamed, but no durable step made it"
             raise AroundTheSeamError(msg)
-        directory.change(Change(target.name, directory.present[source.name], source.name))
+        node = directory.present[source.name]
+        if source.parent == target.parent:
+            directory.change(Change(target.name, node, source.name))
+        else:
+            self.directory(target.parent).change(Change(target.name, node))
+            directory.change(Change(source.name, None))
 
     @property
     def is_pending(self) -> bool:

@@ -12,7 +12,7 @@ _ROW = re.compile(r"^\| `([\w-]+)` \| .* \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one scenario on the simulated back-end, complete."""
+    """Of one scenario, a device's on the simulated back-end; complete."""
 
     steps: int
     single: int

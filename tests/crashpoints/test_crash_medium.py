@@ -104,6 +104,20 @@ def test_a_directory_renamed_takes_what_is_in_it(tmp_path: Path, disk: CutDisk, 
     assert steps.medium.after_cut(kept) == {}
 
 
+def test_a_rename_into_another_directory_may_leave_both_names_or_neither(
+    tmp_path: Path, disk: CutDisk, steps: Steps
+) -> None:
+    top = tmp_path / "root"
+    disk.create_dir(top / "e")
+    disk.fsync_dir(top)
+    disk.rename(top / "d" / "state", top / "e" / "state")
+    assert steps.medium.after_cut(lost) == {"d": None, "d/state": b"old", "e": None}
+    disk.fsync_dir(top / "d")
+    assert steps.medium.after_cut(lost) == {"d": None, "e": None}
+    disk.fsync_dir(top / "e")
+    assert steps.medium.after_cut(lost) == {"d": None, "e": None, "e/state": b"old"}
+
+
 def test_what_goes_around_the_seam_is_refused(tmp_path: Path, disk: CutDisk) -> None:
     path = tmp_path / "root" / "d" / "stray"
     path.write_bytes(b"")
