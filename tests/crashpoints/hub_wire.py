@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tests.crashpoints.hub import SeamUpstream
 from wavemesh.errors import LinkDownError
@@ -153,10 +153,17 @@ class PlayedUpstream(SeamUpstream):
             await super()._say()
 
 
-class Server(Protocol):
-    """What children reach."""
+class SilentServer:
+    """Stands for a gRPC server: nobody dials."""
 
-    registry: ChildRegistry
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Nobody calls."""
+
+    async def start(self) -> None:
+        """Nobody listens."""
+
+    async def stop(self, grace: float | None) -> None:
+        """Nobody did."""
 
 
 class PlayedDownstream:

@@ -24,7 +24,7 @@ from storehub.config import load
 from tests.conftest import FLEET
 from tests.crashpoints.fleet import HUB
 from tests.crashpoints.hub_fleet import LIMIT, OPERATOR, the_hub_fleet
-from tests.crashpoints.hub_wire import Cast, PlayedDownstream, PlayedUpstream
+from tests.crashpoints.hub_wire import Cast, PlayedDownstream, PlayedUpstream, SilentServer
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import LinkDownError, WavemeshError
 from wavemesh.identity.binding import Binding
@@ -275,19 +275,6 @@ class PlayedArtifacts:
         self._cast.become(self._cast.world.noting("sent", tuple(sorted({*sent, digest.sha256}))))
 
 
-class _Server:
-    """Stands for a gRPC server: nobody dials."""
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Nobody calls."""
-
-    async def start(self) -> None:
-        """Nobody listens."""
-
-    async def stop(self, grace: float | None) -> None:
-        """Nobody did."""
-
-
 class StoreHub:
     """Implements ``Component``."""
 
@@ -317,7 +304,7 @@ class StoreHub:
         played = {
             "SessionUpstream": upstream,
             "SessionDownstream": lambda _node, registry, *_: PlayedDownstream(cast, registry),
-            "make_server": lambda *_, **__: (_Server(), 1),
+            "make_server": lambda *_, **__: (SilentServer(), 1),
             "serve_health": lambda *_: None,
             "set_serving": _nothing,
             "ArtifactServer": lambda *_: SimpleNamespace(add_to=lambda _: None),

@@ -15,7 +15,7 @@ from superhub import app
 from tests.conftest import FLEET
 from tests.crashpoints.fleet import BEGAN_AT
 from tests.crashpoints.hub_fleet import the_hub_fleet
-from tests.crashpoints.hub_wire import Cast, PlayedDownstream, PlayedUpstream
+from tests.crashpoints.hub_wire import Cast, PlayedDownstream, PlayedUpstream, SilentServer
 from wavemesh.codec.statements import decode
 from wavemesh.errors import GateError, LinkDownError, WavemeshError
 from wavemesh.identity.certificates import Proof
@@ -121,19 +121,6 @@ class PlayedOrigin:
             yield memoryview(content)[start : start + _PIECE_BYTES]
 
 
-class _Server:
-    """Stands for a gRPC server: nobody dials."""
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Nobody calls."""
-
-    async def start(self) -> None:
-        """Nobody listens."""
-
-    async def stop(self, grace: float | None) -> None:
-        """Nobody did."""
-
-
 class RegionHub:
     """Implements ``Component``."""
 
@@ -176,7 +163,7 @@ class RegionHub:
         played = {
             "SessionUpstream": upstream,
             "SessionDownstream": downstream,
-            "make_server": lambda *_, **__: (_Server(), 1),
+            "make_server": lambda *_, **__: (SilentServer(), 1),
             "serve_health": lambda *_: None,
             "set_serving": serving,
             "ArtifactServer": artifacts,

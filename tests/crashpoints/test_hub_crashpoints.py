@@ -16,7 +16,7 @@ from tests.crashpoints.published import published, shortfalls
 if TYPE_CHECKING:
     from tests.crashpoints.campaign import Tale
 
-STEPS = 8
+STEPS = 5
 TALES: list[Tale[Any]] = [tale for tales in HUBS.values() for tale in tales()]
 
 
