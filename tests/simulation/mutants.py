@@ -30,6 +30,33 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MOST_SEEDS = 500
+# What these break has not been seen yet, in the nights that were tried (docs/mutants.md): run by name only.
+NOT_FOUND_YET = frozenset(
+    {
+        "acknowledged-before-persisted",
+        "cursor-before-effect",
+        "cursor-forgotten",
+        "device-forgets-when-acknowledged",
+        "foreign-device-counted",
+        "forgotten-when-acknowledged",
+        "halt-not-told",
+        "halt-on-inconclusive",
+        "halt-on-unknown",
+        "hold-ignored",
+        "hold-view-of-any-age",
+        "incarnation-kept",
+        "last-word-wins",
+        "maxima-forgotten",
+        "older-order",
+        "oldest-report-dropped",
+        "permits-at-once",
+        "resent-from-the-wrong-number",
+        "resumed-after-halt",
+        "snapshot-without-outcomes",
+        "trial-ignores-halt",
+        "trial-of-a-lapsed-lease",
+    }
+)
 MAX_JOBS = 64
 
 
@@ -81,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--json", metavar="FILE", help="write the report as JSON; - is stdout, the table goes to stderr"
     )
     arguments = parser.parse_args(argv)
-    names = arguments.mutant or [mutant.name for mutant in MUTANTS]
+    names = arguments.mutant or [mutant.name for mutant in MUTANTS if mutant.name not in NOT_FOUND_YET]
     unknown = set(names) - {mutant.name for mutant in MUTANTS}
     if unknown or not 1 <= arguments.jobs <= MAX_JOBS or arguments.most < 1:
         parser.error(f"no mutant {', '.join(sorted(unknown))}" if unknown else "--jobs, --most: 1 or more")
@@ -97,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     caught.sort(key=lambda found: names.index(found.name))
     missed = [found.name for found in caught if not found.seed]
     report = {"mutants": len(caught), "caught": len(caught) - len(missed), "missed": missed, "most": arguments.most}
+    report["not_found_yet"] = sorted(NOT_FOUND_YET)
     if arguments.json is not None:
         rows = {mutant.name: mutant.broken for mutant in MUTANTS}
         details = [{**asdict(found), "broken": rows[found.name]} for found in caught]
