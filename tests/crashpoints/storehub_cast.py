@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from datetime import timedelta
 from random import Random
@@ -48,7 +48,7 @@ from wavemesh.trust.statements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from cryptography import x509
 
@@ -250,16 +250,12 @@ class StoreCast(Cast):
 
 
 class PlayedArtifacts:
-    """Stands for ``ArtifactClient``: the super hub's blobs. The link falls once in the middle of a big one, where the
+    """Stands for ``YieldingReader``: the super hub's blobs. The link falls once in the middle of a big one, where the
     world notes ``falls``.
     """
 
     def __init__(self, cast: StoreCast) -> None:
         self._cast = cast
-
-    @asynccontextmanager
-    async def transfer(self) -> AsyncIterator[None]:
-        yield
 
     async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[memoryview, None]:
         content = the_hub_fleet().base.blobs[digest.sha256]
@@ -309,7 +305,7 @@ class StoreHub:
             "set_serving": _nothing,
             "ArtifactServer": lambda *_: SimpleNamespace(add_to=lambda _: None),
             "OperatorApi": lambda *_: SimpleNamespace(add_to=lambda _: None),
-            "ArtifactClient": lambda _: PlayedArtifacts(cast),
+            "YieldingReader": lambda *_: PlayedArtifacts(cast),
             "Disk": lambda: stage.disk,
             "load": lambda directory: replace(load(directory), quota_bytes=QUOTA_BYTES),
             "random": SimpleNamespace(Random=lambda: Random(0)),

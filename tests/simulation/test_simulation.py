@@ -233,7 +233,7 @@ def test_a_group_with_two_inside(region: Any) -> None:
     until = store.clock.now() + timedelta(minutes=5)
     region.facts.inside[1] = SimpleNamespace(hub=store, device=f"{store.path}/device/pos-01", until=until)
     slot = SimpleNamespace(wave_id=wave.wave_id, device=f"{store.path}/device/pos-00")
-    region.facts.checkers.on_decision(store, SimpleNamespace(granted=(slot,)))
+    region.facts.checkers.on_decision(store, SimpleNamespace(granted=(slot,), inferred=()))
     assert _failed(region, "H6")
 
 

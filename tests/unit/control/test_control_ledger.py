@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control.ledger import HaltRule, Move, Outcome, count, decide, gate_counts, is_final, merge
-from wavemesh.outcomes import Counts
+from wavemesh.outcomes import Counts, Rank, ledger_digest
 from wavemesh.policy.gates import Gate, gate_name
 from wavemesh.trust.statements import OutcomeKind, WaveState
 
@@ -138,3 +138,16 @@ def test_a_wave_closes_when_nothing_is_left_or_it_expired() -> None:
     assert decided(0, 0, state=WaveState.PLANNED, age_s=60) is Move.CLOSE
     for state in (WaveState.HALTED, WaveState.CLOSED):
         assert decided(5, 0, more=0, state=state, age_s=60) is Move.STAY
+
+
+def test_ledgers_that_agree_have_one_digest_and_others_another() -> None:
+    """C2: what a hub tells of its ledger in a few bytes; order and devices that are no targets make no difference."""
+    rank = Rank(1, 2, True, "a")
+    held = {"pos-1": rank, "pos-2": rank}
+    digest = ledger_digest(["pos-2", "pos-1", "pos-1", "pos-3"], {**held, "pos-9": rank})
+    assert digest == ledger_digest(["pos-1", "pos-2"], dict(reversed(held.items())))
+    others = [Rank(2, 2, True, "a"), Rank(1, 3, True, "a"), Rank(1, 2, False, "a"), Rank(1, 2, True, "b")]
+    different = {digest, ledger_digest(["pos-1"], held), ledger_digest(["pos-1"], {"pos-1": others[0]})}
+    different |= {ledger_digest(["pos-1", "pos-2"], {**held, "pos-2": other}) for other in others}
+    assert len(different) == 3 + len(others)
+    assert ledger_digest(["pos-1", "pos-2"], {"pos-1": rank}) == ledger_digest(["pos-1"], held)
