@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tests.crashpoints.campaign import Tale
 
 STEPS = 5
+TOGETHER = 4
+"""Steps that a busy machine may do in one with others: reports and bytes that come together are one commit."""
 TALES: list[Tale[Any]] = [tale for tales in HUBS.values() for tale in tales()]
 
 
@@ -27,4 +29,4 @@ def test_no_power_cut_breaks_a_hub(tale: Tale[Any]) -> None:
     result = explore(tale, Options(single_of=one_of, torn_of=4, double_of=0))
     assert result.failures == []
     assert result.survived == result.points > 0
-    assert shortfalls(tale.name, result.steps) == []
+    assert shortfalls(tale.name, result.steps + TOGETHER) == []
