@@ -52,6 +52,7 @@ def test_the_jitter_is_full() -> None:
 
 
 def test_a_wish_of_the_parent_is_heeded_within_its_bound() -> None:
+    assert shortest(Ending.LOST, 0, 0.0, 0.5) == 0.5
     assert (shortest(Ending.LOST, 0, 0.0, 8.0), longest(Ending.LOST, 0, 0.0, 8.0)) == (8.0, 9.0)
     assert longest(Ending.REFUSED, 0, 0.0, 1e9) == MAX_RETRY_AFTER_S * 9 / 8
 
