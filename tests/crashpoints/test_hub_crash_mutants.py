@@ -152,8 +152,8 @@ def generations_forgotten() -> AbstractContextManager[Any]:
 
 
 def leases_at_once() -> AbstractContextManager[Any]:
-    """A new incarnation does not wait to hear where its devices are."""
-    return patch.object(swaps, "_has_settled", lambda *_: True)
+    """After a start, and as a new incarnation, the hub does not wait to hear where its devices are."""
+    return patch.multiple(swaps, _has_settled=lambda *_: True, _unaccounted=lambda *_: set())
 
 
 def mark_in_memory() -> AbstractContextManager[Any]:
