@@ -16,9 +16,8 @@ A *slot* is one device's place inside a swap, from the grant of its lease to its
    After any other start the disk may be an older one as well, which nobody has noticed yet, and leases of which it
    knows nothing may be out: a target device that has not said since then where it is, and whose outcome is open, counts
    as inside a swap until it does or the maxima have passed.
-5. At ``until`` without a word: inside a swap by its own last status and heard → FAILED; not heard while another device
-   is → SILENT; nobody heard → UNKNOWN, which turns SILENT when a witness appears. A witness must have been connected
-   for ``witness_s``, so that the first device to return after an outage does not convict the others.
+5. At ``until`` without a word: inside a swap by its own last status and heard → FAILED; not heard while there is a
+   witness (``witnesses.py``) → SILENT; without one → UNKNOWN, which turns SILENT when there is one.
 6. Inferred outcomes take a sequence that any later word of the device ties or beats, and a device's word wins ties.
 7. Rollbacks an operator asked for go before grants, and within the same limit; a sign-off waits for nothing. A
    rehearsal swaps nothing and takes no slot.
@@ -33,6 +32,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from storehub.availability import NOT_ARMED, Roster
+from storehub.witnesses import has_witness
 from wavemesh.policy.gates import BadGateError, parse_gate
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
@@ -340,20 +340,21 @@ def _judge(slot: Slot, view: HubView) -> Inference | None:
             return None
         gate = device.gate or "watchdog"
         return _infer(view, key, slot.attempt, OutcomeKind.FAILED, gate)
-    if _has_witness(view, slot.device):
+    if has_witness(view, slot.device, slot.granted_at):
         return _infer(view, key, slot.attempt, OutcomeKind.SILENT, "watchdog")
     return _infer(view, key, slot.attempt, OutcomeKind.UNKNOWN, "lease-expired")
 
 
 def _convictions(view: HubView) -> tuple[Inference, ...]:
-    """UNKNOWN that became SILENT: a witness is heard now and the device still is not."""
+    """UNKNOWN that became SILENT: there is a witness now and the device still is not heard."""
+    whole = timedelta(seconds=_maxima_s(view))
     return tuple(
         _infer(view, (wave_id, device), word.attempt, OutcomeKind.SILENT, "watchdog")
         for (wave_id, device), word in view.words.items()
         if word.kind is OutcomeKind.UNKNOWN
         and not word.by_device
         and not _is_connected(view, device)
-        and _has_witness(view, device)
+        and has_witness(view, device, word.received_at - whole)
     )
 
 
@@ -371,15 +372,6 @@ def _infer(view: HubView, key: tuple[str, str], attempt: int, kind: OutcomeKind,
 def _is_connected(view: HubView, path: str) -> bool:
     device = view.devices.get(path)
     return device is not None and device.connected_since is not None
-
-
-def _has_witness(view: HubView, device: str) -> bool:
-    since = view.now - timedelta(seconds=view.timing.witness_s)
-    return any(
-        other.connected_since is not None and other.connected_since <= since
-        for other in view.devices.values()
-        if other.path != device
-    )
 
 
 def _relay(

@@ -42,6 +42,7 @@ MODULES = (
     "storehub.ledger",
     "storehub.standing",
     "storehub.swaps",
+    "storehub.witnesses",
     "superhub.compliance",
     "superhub.rollup",
     "wavemesh.outcomes",

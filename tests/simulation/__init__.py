@@ -21,7 +21,7 @@ the product's classes, so a mutant patches the product where the rule is:
 * acknowledge before persist        ``wavemesh.session.upstream.SessionUpstream.perform``, ``.feed`` (the sent mark),
                                     ``wavemesh.session.downstream._Session.perform``, ``ParentMachine.reports_applied``
 * incarnations, fencing             ``SqliteReportLog.restart``, ``ChildMachine._restart``, ``ParentMachine.admitted``
-* leases, slots, silence            ``storehub.swaps`` (``_is_over``, ``_judge``, ``_has_witness``, ``_has_settled``),
+* leases, slots, silence            ``storehub.swaps`` (``_is_over``, ``_judge``, ``has_witness``, ``_has_settled``),
                                     ``storehub.scheduler.Scheduler._persist``
 * standing, pauses, halts           ``storehub.standing.standing_of``, ``storehub.intents.Intents``
 * merge, roll-up                    ``storehub.store.supersedes``, ``superhub.intake.news``, ``control.ledger.beats``

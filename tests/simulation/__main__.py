@@ -17,10 +17,11 @@ from tests.simulation.kinds import Fault
 from tests.simulation.run import Result, run_seed, run_untraced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 BAD_INPUT = 2
 SHOWN = 20
+TOLD_EVERY_S = 10.0
 _PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
@@ -31,6 +32,22 @@ def results(seeds: Sequence[int], jobs: int) -> Iterator[Result]:
         return
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         yield from pool.imap_unordered(run_untraced, seeds, chunksize=8)
+
+
+def told_meanwhile(results: Iterable[Result], count: int) -> Iterator[Result]:
+    """The same results, with a line now and then of how far it is, and one for each seed that failed."""
+    began = told = time.monotonic()
+    failed = 0
+    for number, one in enumerate(results, start=1):
+        if one.failures:
+            failed += 1
+            sys.stderr.write(f"seed {one.seed}: {one.failures[0]}\n")
+        now = time.monotonic()
+        if now - told >= TOLD_EVERY_S:
+            told = now
+            left_s = (now - began) / number * (count - number)
+            sys.stderr.write(f"{number} of {count} nights, {failed} failed; {left_s:.0f} s to go\n")
+        yield one
 
 
 def summary(found: Sequence[Result], wall_s: float) -> dict[str, Any]:
@@ -71,10 +88,14 @@ def main() -> int:
         for seed in seeds:
             _print_trace(run_seed(seed))
     began = time.monotonic()
-    found = list(results(seeds, arguments.jobs if arguments.count > 1 else 1))
+    found = list(told_meanwhile(results(seeds, arguments.jobs if arguments.count > 1 else 1), arguments.count))
     told = summary(found, time.monotonic() - began)
-    for seed, failures in told["failed"].items():
-        sys.stderr.write(f"seed {seed}: {failures[0]}\n")
+    rarest = min(told["faults"], key=told["faults"].__getitem__)
+    sys.stderr.write(
+        f"{told['store_nights']} store-nights, {told['failures']} failed, {told['per_minute']:g} a minute; "
+        f"{sum(told['faults'].values())} faults of {len(told['faults'])} kinds, the rarest {rarest} "
+        f"{told['faults'][rarest]} times\n"
+    )
     if arguments.json == "-":
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
     elif arguments.json:

@@ -68,18 +68,18 @@ def _() -> Patch:
     "silent-without-witness", "A device that is not heard is SILENT although nobody else of its store is heard.", *DARK
 )
 def _() -> Patch:
-    return patch.object(storehub.swaps, "_has_witness", lambda *_: True)
+    return patch.object(storehub.swaps, "has_witness", lambda *_: True)
 
 
 @mutant("witness-at-once", "A device that has just come back convicts those that have not.", *DARK)
 def _() -> Patch:
     def make(has_witness: Any) -> Any:
-        def mutated(view: Any, path: str) -> bool:
-            return bool(has_witness(replace(view, timing=replace(view.timing, witness_s=0.0)), path))
+        def mutated(view: Any, path: str, granted_at: Any) -> bool:
+            return bool(has_witness(replace(view, timing=replace(view.timing, witness_s=0.0)), path, granted_at))
 
         return mutated
 
-    return instead(storehub.swaps, "_has_witness", make)
+    return instead(storehub.swaps, "has_witness", make)
 
 
 @mutant("maxima-forgotten", "A slot without a word ends with its lease, whatever a trial that follows it takes.")

@@ -1,0 +1,77 @@
+"""Whether silence tells of the device or of its store (semantics, "Populations and numbers"; C2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from storehub.swaps import DeviceView, Word, decide
+from storehub.witnesses import has_witness
+from tests.unit.storehub.test_swaps import MAXIMA_S, NOW, STORE, device, s, slot, view
+from wavemesh.trust.statements import OutcomeKind, UpdateState
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+LATE = NOW + s(MAXIMA_S)
+SINCE = NOW + s(1)
+INFERRED = Word(OutcomeKind.UNKNOWN, 1, 0, by_device=False, received_at=LATE)
+
+
+def gone(name: str, seen_at: datetime = SINCE) -> DeviceView:
+    return device(name, UpdateState.IDLE, connected_since=None, heard_in_session=False, seen_at=seen_at)
+
+
+def heard(name: str) -> DeviceView:
+    return device(name, UpdateState.IDLE)
+
+
+def store(witnesses: int, fallen: int) -> list[DeviceView]:
+    """The silent device, and its bystanders."""
+    return [gone("a"), *(heard(f"w{n}") for n in range(witnesses)), *(gone(f"f{n}") for n in range(fallen))]
+
+
+@pytest.mark.parametrize(
+    ("witnesses", "fallen", "tells"),
+    [
+        (0, 0, False),
+        (1, 0, True),
+        (1, 1, False),
+        (2, 1, True),
+        (3, 2, False),
+        (25, 25, False),  # a dead switch
+        (1, 40, False),  # closing time, and one till left on
+        (40, 5, True),
+    ],
+)
+def test_at_most_one_fell_for_every_two_witnesses(witnesses: int, fallen: int, tells: bool) -> None:  # noqa: FBT001 - a table
+    found = view(store(witnesses, fallen), slots=(slot("a"),), now=LATE)
+    assert has_witness(found, STORE + "a", NOW) is tells
+    [said] = decide(found).inferred
+    assert said.kind is (OutcomeKind.SILENT if tells else OutcomeKind.UNKNOWN)
+
+
+def test_who_was_gone_before_the_swap_has_not_fallen() -> None:
+    devices = [gone("a"), heard("b"), gone("c", NOW), gone("d", NOW - s(86_400))]
+    assert has_witness(view(devices, now=LATE), STORE + "a", NOW)
+    assert not has_witness(view(devices, now=LATE), STORE + "a", NOW - s(1))
+
+
+@pytest.mark.parametrize("by_device", [False, True])
+def test_whom_the_release_may_have_silenced_is_no_bystander(by_device: bool) -> None:  # noqa: FBT001 - a table
+    """Others in a swap, and those that an earlier swap left silent; who spoke for itself is one."""
+    devices = [gone("a"), heard("b"), gone("c"), gone("d")]
+    others = (slot("a"), slot("c"))
+    word = Word(OutcomeKind.UNKNOWN, 1, 0, by_device=by_device, received_at=NOW)
+    found = view(devices, slots=others, words={"d": word}, now=LATE)
+    assert has_witness(found, STORE + "a", NOW) is not by_device
+    alone = view([gone("a"), heard("c")], slots=others, now=LATE)
+    assert not has_witness(alone, STORE + "a", NOW)
+
+
+def test_the_night_convicts_nobody_and_the_morning_who_stays_away() -> None:
+    night = view([gone("a"), heard("w"), gone("f0"), gone("f1")], words={"a": INFERRED}, now=LATE + s(8 * 3600))
+    assert decide(night).inferred == ()
+    morning = view([gone("a"), heard("w"), heard("f0"), heard("f1")], words={"a": INFERRED}, now=LATE + s(9 * 3600))
+    assert [(one.device, one.kind) for one in decide(morning).inferred] == [(STORE + "a", OutcomeKind.SILENT)]
