@@ -59,11 +59,12 @@ def test_who_was_gone_before_the_swap_has_not_fallen() -> None:
 
 
 @pytest.mark.parametrize("by_device", [False, True])
-def test_whom_the_release_may_have_silenced_is_no_bystander(by_device: bool) -> None:  # noqa: FBT001 - a table
+@pytest.mark.parametrize("kind", [OutcomeKind.UNKNOWN, OutcomeKind.SILENT, OutcomeKind.FAILED])
+def test_whom_the_release_may_have_silenced_is_no_bystander(kind: OutcomeKind, by_device: bool) -> None:  # noqa: FBT001 - a table
     """Others in a swap, and those that an earlier swap left silent; who spoke for itself is one."""
     devices = [gone("a"), heard("b"), gone("c"), gone("d")]
     others = (slot("a"), slot("c"))
-    word = Word(OutcomeKind.UNKNOWN, 1, 0, by_device=by_device, received_at=NOW)
+    word = Word(kind, 1, 0, by_device=by_device, received_at=NOW)
     found = view(devices, slots=others, words={"d": word}, now=LATE)
     assert has_witness(found, STORE + "a", NOW) is not by_device
     alone = view([gone("a"), heard("c")], slots=others, now=LATE)
