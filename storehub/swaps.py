@@ -346,14 +346,18 @@ def _judge(slot: Slot, view: HubView) -> Inference | None:
 
 
 def _convictions(view: HubView) -> tuple[Inference, ...]:
-    """UNKNOWN that became SILENT: there is a witness now and the device still is not heard."""
+    """UNKNOWN that became SILENT: there is a witness now, and the device was not heard since.
+
+    One that came back and went into its next swap is no longer that silence; its new slot has a time of its own.
+    """
     whole = timedelta(seconds=_maxima_s(view))
     return tuple(
         _infer(view, (wave_id, device), word.attempt, OutcomeKind.SILENT, "watchdog")
         for (wave_id, device), word in view.words.items()
         if word.kind is OutcomeKind.UNKNOWN
         and not word.by_device
-        and not _is_connected(view, device)
+        and device not in view.slots
+        and not _is_heard_since(view, device, word.received_at)
         and has_witness(view, device, word.received_at - whole)
     )
 
@@ -367,6 +371,11 @@ def _infer(view: HubView, key: tuple[str, str], attempt: int, kind: OutcomeKind,
     last = f"last heard {seen.seen_at.isoformat()} in {seen.state.name}" if seen else "never heard"
     evidence = f"no outcome within lease, trial and watchdog maxima; {last}"
     return Inference(wave_id, device, attempt, sequence, kind, gate, evidence)
+
+
+def _is_heard_since(view: HubView, path: str, since: datetime) -> bool:
+    device = view.devices.get(path)
+    return device is not None and (device.connected_since is not None or device.seen_at > since)
 
 
 def _is_connected(view: HubView, path: str) -> bool:

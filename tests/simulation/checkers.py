@@ -293,7 +293,8 @@ class Checkers:
     def waves_are_through(self) -> None:
         """P6, H5: of a wave that runs every device that is there has had its last word: nobody waits for nothing.
 
-        Waves that control forgot to have closed are left out, for the reason of ``ledgers_agree``.
+        Waves that control forgot to have closed are left out, for the reason of ``ledgers_agree``. A supervised device
+        waits for a person and keeps its slot until the maxima have passed: whoever waits beside one is left out too.
         """
         devices = {device.path: device for device in self.region.devices if device.is_up}
         for wave in self.region.control.rows.waves.values():
@@ -302,6 +303,8 @@ class Checkers:
                 continue
             there = [path for path in wave.devices if path in devices]
             waiting = [path for path in there if not is_final(wave.outcomes.get(path), ATTEMPTS)]
+            if any(devices[path].progress.state is UpdateState.AWAITING_SIGNOFF for path in waiting):
+                continue
             if waiting:
                 states = dict(Counter(devices[path].progress.state.name for path in waiting))
                 self.facts.fail("P6", f"wave {wave.wave_id} runs on, and waits for {len(waiting)} devices: {states}")

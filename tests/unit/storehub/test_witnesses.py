@@ -76,3 +76,13 @@ def test_the_night_convicts_nobody_and_the_morning_who_stays_away() -> None:
     assert decide(night).inferred == ()
     morning = view([gone("a"), heard("w"), heard("f0"), heard("f1")], words={"a": INFERRED}, now=LATE + s(9 * 3600))
     assert [(one.device, one.kind) for one in decide(morning).inferred] == [(STORE + "a", OutcomeKind.SILENT)]
+
+
+def test_who_came_back_is_not_convicted_of_an_earlier_silence() -> None:
+    """It was unknown once, came back, and reboots into its next trial: a second after that it is not silent."""
+    earlier = {"a": INFERRED}
+    soon = LATE + s(60)
+    assert decide(view([gone("a", LATE), heard("b")], words=earlier, now=soon)).inferred != ()
+    assert decide(view([gone("a", soon - s(1)), heard("b")], words=earlier, now=soon)).inferred == ()
+    leased = slot("a", granted_at=soon - s(1))
+    assert decide(view([gone("a", LATE), heard("b")], slots=(leased,), words=earlier, now=soon)).inferred == ()
