@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awavemesh/v1/artifact.proto\x12\x0bwavemesh.v1\",\n\x06\x44igest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\":\n\x12\x46indMissingRequest\x12$\n\x07\x64igests\x18\x01 \x03(\x0b\x32\x13.wavemesh.v1.Digest\";\n\x13\x46indMissingResponse\x12$\n\x07missing\x18\x01 \x03(\x0b\x32\x13.wavemesh.v1.Digest\"X\n\x0bReadRequest\x12#\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x13.wavemesh.v1.Digest\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x14\n\x0cwindow_bytes\x18\x03 \x01(\r\"\x1c\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xa2\x01\n\x0f\x41rtifactService\x12P\n\x0b\x46indMissing\x12\x1f.wavemesh.v1.FindMissingRequest\x1a .wavemesh.v1.FindMissingResponse\x12=\n\x04Read\x12\x18.wavemesh.v1.ReadRequest\x1a\x19.wavemesh.v1.ReadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awavemesh/v1/artifact.proto\x12\x0bwavemesh.v1\",\n\x06\x44igest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\":\n\x12\x46indMissingRequest\x12$\n\x07\x64igests\x18\x01 \x03(\x0b\x32\x13.wavemesh.v1.Digest\";\n\x13\x46indMissingResponse\x12$\n\x07missing\x18\x01 \x03(\x0b\x32\x13.wavemesh.v1.Digest\"n\n\x0bReadRequest\x12#\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x13.wavemesh.v1.Digest\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x14\n\x0cwindow_bytes\x18\x03 \x01(\r\x12\x14\n\x0clength_bytes\x18\x04 \x01(\x04\"\x1c\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x85\x01\n\x0cOfferRequest\x12#\n\x06target\x18\x01 \x01(\x0b\x32\x13.wavemesh.v1.Digest\x12\"\n\x05\x62\x61ses\x18\x02 \x03(\x0b\x32\x13.wavemesh.v1.Digest\x12,\n\x07methods\x18\x03 \x03(\x0e\x32\x1b.wavemesh.v1.DeliveryMethod\":\n\rOfferResponse\x12)\n\ndeliveries\x18\x01 \x03(\x0b\x32\x15.wavemesh.v1.Delivery\"\xe0\x01\n\x08\x44\x65livery\x12+\n\x06method\x18\x01 \x01(\x0e\x32\x1b.wavemesh.v1.DeliveryMethod\x12\"\n\x05\x62\x61ses\x18\x02 \x03(\x0b\x32\x13.wavemesh.v1.Digest\x12$\n\x07payload\x18\x03 \x01(\x0b\x32\x13.wavemesh.v1.Digest\x12\"\n\x05index\x18\x04 \x01(\x0b\x32\x13.wavemesh.v1.Digest\x12\x12\n\nread_bytes\x18\x05 \x01(\x04\x12\x12\n\nready_in_s\x18\x06 \x01(\r\x12\x11\n\trebuild_s\x18\x07 \x01(\x01*\xa1\x01\n\x0e\x44\x65liveryMethod\x12\x1f\n\x1b\x44\x45LIVERY_METHOD_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45LIVERY_METHOD_FULL\x10\x01\x12\x1d\n\x19\x44\x45LIVERY_METHOD_FULL_ZSTD\x10\x02\x12\x1a\n\x16\x44\x45LIVERY_METHOD_CHUNKS\x10\x03\x12\x19\n\x15\x44\x45LIVERY_METHOD_DELTA\x10\x04\x32\xe2\x01\n\x0f\x41rtifactService\x12P\n\x0b\x46indMissing\x12\x1f.wavemesh.v1.FindMissingRequest\x1a .wavemesh.v1.FindMissingResponse\x12=\n\x04Read\x12\x18.wavemesh.v1.ReadRequest\x1a\x19.wavemesh.v1.ReadResponse0\x01\x12>\n\x05Offer\x12\x19.wavemesh.v1.OfferRequest\x1a\x1a.wavemesh.v1.OfferResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wavemesh.v1.artifact_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DELIVERYMETHOD']._serialized_start=776
+  _globals['_DELIVERYMETHOD']._serialized_end=937
   _globals['_DIGEST']._serialized_start=43
   _globals['_DIGEST']._serialized_end=87
   _globals['_FINDMISSINGREQUEST']._serialized_start=89
@@ -38,9 +40,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDMISSINGRESPONSE']._serialized_start=149
   _globals['_FINDMISSINGRESPONSE']._serialized_end=208
   _globals['_READREQUEST']._serialized_start=210
-  _globals['_READREQUEST']._serialized_end=298
-  _globals['_READRESPONSE']._serialized_start=300
-  _globals['_READRESPONSE']._serialized_end=328
-  _globals['_ARTIFACTSERVICE']._serialized_start=331
-  _globals['_ARTIFACTSERVICE']._serialized_end=493
+  _globals['_READREQUEST']._serialized_end=320
+  _globals['_READRESPONSE']._serialized_start=322
+  _globals['_READRESPONSE']._serialized_end=350
+  _globals['_OFFERREQUEST']._serialized_start=353
+  _globals['_OFFERREQUEST']._serialized_end=486
+  _globals['_OFFERRESPONSE']._serialized_start=488
+  _globals['_OFFERRESPONSE']._serialized_end=546
+  _globals['_DELIVERY']._serialized_start=549
+  _globals['_DELIVERY']._serialized_end=773
+  _globals['_ARTIFACTSERVICE']._serialized_start=940
+  _globals['_ARTIFACTSERVICE']._serialized_end=1166
 # @@protoc_insertion_point(module_scope)

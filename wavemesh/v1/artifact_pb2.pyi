@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _DeliveryMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeliveryMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELIVERY_METHOD_UNSPECIFIED: _DeliveryMethod.ValueType  # 0
+    """Not said; never offered."""
+    DELIVERY_METHOD_FULL: _DeliveryMethod.ValueType  # 1
+    """The blob as it is."""
+    DELIVERY_METHOD_FULL_ZSTD: _DeliveryMethod.ValueType  # 2
+    """The blob as one zstd frame."""
+    DELIVERY_METHOD_CHUNKS: _DeliveryMethod.ValueType  # 3
+    """Those content-defined chunks that the bases lack, each a zstd frame, from one pack."""
+    DELIVERY_METHOD_DELTA: _DeliveryMethod.ValueType  # 4
+    """A delta from one base or from several in order."""
+
+class DeliveryMethod(_DeliveryMethod, metaclass=_DeliveryMethodEnumTypeWrapper):
+    """How a blob travels."""
+
+DELIVERY_METHOD_UNSPECIFIED: DeliveryMethod.ValueType  # 0
+"""Not said; never offered."""
+DELIVERY_METHOD_FULL: DeliveryMethod.ValueType  # 1
+"""The blob as it is."""
+DELIVERY_METHOD_FULL_ZSTD: DeliveryMethod.ValueType  # 2
+"""The blob as one zstd frame."""
+DELIVERY_METHOD_CHUNKS: DeliveryMethod.ValueType  # 3
+"""Those content-defined chunks that the bases lack, each a zstd frame, from one pack."""
+DELIVERY_METHOD_DELTA: DeliveryMethod.ValueType  # 4
+"""A delta from one base or from several in order."""
+Global___DeliveryMethod: _TypeAlias = DeliveryMethod  # noqa: Y015
 
 @_typing.final
 class Digest(_message.Message):
@@ -103,12 +136,15 @@ class ReadRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     WINDOW_BYTES_FIELD_NUMBER: _builtins.int
+    LENGTH_BYTES_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """First byte wanted; the blob's size is allowed and yields an empty stream."""
     window_bytes: _builtins.int
     """How many bytes the reader lets be on the way, 0 when it leaves that to the transport. Frames SHOULD then be at most
     a quarter of it: the transport lets a frame that has begun come to its end, whatever the window.
     """
+    length_bytes: _builtins.int
+    """How many bytes are wanted from offset on, 0 for all to the end. More than there are is an error (OUT_OF_RANGE)."""
     @_builtins.property
     def digest(self) -> Global___Digest:
         """Which blob."""
@@ -119,10 +155,11 @@ class ReadRequest(_message.Message):
         digest: Global___Digest | None = ...,
         offset: _builtins.int = ...,
         window_bytes: _builtins.int = ...,
+        length_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset", "window_bytes", b"window_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "length_bytes", b"length_bytes", "offset", b"offset", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -151,3 +188,117 @@ class ReadResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadResponse: _TypeAlias = ReadResponse  # noqa: Y015
+
+@_typing.final
+class OfferRequest(_message.Message):
+    """Asks how a blob could be brought."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    BASES_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def target(self) -> Global___Digest:
+        """The blob that is wanted: an artifact of a release."""
+
+    @_builtins.property
+    def bases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Digest]:
+        """Complete blobs that the asker can rebuild from, the likeliest first; at most 64."""
+
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[Global___DeliveryMethod.ValueType]:
+        """What the asker can rebuild by; a method it does not name is not offered."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___Digest | None = ...,
+        bases: _abc.Iterable[Global___Digest] | None = ...,
+        methods: _abc.Iterable[Global___DeliveryMethod.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "methods", b"methods", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferRequest: _TypeAlias = OfferRequest  # noqa: Y015
+
+@_typing.final
+class OfferResponse(_message.Message):
+    """The ways there are, the blob itself included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
+        """In no order. Each is whole by itself."""
+
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[Global___Delivery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferResponse: _TypeAlias = OfferResponse  # noqa: Y015
+
+@_typing.final
+class Delivery(_message.Message):
+    """One way to a blob. Nothing here is signed: what is rebuilt is believed by the target's digest alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    BASES_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    READY_IN_S_FIELD_NUMBER: _builtins.int
+    REBUILD_S_FIELD_NUMBER: _builtins.int
+    method: Global___DeliveryMethod.ValueType
+    """How."""
+    read_bytes: _builtins.int
+    """Bytes that will have to be read, index included: exact when it is made, else an estimate. For chunks it is what the
+    bases named in the request leave to be read.
+    """
+    ready_in_s: _builtins.int
+    """Seconds until the payload is made, 0 when it is; an estimate."""
+    rebuild_s: _builtins.float
+    """What rebuilding takes on the asker's side, seconds on one core; an estimate."""
+    @_builtins.property
+    def bases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Digest]:
+        """What it takes to rebuild, in this order; none for the blob itself."""
+
+    @_builtins.property
+    def payload(self) -> Global___Digest:
+        """What to read: the target, the compressed target, the pack of chunks, or the delta. Unset while it is not made."""
+
+    @_builtins.property
+    def index(self) -> Global___Digest:
+        """For chunks alone: the index, which says where in the pack each chunk of the target lies. Read first."""
+
+    def __init__(
+        self,
+        *,
+        method: Global___DeliveryMethod.ValueType = ...,
+        bases: _abc.Iterable[Global___Digest] | None = ...,
+        payload: Global___Digest | None = ...,
+        index: Global___Digest | None = ...,
+        read_bytes: _builtins.int = ...,
+        ready_in_s: _builtins.int = ...,
+        rebuild_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "payload", b"payload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "index", b"index", "method", b"method", "payload", b"payload", "read_bytes", b"read_bytes", "ready_in_s", b"ready_in_s", "rebuild_s", b"rebuild_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Delivery: _TypeAlias = Delivery  # noqa: Y015

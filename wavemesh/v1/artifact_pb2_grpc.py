@@ -45,6 +45,11 @@ class ArtifactServiceStub:
                 request_serializer=wavemesh_dot_v1_dot_artifact__pb2.ReadRequest.SerializeToString,
                 response_deserializer=wavemesh_dot_v1_dot_artifact__pb2.ReadResponse.FromString,
                 _registered_method=True)
+        self.Offer = channel.unary_unary(
+                '/wavemesh.v1.ArtifactService/Offer',
+                request_serializer=wavemesh_dot_v1_dot_artifact__pb2.OfferRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_artifact__pb2.OfferResponse.FromString,
+                _registered_method=True)
 
 
 class ArtifactServiceServicer:
@@ -68,6 +73,15 @@ class ArtifactServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Offer(self, request, context):
+        """By which deliveries a child that holds other blobs could come to one: the blob itself, compressed, in chunks, as a
+        delta from what it holds. Costs nothing but the question; the child decides, and reads the payload it chose by Read.
+        Errors: as Read. A server that knows no deliveries answers UNIMPLEMENTED, and the child reads the blob itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ArtifactServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,6 +94,11 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=wavemesh_dot_v1_dot_artifact__pb2.ReadRequest.FromString,
                     response_serializer=wavemesh_dot_v1_dot_artifact__pb2.ReadResponse.SerializeToString,
+            ),
+            'Offer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Offer,
+                    request_deserializer=wavemesh_dot_v1_dot_artifact__pb2.OfferRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_artifact__pb2.OfferResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +156,33 @@ class ArtifactService:
             '/wavemesh.v1.ArtifactService/Read',
             wavemesh_dot_v1_dot_artifact__pb2.ReadRequest.SerializeToString,
             wavemesh_dot_v1_dot_artifact__pb2.ReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Offer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.ArtifactService/Offer',
+            wavemesh_dot_v1_dot_artifact__pb2.OfferRequest.SerializeToString,
+            wavemesh_dot_v1_dot_artifact__pb2.OfferResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,11 @@ class ArtifactServiceStub:
     reason (on hold, revoked, over age, wrong region or class), RESOURCE_EXHAUSTED with RetryInfo (shed),
     DATA_LOSS (the stored bytes no longer match; they are being refetched).
     """
+    Offer: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.OfferRequest, _artifact_pb2.OfferResponse]
+    """By which deliveries a child that holds other blobs could come to one: the blob itself, compressed, in chunks, as a
+    delta from what it holds. Costs nothing but the question; the child decides, and reads the payload it chose by Read.
+    Errors: as Read. A server that knows no deliveries answers UNIMPLEMENTED, and the child reads the blob itself.
+    """
 
 @_typing.type_check_only
 class ArtifactServiceAsyncStub(ArtifactServiceStub):
@@ -56,6 +61,11 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     Errors: NOT_FOUND (unknown digest), OUT_OF_RANGE (offset > size), FAILED_PRECONDITION with the gate as ErrorInfo
     reason (on hold, revoked, over age, wrong region or class), RESOURCE_EXHAUSTED with RetryInfo (shed),
     DATA_LOSS (the stored bytes no longer match; they are being refetched).
+    """
+    Offer: _aio.UnaryUnaryMultiCallable[_artifact_pb2.OfferRequest, _artifact_pb2.OfferResponse]  # type: ignore[assignment]
+    """By which deliveries a child that holds other blobs could come to one: the blob itself, compressed, in chunks, as a
+    delta from what it holds. Costs nothing but the question; the child decides, and reads the payload it chose by Read.
+    Errors: as Read. A server that knows no deliveries answers UNIMPLEMENTED, and the child reads the blob itself.
     """
 
 class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -79,6 +89,17 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND (unknown digest), OUT_OF_RANGE (offset > size), FAILED_PRECONDITION with the gate as ErrorInfo
         reason (on hold, revoked, over age, wrong region or class), RESOURCE_EXHAUSTED with RetryInfo (shed),
         DATA_LOSS (the stored bytes no longer match; they are being refetched).
+        """
+
+    @_abc_1.abstractmethod
+    def Offer(
+        self,
+        request: _artifact_pb2.OfferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_artifact_pb2.OfferResponse, _abc.Awaitable[_artifact_pb2.OfferResponse]]:
+        """By which deliveries a child that holds other blobs could come to one: the blob itself, compressed, in chunks, as a
+        delta from what it holds. Costs nothing but the question; the child decides, and reads the payload it chose by Read.
+        Errors: as Read. A server that knows no deliveries answers UNIMPLEMENTED, and the child reads the blob itself.
         """
 
 def add_ArtifactServiceServicer_to_server(servicer: ArtifactServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
