@@ -60,6 +60,9 @@ async def draft(
     policy = request.policy
     manifest = releases.find(policy.artifacts)
     releases.require_usable(manifest.name)
+    if not manifest.is_installable:
+        msg = f"release {manifest.name} is an app alone, which no device installs: `edgectl hub prefetch` brings it"
+        raise ConflictError(msg, release=manifest.name)
     _check_probes(policy, manifest)
     candidates = await _candidates(tx, policy.targets.segment, manifest)
     cohort = choose_cohort(request.cohort, policy.targets.segment, candidates)

@@ -117,14 +117,15 @@ class Releases:
 
     def find(self, artifacts: Artifacts) -> ReleaseManifest:
         """The release whose files a policy names; raises NotFoundError."""
-        wanted = (artifacts.firmware, artifacts.config, artifacts.signature)
+        wanted = (artifacts.firmware, artifacts.config, artifacts.app, artifacts.signature)
         for manifest in self.all().values():
-            files = (manifest.firmware, manifest.config, manifest.signature)
+            app = manifest.app.root if manifest.app else None
+            files = (manifest.firmware, manifest.config, app, manifest.signature)
             if tuple(file and file.name for file in files) == wanted:
                 return manifest
         names = ", ".join(name for name in wanted if name)
         known = "; ".join(
-            f"{name}: {', '.join(file.name for file in one.artifacts)}" for name, one in sorted(self.all().items())
+            f"{name}: {', '.join(file.name for file in one.named)}" for name, one in sorted(self.all().items())
         )
         msg = f"artifacts {names} together are no published release; published are {known or 'none'}"
         raise NotFoundError(msg, artifacts=names)

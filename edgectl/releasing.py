@@ -307,7 +307,7 @@ def copy_artifacts(directory: Path, origin: Path) -> list[Digest]:
     places = json.loads(_read(directory / "artifacts.json"))
     bundle = artifact_of(directory / manifest.signature.name)
     artifacts = [dataclasses.replace(bundle, name=manifest.signature.name)]
-    artifacts += [artifact for artifact in (manifest.firmware, manifest.config, manifest.bundle) if artifact]
+    artifacts += [artifact for artifact in manifest.artifacts if artifact.name != manifest.signature.name]
     origin.mkdir(parents=True, exist_ok=True)
     for artifact in artifacts:
         source = directory / artifact.name if artifact.name == manifest.signature.name else places[artifact.name]

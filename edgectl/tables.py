@@ -242,6 +242,7 @@ def release_parts(release: Mapping[str, Any]) -> tuple[Table | str, ...]:
         ("hardware", ", ".join(release["hardware_revisions"]) or "any"),
         ("regions", ", ".join(release["regions"]) or "all"),
         *((name, f"{one['sha256']} ({one['size_bytes']} bytes)") for name, one in digests.items()),
+        *([("app", _app(release["manifest"]["app"]))] if "app" in release["manifest"] else []),
         ("signed", f"{when(release['signed_at'])} by {release['role'] or 'release keys'}"),
         ("signatures", ", ".join(release["signed_by"]) or "only control can tell"),
         ("never below", release["minimum_version"] or "-"),
@@ -249,6 +250,11 @@ def release_parts(release: Mapping[str, Any]) -> tuple[Table | str, ...]:
         ("state", _standing(release)),
     ]
     return f"release {release['name']}", Table("", ("", ""), rows)
+
+
+def _app(app: Mapping[str, Any]) -> str:
+    size_bytes = app["root"]["size_bytes"] + sum(blob["size_bytes"] for blob in app["blobs"])
+    return f"{app['repository']}:{app['tag']} ({len(app['blobs'])} blobs, {size_bytes} bytes, {app['root']['name']})"
 
 
 _DETAILS = frozenset(

@@ -26,6 +26,7 @@ from storehub.hub import Hub
 from storehub.intents import Intents
 from storehub.operator import SERVICE_NAME as OPERATOR_SERVICE
 from storehub.operator import OperatorApi
+from storehub.registry import Registry
 from storehub.reportlog import HubReportLog, snapshot_of
 from storehub.scheduler import Scheduler
 from storehub.service import DeviceRegistry
@@ -98,6 +99,7 @@ class App:
     renewal: Renewal
     joining: grpc.aio.Server | None
     join_port: int
+    registry: Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Opened:
     hub: Hub
     live: LiveCredentials
     retirements: SqliteRetirements
+    identity: Path
 
 
 async def open_hub(directory: Path, clock: Clock) -> Opened:
@@ -135,7 +138,8 @@ async def open_hub(directory: Path, clock: Clock) -> Opened:
             clock_guard=ClockGuard(store, ClockSource.HARDWARE if config.hardware_clock else ClockSource.UNCONFIRMED),
             tracing=Tracing(credentials.node_id, outbox, clock),
         )
-        opened = Opened(hub, credentials, await SqliteRetirements.open(store.database))
+        retirements = await SqliteRetirements.open(store.database)
+        opened = Opened(hub, credentials, retirements, directory / "identity")
         undo.pop_all()
     return opened
 
@@ -192,8 +196,14 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     hub.tracing.is_dark = lambda: not upstream.is_connected
     if isinstance(hub.log, HubReportLog):
         hub.log.listener = intents.acknowledged
+    apps = Registry(hub, cache, peers, opened.identity)
     renewal = Renewal(
-        live=credentials, upstream=upstream, clock=hub.clock, rng=rng, floor=lambda: hub.clock_guard.floor
+        live=credentials,
+        upstream=upstream,
+        clock=hub.clock,
+        rng=rng,
+        renewed=apps.reload,
+        floor=lambda: hub.clock_guard.floor,
     )
     joining, join_port = _joining(hub, asks, port)
     return App(
@@ -210,6 +220,7 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
         renewal=renewal,
         joining=joining,
         join_port=join_port,
+        registry=apps,
     )
 
 
@@ -229,10 +240,13 @@ async def run(
     hub = opened.hub
     try:
         blobs = await BlobStore.open(directory / "state" / "cache", hub.config.quota_bytes, hub.clock)
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
             app = join(opened, blobs, group)
             await app.intents.acknowledged(hub.log.first_number - 1)
             await _start(app)
+            if hub.config.registry_listen:
+                port = await stack.enter_async_context(app.registry.serving(hub.config.registry_listen))
+                _LOG.info("container runtimes pull at port %d", port)
             for part in (
                 app.upstream.run(),
                 app.scheduler.run(),

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.nodes import NodeId
     from wavemesh.session.frames import Resource, ResourceKey
-    from wavemesh.trust.releases import ReleaseManifest
+    from wavemesh.trust.releases import App, ReleaseManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +307,11 @@ class Belief:
         packed = [(one.firmware, one.bundle) for one in releases]
         return tuple(bundle.digest for image, bundle in packed if image and bundle and image.name == firmware)
 
+    def app_named(self, name: str) -> App | None:
+        """The app that policies call by that name."""
+        releases = self.trusted.releases().values() if self.trusted is not None else ()
+        return next((one.app for one in releases if one.app and one.app.root.name == name), None)
+
     def known_blobs(self) -> Mapping[Digest, tuple[str, ...]]:
         """Every blob that some verified release names, and its names."""
         names: dict[Digest, list[str]] = {}
@@ -319,7 +324,8 @@ class Belief:
 
 def blobs_of(manifest: ReleaseManifest) -> tuple[Digest, ...]:
     """Every artifact of a release, as far as it has them; the signature first, it is small."""
-    artifacts = (manifest.signature, manifest.config, manifest.firmware, manifest.bundle)
+    app = manifest.app.artifacts if manifest.app else ()
+    artifacts = (manifest.signature, manifest.config, *app, manifest.firmware, manifest.bundle)
     return tuple(artifact.digest for artifact in artifacts if artifact is not None)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from storehub.apps import newest
 from storehub.eviction import CachedBlob, DeviceImages, Need, make_room, pins
 from storehub.records import Disposition
 from storehub.standing import PauseEffect, PauseHere
@@ -169,6 +170,11 @@ class Cache:
             for intent in store.intents.values()
             if intent.intent.kind is IntentKind.PREFETCH and intent.disposition is Disposition.QUEUED
         ]
+        trusted = self._hub.belief.trusted
+        whole = (entry.digest for entry in self._blobs.entries() if entry.is_complete)
+        for name, app in newest(trusted.releases().values() if trusted is not None else (), whole):
+            digests = tuple(one.digest for one in app.artifacts)
+            needs.append(Need(f"newest app {app.repository}, of release {name}", digests))
         images = (
             DeviceImages(d.status.device_class, d.status.firmware_sha256, d.last_known_good_sha256)
             for d in store.devices.values()

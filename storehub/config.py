@@ -39,7 +39,8 @@ class GroupConfig:
 class Config:
     """How a store hub runs. ``parent`` is the super hub's "host:port".
 
-    ``join_listen`` is where devices join that have no certificate yet; empty serves nobody.
+    ``join_listen`` is where devices join that have no certificate yet, ``registry_listen`` where container runtimes
+    pull apps; empty serves nobody.
 
     ``lease_s``: time from grant to the begin of the trial boot. ``trial_allowance_s``: probes and commit, beyond the
     policy's health budget. ``watchdog_s``: until the board's watchdog has brought a dead device back. ``witness_s``:
@@ -51,6 +52,7 @@ class Config:
     listen: str
     parent: str
     join_listen: str = ""
+    registry_listen: str = ""
     time_zone: str = "UTC"
     quota_bytes: int = field(default=64 * 1024 * MIB, metadata=bounded(MIB, 1 << 50))
     max_concurrent_swaps: int = field(default=5, metadata=bounded(1, 1000))

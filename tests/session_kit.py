@@ -7,6 +7,7 @@ import hashlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -224,6 +225,7 @@ class Fleet:
                 node,
                 not_before=now - timedelta(hours=1),
                 not_after=now + self.lifetime,
+                ip_addresses=[IPv4Address("127.0.0.1")],
             )
         return self.nodes[node.path]
 

@@ -168,11 +168,16 @@ class Control:
             boot_probe="true",
             bundle=Artifact(f"{name}.raucb", digest_of(packed)) if packed else None,
         )
+        self.publish(manifest, firmware, packed)
+        return digest
+
+    def publish(self, manifest: ReleaseManifest, *contents: bytes) -> None:
+        """Sign a release, and have its files at hand; empty ones are none."""
+        now = datetime.now(UTC)
         bundle = sign_bundle(manifest, *self.release_keys[:2])
         targets = sign_metadata(add_release(self.trust.targets, manifest, bundle, now), *self.release_keys[:2])
         self.trust = publish_targets(self.trust, targets, self.online, now)
-        self.blobs |= {digest_of(content).sha256: content for content in (firmware, bundle, packed) if content}
-        return digest
+        self.blobs |= {digest_of(content).sha256: content for content in (*contents, bundle) if content}
 
     def make(self, kind: str, name: str, content: bytes, *, urgent: bool = False) -> Resource:
         self.counter += 1

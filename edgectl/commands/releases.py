@@ -46,6 +46,13 @@ def create(
     firmware: FileOption = None,
     config: FileOption = None,
     bundle: Annotated[Path | None, typer.Option(help="A RAUC bundle that holds exactly the firmware.")] = None,
+    oci: Annotated[str, typer.Option("--app", help="An OCI image that hubs serve: oci:DIR or oci:DIR:TAG.")] = "",
+    app_name: Annotated[
+        str, typer.Option(help="What a policy calls the app.", show_default="the release's name with .oci")
+    ] = "",
+    repository: Annotated[
+        str, typer.Option("--app-repository", help="What is pulled, HUB/REPOSITORY:TAG.", show_default="DIR's name")
+    ] = "",
     config_version: Annotated[str, typer.Option(help="Semantic version of the config.")] = "",
     requires_config: Annotated[str, typer.Option(help='Constraint on the config, ">=12.0.0 <13".')] = "",
     requires_firmware: Annotated[str, typer.Option(help="The config's constraint on the firmware.")] = "",
@@ -64,8 +71,11 @@ def create(
     """Make a draft of a release. Its signing time is now; nothing is published."""
     from edgectl import releasing
     from edgectl.intents import now
+    from edgectl.ociapp import read_app
     from wavemesh.trust.releases import UNKNOWN_DIGEST, Artifact, ReleaseManifest
 
+    apps = {"name": app_name or f"{name}.oci", "repository": repository, "default_tag": version}
+    image, layers = read_app(oci, **apps) if oci else (None, {})
     manifest = ReleaseManifest(
         name=name,
         version=version,
@@ -86,8 +96,9 @@ def create(
         vendor_probes=tuple(vendor_probe or ()),
         attestation=tuple(sorted(map(releasing.pcr_of, pcr or ()))),
         requires_firmware=requires_firmware,
+        app=image,
     )
-    files = {path.name: path for path in (firmware, config, bundle) if path}
+    files = {**{path.name: path for path in (firmware, config, bundle) if path}, **layers}
     releasing.create(directory, manifest, files, _base(session, published), role)
     _show_progress(session, directory)
 

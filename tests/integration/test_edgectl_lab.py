@@ -14,6 +14,7 @@ from edgectl.main import run
 from lab.images import build_small_images
 from lab.processes import states, stop_all, wait_until
 from lab.topology import load_lab
+from tests.oci_kit import layer, write_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -243,6 +244,41 @@ def test_a_release_from_draft_to_hold(operator: Operator) -> None:
     assert operator.asks("release", "show", "firmware-v3.9.0")["hold_reason"] == "scanner driver missing"
     assert operator.asks("release", "unhold", "firmware-v3.9.0")["held"] == []
     assert operator.types("release", "show", "firmware-v9").returncode == 3
+
+
+APP_POLICY = """\
+targets: {segment: retail-us-midwest, percentage: 100, hubBudget: 2}
+guardrails: {minBattery: 40, requireDualPartition: true}
+artifacts: {app: pos-app-1.0.0.oci, signature: pos-app-1.0.0.sig}
+"""
+
+
+def test_an_app_comes_to_a_store_by_prefetch(operator: Operator) -> None:
+    """O5: an OCI image is a release; no wave installs it, a prefetch brings its layers to a store."""
+    layers = [layer({"base": b"b" * 5000}), layer({"app": b"a" * 3000})]
+    write_layout(operator.directory / "pos-app", "1.0.0", *layers)
+    (operator.directory / "app.yaml").write_text(APP_POLICY)
+    draft = ("--dir", "app")
+    words = ("--name", "pos-app-1.0.0", "--version", "1.0.0", "--class", "pos", "--hardware", "rev-b")
+    made = operator.types("release", "create", *draft, *words, "--app", "oci:pos-app")
+    assert made.returncode == 0, made.stderr
+    for key in ("release-1", "release-3", "release-1"):
+        operator.asks("release", "sign", *draft, "--key", f"lab-data/keys/offline/{key}.pem")
+    operator.asks("release", "publish", *draft, "--origin", "lab-data/origin/data")
+    assert "pos-app:1.0.0 (3 blobs" in operator.types("release", "show", "pos-app-1.0.0").stdout
+    cohort = ("--wave", "150", "--cohort", "retail-us-midwest")
+    planned = operator.types("wave", "plan", *cohort, "--policy", "app.yaml")
+    assert (planned.returncode, "edgectl hub prefetch" in planned.stderr) == (4, True)
+    at_store = ("--context", "store-208")
+    asked = operator.types("hub", "prefetch", "--policy", "app.yaml", *at_store)
+    assert asked.returncode == 0, asked.stderr
+
+    def names() -> set[str]:
+        [cache] = operator.asks("hub", "cache", "list", *at_store)
+        whole = (one for one in cache["entries"] if one["present_bytes"] == one["digest"]["size_bytes"])
+        return {name for entry in whole for name in entry["names"]}
+
+    wait_until(lambda: len({one for one in names() if one.startswith("pos-app-1.0.0")}) == 5, 30, "the app to come")
 
 
 def test_power_can_be_cut_and_the_device_comes_back(operator: Operator) -> None:

@@ -115,11 +115,12 @@ class Guardrails:
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """What is installed, by name; at least one of firmware and config."""
+    """What is brought, by name; at least one of firmware, config and app. Devices install the first two."""
 
     firmware: str | None
     config: str | None
     signature: str
+    app: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,7 @@ _LATER_KEYS: dict[tuple[str, str], object] = {
     ("guardrails", "rotateCertificates"): True,
     ("guardrails", "passWhenCannotTell"): [],
     ("guardrails", "requirePackedLkg"): False,
+    ("artifacts", "app"): None,
 }
 
 

@@ -126,6 +126,9 @@ _ARTIFACTS = Section(
         Key("firmware", _FILE, "Firmware image of the release; none: config only.", None),
         Key("config", _FILE, "Config bundle of the release; none: firmware only.", None),
         Key("signature", _FILE, "The release's signature bundle."),
+        Key(
+            "app", _FILE, "OCI image of the release, which store hubs serve to container runtimes; none: no app.", None
+        ),
     )
 )
 
@@ -178,8 +181,8 @@ class Rule:
 
 def _some_artifact(document: dict[str, Any]) -> Iterator[Fault]:
     artifacts = _section(document, "artifacts")
-    if artifacts is not None and artifacts.get("firmware") is None and artifacts.get("config") is None:
-        yield Fault(("artifacts",), "neither firmware nor config is named: there is nothing to install")
+    if artifacts is not None and all(artifacts.get(key) is None for key in ("firmware", "config", "app")):
+        yield Fault(("artifacts",), "neither firmware nor config nor app is named: there is nothing to bring")
 
 
 def _boot_probe(document: dict[str, Any]) -> Iterator[Fault]:
@@ -209,7 +212,7 @@ _GIVEN: Schema = {"not": {"type": "null"}}
 
 RULES = (
     Rule(
-        "`artifacts` names firmware, config or both.",
+        "`artifacts` names firmware, config or app, at least one.",
         _some_artifact,
         {
             "properties": {
@@ -217,6 +220,7 @@ RULES = (
                     "anyOf": [
                         {"required": ["firmware"], "properties": {"firmware": _GIVEN}},
                         {"required": ["config"], "properties": {"config": _GIVEN}},
+                        {"required": ["app"], "properties": {"app": _GIVEN}},
                     ]
                 }
             }

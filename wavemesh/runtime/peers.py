@@ -129,14 +129,8 @@ class Peers:
                 raise call.ended_by from None
             raise
 
-    def guard(self) -> grpc.aio.ServerInterceptor:
-        """What a server puts before its services."""
-        return _Guard(self)
-
-    def _prove(self, context: Context) -> Proof:
-        shown = context.auth_context()
-        leaf = b"".join(map(bytes, shown.get("x509_pem_cert", ())))
-        chain = b"".join(map(bytes, shown.get("x509_pem_cert_chain", ())))
+    def prove(self, leaf: bytes, chain: bytes) -> Proof:
+        """What a TLS peer's certificate and the chain it showed, in PEM, prove now; raises ForbiddenError."""
         try:
             proof = self._authorities.prove_pem(leaf, self._clock.now(), chain)
         except RevokedError:
@@ -146,6 +140,16 @@ class Peers:
             raise ForbiddenError(msg) from error
         check_in_use(self._retirements, proof.node_id.path, proof.issued_at)
         return proof
+
+    def guard(self) -> grpc.aio.ServerInterceptor:
+        """What a server puts before its services."""
+        return _Guard(self)
+
+    def _prove(self, context: Context) -> Proof:
+        shown = context.auth_context()
+        leaf = b"".join(map(bytes, shown.get("x509_pem_cert", ())))
+        chain = b"".join(map(bytes, shown.get("x509_pem_cert_chain", ())))
+        return self.prove(leaf, chain)
 
     def _count(self, path: str, context: Context) -> None:
         """Count the call until gRPC is done with it: one whose end the caller does not read outlives its handler."""

@@ -5,9 +5,9 @@ release. The release's signature bundle (``artifacts.signature`` in a policy) is
 over the same manifest as canonical JSON, signed by the threshold of release keys. So the manifest names the bundle but
 not its digest, which comes from the bundle's own target entry.
 
-Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null. ``bundle`` and
-``requires_firmware`` have a key only where there is one, so that older manifests keep their bytes. A manifest with an
-unknown key is refused: it might be a condition that this version does not know how to check.
+Canonical JSON: sorted keys, no white space, UTF-8, every key present; absent artifacts are null. ``bundle``,
+``requires_firmware`` and ``app`` have a key only where there is one, so that older manifests keep their bytes. A
+manifest with an unknown key is refused: it might be a condition that this version does not know how to check.
 """
 
 from __future__ import annotations
@@ -38,7 +38,16 @@ MAX_ENTRIES = 256
 UNKNOWN_DIGEST = Digest("0" * 64, 0)
 """Digest of a signature bundle that is not made yet."""
 
+MAX_APP_BLOBS = 256
+MAX_OCI_MANIFEST_BYTES = 4 * 1024 * 1024
+"""What registries must accept at least, by the OCI distribution specification; clients send no more."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+# OCI distribution specification 1.1, "Pulling manifests".
+_REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PCR = re.compile(r"[0-9]|1[0-9]|2[0-3]")
 MAX_PCRS = 8
@@ -60,13 +69,34 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class App:
+    """An OCI image: what ``podman pull HUB/REPOSITORY:TAG`` gets from a store hub (O5).
+
+    ``root`` is the image's manifest or index, of ``media_type``; its name is what a policy says. ``blobs`` are all that
+    it refers to, directly or not: manifests of platforms, configs, layers.
+    """
+
+    repository: str
+    tag: str
+    media_type: str
+    root: Artifact
+    blobs: tuple[Digest, ...]
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """All of it. A blob's name begins with the app's, so that whoever may vouch for one may for the other."""
+        return (self.root, *(Artifact(f"{self.root.name}.{blob.sha256[:16]}", blob) for blob in self.blobs))
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseManifest:
     """A release. Versions are semantic; empty ``regions`` means all; empty constraints mean none.
 
     ``minimum_version`` is the floor below which a device never goes again once it runs this release. Commands run on
     devices: they are allowed because release keys signed them, a policy only selects among them. ``bundle`` is a RAUC
     bundle that holds exactly the firmware, another way to the same bytes on a slot (ADR 16). ``requires_config`` binds
-    the firmware to a config, ``requires_firmware`` the config to a firmware: what will run together must fit.
+    the firmware to a config, ``requires_firmware`` the config to a firmware: what will run together must fit. ``app``
+    is an OCI image that the store hub serves; devices that run it pull it from there.
     ``attestation``: what PCRs hold once this release has booted, number and SHA-256 value, in order (ADR 19). What says
     nothing is no part of a manifest, so that the bytes of older releases stay as they were signed.
     """
@@ -90,21 +120,33 @@ class ReleaseManifest:
     bundle: Artifact | None = None
     attestation: tuple[tuple[int, str], ...] = ()
     requires_firmware: str = ""
+    app: App | None = None
 
     @property
     def main(self) -> Artifact:
         """The artifact whose TUF target carries this manifest."""
-        main = self.firmware or self.config
+        main = self.firmware or self.config or (self.app.root if self.app else None)
         if main is None:
-            msg = f"release {self.name} has neither firmware nor config"
+            msg = f"release {self.name} has neither firmware nor config nor app"
             raise BadManifestError(msg)
         return main
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
         """All files of the release, the signature bundle included."""
-        files = (self.firmware, self.config, self.bundle, self.signature)
+        files = (self.firmware, self.config, self.bundle, self.signature, *(self.app.artifacts if self.app else ()))
         return tuple(artifact for artifact in files if artifact is not None)
+
+    @property
+    def named(self) -> tuple[Artifact, ...]:
+        """What people name: of an app its root alone."""
+        below = set(self.app.artifacts[1:]) if self.app else set()
+        return tuple(artifact for artifact in self.artifacts if artifact not in below)
+
+    @property
+    def is_installable(self) -> bool:
+        """Whether devices install something of it; an app alone is pulled from the hub by whoever runs it."""
+        return self.firmware is not None or self.config is not None
 
 
 def is_name(text: str) -> bool:
@@ -138,6 +180,8 @@ def manifest_to_json(manifest: ReleaseManifest) -> dict[str, Any]:
         value["attestation"] = {str(number): sha256 for number, sha256 in manifest.attestation}
     if manifest.requires_firmware:
         value["requires_firmware"] = manifest.requires_firmware
+    if manifest.app is not None:
+        value["app"] = _app_to_json(manifest.app)
     manifest_from_json(value, manifest.signature.digest)
     return value
 
@@ -170,6 +214,7 @@ def manifest_from_json(value: object, signature: Digest) -> ReleaseManifest:
         bundle=fields.artifact("bundle") if "bundle" in fields else None,
         attestation=fields.pcrs("attestation"),
         requires_firmware=fields.constraint("requires_firmware") if "requires_firmware" in fields else "",
+        app=fields.app("app") if "app" in fields else None,
     )
     fields.finish()
     names = [artifact.name for artifact in manifest.artifacts]
@@ -254,6 +299,16 @@ def _artifact_to_json(artifact: Artifact | None) -> dict[str, Any] | None:
     return {"name": artifact.name, "sha256": artifact.digest.sha256, "size_bytes": artifact.digest.size_bytes}
 
 
+def _app_to_json(app: App) -> dict[str, Any]:
+    return {
+        "repository": app.repository,
+        "tag": app.tag,
+        "media_type": app.media_type,
+        "root": _artifact_to_json(app.root),
+        "blobs": [{"sha256": blob.sha256, "size_bytes": blob.size_bytes} for blob in app.blobs],
+    }
+
+
 class _Fields:
     """Strict reading of a JSON object: every key is asked for once, by type."""
 
@@ -328,13 +383,42 @@ class _Fields:
         if value is None:
             return None
         inner = _Fields(value)
-        name, sha256, size_bytes = inner.name("name"), inner.text("sha256"), inner._take("size_bytes")
+        artifact = Artifact(inner.name("name"), inner._digest(key))
         inner.finish()
+        return artifact
+
+    def app(self, key: str) -> App:
+        """An OCI image; what is in its manifests is for whoever reads them."""
+        inner = _Fields(self._take(key))
+        root, blobs = inner.artifact("root"), inner._take("blobs")
+        repository, tag, media_type = inner.text("repository"), inner.text("tag"), inner.text("media_type")
+        inner.finish()
+        if root is None or root.digest.size_bytes > MAX_OCI_MANIFEST_BYTES:
+            raise self._bad(key, f"an OCI image with a root of at most {MAX_OCI_MANIFEST_BYTES} bytes", root)
+        if not _REPOSITORY.fullmatch(repository) or not _TAG.fullmatch(tag):
+            raise self._bad(
+                key, 'a repository and tag as registries have them, like "pos/app" and "12.4.1"', repository
+            )
+        if media_type not in {OCI_INDEX, OCI_MANIFEST}:
+            raise self._bad(key, f"of media type {OCI_MANIFEST} or {OCI_INDEX}", media_type)
+        if not isinstance(blobs, list) or not 0 < len(blobs) <= MAX_APP_BLOBS:
+            raise self._bad(key, f"an OCI image of 1 to {MAX_APP_BLOBS} blobs", blobs)
+        digests = []
+        for blob in blobs:
+            one = _Fields(blob)
+            digests.append(one._digest(key))
+            one.finish()
+        if len({one.sha256 for one in (root.digest, *digests)}) != len(digests) + 1:
+            raise self._bad(key, "an OCI image that names each blob once", repository)
+        return App(repository, tag, media_type, root, tuple(digests))
+
+    def _digest(self, key: str) -> Digest:
+        sha256, size_bytes = self.text("sha256"), self._take("size_bytes")
         if not _SHA256.fullmatch(sha256):
             raise self._bad(key, "a SHA-256 in lower-case hex", sha256)
         if type(size_bytes) is not int or size_bytes < 0:
             raise self._bad(key, "a size in bytes", size_bytes)
-        return Artifact(name, Digest(sha256, size_bytes))
+        return Digest(sha256, size_bytes)
 
     def finish(self) -> None:
         if self._left:

@@ -73,7 +73,7 @@ def test_an_unquoted_window_is_text() -> None:
         ("segment: retail-us-midwest", "segment: 5", 2, 12, "targets.segment", "got the number 5"),
         ("firmware: firmware-v3.8.2.img", "firmware: ../../etc/passwd", 8, 13, "artifacts.firmware", "a file name"),
         ("  signature: firmware-v3.8.2.sig\n", "", 7, 1, "artifacts.signature", "is missing"),
-        ("  firmware: firmware-v3.8.2.img\n", "", 8, 3, "artifacts", "nothing to install"),
+        ("  firmware: firmware-v3.8.2.img\n", "", 8, 3, "artifacts", "nothing to bring"),
         ("  bootProbe: systemd-analyze verify /boot/inactive\n", "", 10, 1, "verification.bootProbe",
          "firmware needs it"),
         ("    - lsusb | grep scanner\n", "    - lsusb\n    - lsusb\n", 14, 7,

@@ -14,7 +14,9 @@ from wavemesh.errors import GateError
 from wavemesh.trust.envelope import SignatureGateError, sign_with_keys
 from wavemesh.trust.metadata import load_trusted
 from wavemesh.trust.releases import (
+    OCI_MANIFEST,
     RELEASE_PAYLOAD_TYPE,
+    App,
     Artifact,
     BadManifestError,
     bundle_to_json,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     Make = Callable[..., ReleaseManifest]
 
 NOW = datetime.now(UTC)
+APP = App("pos/app", "12.4.1", OCI_MANIFEST, Artifact("app.oci", Digest("a" * 64, 7)), (Digest("b" * 64, 9),))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,9 @@ def test_a_manifest_survives_json(make_manifest: Make) -> None:
     value = json.loads(canonical_manifest(attested))
     assert value["attestation"] == {"4": "a" * 64, "11": "b" * 64}
     assert manifest_from_json(value, attested.signature.digest) == attested
+    assert "app" not in value
+    with_app = make_manifest(app=APP)
+    assert manifest_from_json(json.loads(canonical_manifest(with_app)), with_app.signature.digest) == with_app
     config_only = make_manifest("config-12", firmware=None)
     assert config_only.main == config_only.config
     assert manifest_from_json(manifest_to_json(config_only), config_only.signature.digest) == config_only
@@ -199,3 +205,41 @@ def test_signed_times_have_seconds(make_manifest: Make) -> None:
 def test_artifacts_include_the_bundle(make_manifest: Make) -> None:
     manifest = make_manifest(config=None, signature=Artifact("a.sig", Digest("11" * 32, 3)))
     assert [artifact.name for artifact in manifest.artifacts] == ["firmware-v3.8.2.img", "a.sig"]
+
+
+def test_an_app_alone_is_a_release_that_no_device_installs(make_manifest: Make) -> None:
+    """O5: its root carries the manifest, all its blobs are artifacts, people name the root alone."""
+    alone = make_manifest(firmware=None, config=None, boot_probe="", app=APP)
+    assert (alone.main, alone.is_installable) == (APP.root, False)
+    assert [one.name for one in alone.named] == [alone.signature.name, "app.oci"]
+    assert {one.digest for one in alone.artifacts} >= {APP.root.digest, *APP.blobs}
+    assert make_manifest(app=APP).is_installable
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"repository": "Pos"}, "repository and tag"),
+        ({"repository": "pos//app"}, "repository and tag"),
+        ({"tag": "-x"}, "repository and tag"),
+        ({"tag": "x" * 129}, "repository and tag"),
+        ({"media_type": "text/plain"}, "media type"),
+        ({"blobs": []}, "1 to 256 blobs"),
+        ({"blobs": [{"sha256": "b" * 64, "size_bytes": 1}] * 257}, "1 to 256 blobs"),
+        ({"blobs": [{"sha256": "b" * 64, "size_bytes": 1}] * 2}, "each blob once"),
+        ({"blobs": [{"sha256": "a" * 64, "size_bytes": 7}]}, "each blob once"),
+        ({"blobs": [{"sha256": "B" * 64, "size_bytes": 1}]}, "lower-case hex"),
+        ({"blobs": [{"sha256": "b" * 64, "size_bytes": -1}]}, "size in bytes"),
+        ({"root": None}, "root of at most"),
+        ({"root": {"name": "r", "sha256": "a" * 64, "size_bytes": 4 * 1024 * 1024 + 1}}, "root of at most"),
+        ({"entrypoint": "/app"}, "unknown keys"),
+    ],
+)
+def test_an_app_that_no_registry_could_serve_is_refused(
+    make_manifest: Make, changes: dict[str, Any], told: str
+) -> None:
+    manifest = make_manifest(app=APP)
+    value = manifest_to_json(manifest)
+    value["app"] |= changes
+    with pytest.raises(BadManifestError, match=told):
+        manifest_from_json(value, manifest.signature.digest)
