@@ -34,7 +34,6 @@ from wavemesh.errors import (
 from wavemesh.identity.contexts import load_pair, server_context
 from wavemesh.identity.nodes import Role
 from wavemesh.runtime.grpc import ListenError
-from wavemesh.trust.holds import check_not_held
 from wavemesh.trust.releases import MAX_OCI_MANIFEST_BYTES, OCI_INDEX
 
 if TYPE_CHECKING:
@@ -163,8 +162,6 @@ class Registry:
     ) -> web.StreamResponse:
         release = shelf.tags[repository].get(reference)
         if release is not None and release.app is not None:
-            if self._hub.belief.holds is not None:
-                check_not_held(release, self._hub.belief.holds)
             digest, media_type = release.app.root.digest, release.app.media_type
         else:
             digest = _digest(shelf, repository, reference, "MANIFEST_UNKNOWN")

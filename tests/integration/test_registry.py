@@ -195,8 +195,10 @@ async def test_what_the_pull_api_answers(control: Control, fleet: Fleet, tmp_pat
         status, headers, found = await ask(f"{name}/manifests/{below['digest']}", "HEAD")
         assert (status, found, headers["Content-Type"]) == (200, b"", below["mediaType"])
         assert int(headers["Content-Length"]) == below["size"]
+        before = app.registry.served_bytes
         status, headers, part = await ask(f"{name}/blobs/sha256:{big.sha256}", Range="bytes=10-19")
         assert (status, part, headers["Content-Range"]) == (206, BASE[10:20], f"bytes 10-19/{len(BASE)}")
+        assert app.registry.served_bytes == before + 10
         assert (await ask(f"{name}/blobs/sha256:{big.sha256}", Range="bytes=5-"))[2] == BASE[5:]
         status, headers, found = await ask(f"{name}/blobs/sha256:{big.sha256}", "HEAD")
         assert (status, found, int(headers["Content-Length"])) == (200, b"", len(BASE))
