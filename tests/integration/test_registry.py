@@ -36,7 +36,7 @@ targets: {{segment: retail, percentage: 100, hubBudget: 2}}
 guardrails: {{minBattery: 40, requireDualPartition: true}}
 artifacts: {{app: {name}.oci, signature: {name}.sig}}
 """
-BASE = layer({"lib/base": random.Random(1).randbytes(400_000)})
+BASE = layer({"lib/base": random.Random(1).randbytes(1_200_000)})
 FIRST = layer({"app": b"#!one\n" + random.Random(2).randbytes(20_000)})
 SECOND = layer({"app": b"#!two\n" + random.Random(3).randbytes(21_000)})
 
