@@ -324,6 +324,16 @@ def intents_table(intents: Sequence[Mapping[str, Any]]) -> Table:
     return Table("", columns, rows, ("detail", "reason", "operator", "given", "waits for"))
 
 
+def share_bar(progress: Mapping[str, Any]) -> str:
+    """How far a prefetch is, as a bar that a log or a pipe shows too."""
+    share = progress["present_bytes"] / progress["wanted_bytes"] if progress["wanted_bytes"] else 1.0
+    done = int(share * _BAR_CELLS)
+    return f"[{'#' * done}{'.' * (_BAR_CELLS - done)}] {share:.0%}"
+
+
+_BAR_CELLS = 40
+
+
 def intent_lines(intent: Mapping[str, Any]) -> list[str]:
     """One intent in full."""
     about = " ".join(filter(None, (intent["wave_id"], intent["device"]))) or "-"
@@ -334,6 +344,7 @@ def intent_lines(intent: Mapping[str, Any]) -> list[str]:
         f"  {intent['disposition']}" + (f"; waits for {waits}{queue}" if waits else ""),
         f"  given by {intent['operator']} at {when(intent['received_at'])}: {intent['reason'] or 'no reason'}",
         *([f"  {intent['detail']}"] if intent["detail"] else []),
+        *([f"  {share_bar(intent['prefetch'])}"] if intent["prefetch"] else []),
     ]
 
 

@@ -26,6 +26,8 @@ from storehub.hub import Hub
 from storehub.intents import Intents
 from storehub.operator import SERVICE_NAME as OPERATOR_SERVICE
 from storehub.operator import OperatorApi
+from storehub.paced import PacedReader
+from storehub.prefetching import Prefetching
 from storehub.registry import Registry
 from storehub.reportlog import HubReportLog, snapshot_of
 from storehub.scheduler import Scheduler
@@ -173,8 +175,15 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
         options=UpstreamOptions(backoff_base_s=config.reconnect_min_s, backoff_cap_s=config.reconnect_max_s),
     )
     scheduler = Scheduler(hub)
-    reader = YieldingReader(partial(make_bulk_channel, credentials, config.parent, parent), hub.clock)
+    reader = PacedReader(
+        YieldingReader(partial(make_bulk_channel, credentials, config.parent, parent), hub.clock),
+        hub.clock,
+        window_bytes_per_s=config.window_bytes_per_s,
+        day_bytes_per_s=config.day_bytes_per_s,
+    )
     cache = Cache(hub, blobs, reader, group, rng)
+    prefetching = Prefetching(hub, cache, reader.meter)
+    reader.is_windowed = prefetching.is_windowed
     views = Views(hub, cache, scheduler, upstream)
     statuses = Statuses(hub, views, upstream.set_status)
     asks = Asks(hub, upstream)
@@ -189,7 +198,7 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     )
     downstream.add_to(server)
     ArtifactServer(credentials.node_id, cache, peers).add_to(server)
-    OperatorApi(hub, intents, views, peers).add_to(server)
+    OperatorApi(hub, intents, views, prefetching, peers).add_to(server)
     hub.is_cached = blobs.has
     hub.changed = downstream.changed
     hub.wake_upstream = upstream.wake

@@ -46,7 +46,8 @@ class Config:
     policy's health budget. ``watchdog_s``: until the board's watchdog has brought a dead device back. ``witness_s``:
     how long another device must have been connected before one that is not counts as silent. ``reconnect_*``: back-off
     towards the super hub, so short that the store is back within five seconds of its WAN. ``hardware_clock``: the clock
-    survives power-off.
+    survives power-off. ``window_bytes_per_s`` bounds what is fetched within prefetch windows, all blobs together,
+    ``day_bytes_per_s`` what is fetched otherwise; 0 is no bound.
     """
 
     listen: str
@@ -65,6 +66,8 @@ class Config:
     status_interval_s: float = field(default=0.5, metadata=bounded(0.05, 60))
     hub_status_interval_s: float = field(default=30.0, metadata=bounded(0.5, 3600))
     ping_relay_timeout_s: float = field(default=5.0, metadata=bounded(0.1, 60))
+    window_bytes_per_s: int = field(default=0, metadata=bounded(0, 1 << 40))
+    day_bytes_per_s: int = field(default=0, metadata=bounded(0, 1 << 40))
     fetch_retry_min_s: float = field(default=1.0, metadata=bounded(0.01, 3600))
     fetch_retry_max_s: float = field(default=60.0, metadata=bounded(0.05, 3600))
     scrub_interval_s: float = field(default=3600.0, metadata=bounded(1, 30 * 86_400))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from storehub.hub import Hub
     from storehub.intents import Intents
+    from storehub.prefetching import Prefetching
     from storehub.records import IntentRecord, WaveRecord
     from storehub.views import Views
     from wavemesh.runtime.peers import Peers
@@ -51,11 +52,12 @@ WATCH_PAUSE_S = 0.1
 class OperatorApi:
     """The servicer."""
 
-    def __init__(self, hub: Hub, intents: Intents, shown: Views, peers: Peers) -> None:
+    def __init__(self, hub: Hub, intents: Intents, shown: Views, prefetching: Prefetching, peers: Peers) -> None:
         """Serve that hub's view."""
         self._hub = hub
         self._intents = intents
         self._views = shown
+        self._prefetching = prefetching
         self._listings = Listings(hub, shown)
         self._peers = peers
 
@@ -83,7 +85,9 @@ class OperatorApi:
         return operator_pb2.SubmitIntentResponse(record=self._intent(record), duplicate=duplicate)
 
     def _intent(self, record: IntentRecord) -> operator_pb2.IntentRecord:
-        return views.intent(record, self._hub.store.intents.values())
+        message = views.intent(record, self._hub.store.intents.values())
+        self._prefetching.describe(record, message)
+        return message
 
     @answers
     async def PreviewIntent(  # noqa: N802

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from tests.session_kit import Fleet
 from tests.storehub_kit import (
     OPERATOR,
+    STORE,
     WAVE,
     Control,
     DrivenClock,
@@ -26,7 +27,10 @@ from tests.storehub_kit import (
 from wavemesh.errors import NotFoundError
 from wavemesh.policy.document import policy_to_json
 from wavemesh.policy.reader import parse_policy
+from wavemesh.runtime.grpc import make_channel
 from wavemesh.trust.statements import IntentKind, OutcomeKind, UpdateState
+from wavemesh.v1.operator_pb2 import GetIntentRequest
+from wavemesh.v1.operator_pb2_grpc import OperatorServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from tests.storehub_kit import Till
     from wavemesh.identity.nodes import NodeId
     from wavemesh.trust.statements import Digest
+    from wavemesh.v1.operator_pb2 import IntentRecord
 
 pytestmark = pytest.mark.timeout(60)
 ZONE = ZoneInfo("Australia/Lord_Howe")
@@ -91,8 +96,10 @@ def with_windows(control: Control, windows: str) -> None:
 
 
 @asynccontextmanager
-async def store(control: Control, super_hub: SuperHub, clock: DrivenClock, directory: Path) -> AsyncIterator[App]:
-    zone = f'time_zone = "{ZONE}"\n'
+async def store(
+    control: Control, super_hub: SuperHub, clock: DrivenClock, directory: Path, more: str = ""
+) -> AsyncIterator[App]:
+    zone = f'time_zone = "{ZONE}"\n{more}'
     async with (
         wan(super_hub) as parent,
         running(lay_out(directory, control, parent, lease_s=60, trial_s=60, more=zone), clock) as app,
@@ -145,6 +152,60 @@ async def test_a_prefetch_goes_on_night_after_night_from_where_it_was(
 
 def _has_arrived(app: App, digest: Digest, size: int) -> bool:
     return arrived(app, digest) == size
+
+
+async def told(control: Control, app: App) -> IntentRecord:
+    """What the hub says of the prefetch."""
+    async with make_channel(control.fleet.credentials(OPERATOR), f"127.0.0.1:{app.port}", STORE) as channel:
+        answer = await OperatorServiceStub(channel).GetIntent(GetIntentRequest(intent_id="i-1"))
+    record: IntentRecord = answer.record
+    return record
+
+
+async def test_an_operator_is_told_in_how_many_nights_it_is_done(control: Control, tmp_path: Path) -> None:
+    """Before a byte has come by the cap; without one once bytes have come."""
+    clock = DrivenClock()
+    noon = at(clock.now(), "12:00") + timedelta(days=1)
+    clock.set(noon)
+    window, opening = "23:00-01:30", at(noon, "23:00")
+    cap = control.firmware.size_bytes // (6 * 9000) + 1  # a little less than six nights
+    for lines, nights in (("", 0), (f"window_bytes_per_s = {cap}\n", 6)):
+        super_hub = NightlyHub(control, clock)
+        async with store(control, super_hub, clock, tmp_path / str(nights), lines) as app:
+            await eventually(lambda: app.hub.belief.trusted)  # awaited in the turn that it belongs to
+            changes: dict[str, Any] = {"wave_id": "", "policy_yaml": control.policy_yaml, "window": window}
+            await app.intents.submit(control.intent(IntentKind.PREFETCH, **changes), OPERATOR)
+            record = await told(control, app)
+            progress = record.prefetch
+            assert (progress.open, progress.opens_at.ToDatetime(UTC)) == (False, opening)
+            assert progress.wanted_bytes == sum(map(len, control.blobs.values()))
+            assert (progress.present_bytes, progress.nights, progress.HasField("done_at")) == (0, nights, nights > 0)
+            assert f"goes on {opening:%Y-%m-%d} 23:00 store time" in record.detail
+            assert ("done in 6 nights" if nights else "once bytes have come") in record.detail
+            if nights:
+                late = progress.done_at.ToDatetime(UTC) - (opening + timedelta(days=5, minutes=150))
+                assert abs(late) < timedelta(hours=1)
+
+
+async def test_a_window_has_its_rate_and_a_wave_by_day_another(control: Control, tmp_path: Path) -> None:
+    """H3, M6: two blobs at once are no faster than one; the same blob wanted by a wave at any time goes on at once."""
+    clock = DrivenClock()
+    super_hub = SuperHub(control)
+    rate = 256 * 1024
+    async with store(control, super_hub, clock, tmp_path / "hub", f"window_bytes_per_s = {rate}\n") as app:
+        await eventually(lambda: app.hub.belief.trusted)
+        began = clock.monotonic()
+        changes: dict[str, Any] = {"wave_id": "", "policy_yaml": control.policy_yaml, "window": "00:00-23:59"}
+        await app.intents.submit(control.intent(IntentKind.PREFETCH, **changes), OPERATOR)
+        await eventually(lambda: arrived(app, control.firmware) > 3 * rate)
+        took_s = clock.monotonic() - began
+        assert took_s >= 1.0  # the first second's worth comes at once
+        progress = (await told(control, app)).prefetch
+        assert progress.open
+        assert 0 < progress.bytes_per_s <= rate
+        assert progress.nights == 1
+        super_hub.want(control.order("pos-12"))
+        await eventually(lambda: app.hub.is_cached(control.firmware), within_s=1.5)
 
 
 async def test_swaps_begin_inside_the_window_and_end_where_they_must(control: Control, tmp_path: Path) -> None:

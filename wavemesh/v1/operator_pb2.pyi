@@ -211,6 +211,7 @@ class IntentRecord(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
     QUEUE_PLACE_FIELD_NUMBER: _builtins.int
+    PREFETCH_FIELD_NUMBER: _builtins.int
     intent_id: _builtins.str
     """Idempotency key."""
     kind: _rollout_pb2.IntentKind.ValueType
@@ -239,6 +240,10 @@ class IntentRecord(_message.Message):
     def received_at(self) -> _timestamp_pb2.Timestamp:
         """When this node took it."""
 
+    @_builtins.property
+    def prefetch(self) -> Global___PrefetchProgress:
+        """How far a prefetch is, at the hub that fetches; unset elsewhere, and for intents of other kinds."""
+
     def __init__(
         self,
         *,
@@ -253,14 +258,65 @@ class IntentRecord(_message.Message):
         detail: _builtins.str = ...,
         received_at: _timestamp_pb2.Timestamp | None = ...,
         queue_place: _builtins.int = ...,
+        prefetch: Global___PrefetchProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["received_at", b"received_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefetch", b"prefetch", "received_at", b"received_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device", b"device", "disposition", b"disposition", "intent_id", b"intent_id", "kind", b"kind", "operator", b"operator", "queue_place", b"queue_place", "reason", b"reason", "received_at", b"received_at", "waiting_for", b"waiting_for", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device", b"device", "disposition", b"disposition", "intent_id", b"intent_id", "kind", b"kind", "operator", b"operator", "prefetch", b"prefetch", "queue_place", b"queue_place", "reason", b"reason", "received_at", b"received_at", "waiting_for", b"waiting_for", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IntentRecord: _TypeAlias = IntentRecord  # noqa: Y015
+
+@_typing.final
+class PrefetchProgress(_message.Message):
+    """How far a prefetch is at one hub, and when it will be done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WANTED_BYTES_FIELD_NUMBER: _builtins.int
+    PRESENT_BYTES_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    OPENS_AT_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    NIGHTS_FIELD_NUMBER: _builtins.int
+    DONE_AT_FIELD_NUMBER: _builtins.int
+    wanted_bytes: _builtins.int
+    """Bytes of all its artifacts."""
+    present_bytes: _builtins.int
+    """Bytes of them that are there."""
+    open: _builtins.bool
+    """Whether it may fetch now; opens_at is when it may next, or now."""
+    bytes_per_s: _builtins.float
+    """At what rate it is counted: as measured here, and no more than the cap. 0 while neither is known."""
+    nights: _builtins.int
+    """In how many windows it will be done, this one included; 0 while that is not known, or beyond 60."""
+    @_builtins.property
+    def opens_at(self) -> _timestamp_pb2.Timestamp:
+        """See open."""
+
+    @_builtins.property
+    def done_at(self) -> _timestamp_pb2.Timestamp:
+        """When it will be done; unset while that is not known."""
+
+    def __init__(
+        self,
+        *,
+        wanted_bytes: _builtins.int = ...,
+        present_bytes: _builtins.int = ...,
+        open: _builtins.bool = ...,
+        opens_at: _timestamp_pb2.Timestamp | None = ...,
+        bytes_per_s: _builtins.float = ...,
+        nights: _builtins.int = ...,
+        done_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done_at", b"done_at", "opens_at", b"opens_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "done_at", b"done_at", "nights", b"nights", "open", b"open", "opens_at", b"opens_at", "present_bytes", b"present_bytes", "wanted_bytes", b"wanted_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefetchProgress: _TypeAlias = PrefetchProgress  # noqa: Y015
 
 @_typing.final
 class ListIntentsRequest(_message.Message):
