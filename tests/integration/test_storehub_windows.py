@@ -191,7 +191,7 @@ async def test_a_window_has_its_rate_and_a_wave_by_day_another(control: Control,
     """H3, M6: two blobs at once are no faster than one; the same blob wanted by a wave at any time goes on at once."""
     clock = DrivenClock()
     super_hub = SuperHub(control)
-    rate = 256 * 1024
+    rate = 192 * 1024
     async with store(control, super_hub, clock, tmp_path / "hub", f"window_bytes_per_s = {rate}\n") as app:
         await eventually(lambda: app.hub.belief.trusted)
         began = clock.monotonic()
