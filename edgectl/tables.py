@@ -344,7 +344,7 @@ def intent_lines(intent: Mapping[str, Any]) -> list[str]:
         f"  {intent['disposition']}" + (f"; waits for {waits}{queue}" if waits else ""),
         f"  given by {intent['operator']} at {when(intent['received_at'])}: {intent['reason'] or 'no reason'}",
         *([f"  {intent['detail']}"] if intent["detail"] else []),
-        *([f"  {share_bar(intent['prefetch'])}"] if intent["prefetch"] else []),
+        *([f"  {share_bar(intent['prefetch'])}"] if intent.get("prefetch") else []),
     ]
 
 

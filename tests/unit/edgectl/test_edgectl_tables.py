@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from edgectl.tables import ago, duration, holds_parts, intent_lines, intents_table, place, plural, size
+from edgectl.tables import ago, duration, holds_parts, intent_lines, intents_table, place, plural, share_bar, size
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -64,3 +64,10 @@ def test_an_intent_shows_its_place() -> None:
 
 def test_a_hub_without_a_hold_list_says_so() -> None:
     assert holds_parts({"epoch": 0, "issued_at": None, "holds": []}) == ("no hold list was ever heard here",)
+
+
+def test_a_prefetch_shows_a_bar() -> None:
+    """O1: how far it is, in a log and in a pipe too."""
+    assert share_bar({"present_bytes": 50, "wanted_bytes": 100}) == f"[{'#' * 20}{'.' * 20}] 50%"
+    assert share_bar({"present_bytes": 0, "wanted_bytes": 0}).endswith("100%")
+    assert "#" not in share_bar({"present_bytes": 0, "wanted_bytes": 9})
