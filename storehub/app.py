@@ -163,17 +163,7 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     intents = Intents(hub)
     sink = HubSink(hub, intents)
     sink.restore()
-    upstream = SessionUpstream(
-        credentials=credentials,
-        parent=parent,
-        address=config.parent,
-        log=hub.log,
-        sink=sink,
-        clock=hub.clock,
-        rng=rng,
-        software_version=__version__,
-        options=UpstreamOptions(backoff_base_s=config.reconnect_min_s, backoff_cap_s=config.reconnect_max_s),
-    )
+    upstream = _upstream(opened, parent, sink, rng)
     scheduler = Scheduler(hub)
     reader = PacedReader(
         YieldingReader(partial(make_bulk_channel, credentials, config.parent, parent), hub.clock),
@@ -230,6 +220,21 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
         joining=joining,
         join_port=join_port,
         registry=apps,
+    )
+
+
+def _upstream(opened: Opened, parent: NodeId, sink: HubSink, rng: random.Random) -> SessionUpstream:
+    hub, config = opened.hub, opened.hub.config
+    return SessionUpstream(
+        credentials=opened.live,
+        parent=parent,
+        address=config.parent,
+        log=hub.log,
+        sink=sink,
+        clock=hub.clock,
+        rng=rng,
+        software_version=__version__,
+        options=UpstreamOptions(backoff_base_s=config.reconnect_min_s, backoff_cap_s=config.reconnect_max_s),
     )
 
 
