@@ -237,7 +237,7 @@ async def run(
                 app.upstream.run(),
                 app.scheduler.run(),
                 app.cache.run(),
-                app.cache.scrub(),
+                app.cache.scrub.run(),
                 app.statuses.run(),
                 _prune(app),
                 ship(hub.tracing.outbox, way_for(hub.config.telemetry, app.upstream, hub.log), random.Random()),  # noqa: S311

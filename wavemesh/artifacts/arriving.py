@@ -85,6 +85,11 @@ class BlobWriter:
         return self._file.is_finished
 
     @property
+    def is_wrong(self) -> bool:
+        """Whether the bytes that arrived turned out not to be the blob: then it is a suspect as soon as this ends."""
+        return self._file.mismatch is not None
+
+    @property
     def digest(self) -> Digest:
         """What is being written."""
         return self._file.digest

@@ -25,18 +25,18 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from wavemesh.artifacts.arriving import Arrival, BlobWriter, FetchStoppedError
 from wavemesh.artifacts.counting import Counters
 from wavemesh.artifacts.digests import blob_name, check_digest, in_thread, parse_blob_name
+from wavemesh.artifacts.entries import BlobEntry, OutOfRangeError, QuotaExceededError
 from wavemesh.artifacts.partial import BlobMismatchError, PartialFile, boot_id, mark_path
 from wavemesh.artifacts.quarantine import Quarantine
 from wavemesh.artifacts.steps import read_and_hash, read_cached, reread_and_hash
 from wavemesh.artifacts.tags import READ_STEP_BYTES, Tagger, tag_of
-from wavemesh.errors import ConflictError, LocalError, NotFoundError, PeerError, WavemeshError
+from wavemesh.errors import ConflictError, NotFoundError, WavemeshError
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 
 if TYPE_CHECKING:
@@ -63,42 +63,17 @@ FREE_DISK_RESERVE_BYTES = 16 * 1024 * 1024
 """Never filled by blobs, so that databases and marks can still be written."""
 
 
-class QuotaExceededError(LocalError):
-    """A blob does not fit into the quota or onto the disk; known before its first byte is written."""
-
-    reason = "QUOTA_EXCEEDED"
-
-
-class OutOfRangeError(PeerError):
-    """An offset lies beyond the end of a blob."""
-
-    reason = "OUT_OF_RANGE"
-
-
-@dataclass(frozen=True, slots=True)
-class BlobEntry:
-    """One blob of the store; ``present_bytes`` is less than its size while it is partial."""
-
-    digest: Digest
-    present_bytes: int
-    last_used_at: datetime
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the blob is there, verified."""
-        return self.present_bytes == self.digest.size_bytes
-
-
 class BlobStore:
     """The blobs of one directory. One process at a time may own the directory."""
 
     def __init__(self, directory: Path, quota_bytes: int, clock: Clock, disk: Disk) -> None:
         """Use ``open``."""
+        self.directory = directory
+        self.disk = disk
         self._blobs = directory / "blobs"
         self._partials = directory / "partial"
         self.quota_bytes = quota_bytes
         self._clock = clock
-        self._disk = disk
         self._boot = boot_id()
         self._complete: dict[Digest, datetime] = {}
         self._partial: dict[Digest, datetime] = {}
@@ -118,13 +93,13 @@ class BlobStore:
 
     def _read_directory(self) -> None:
         for directory in (self._blobs, self._partials):
-            self._disk.make_dir(directory)
+            self.disk.make_dir(directory)
         with disk_errors(self._blobs):
             for path in self._blobs.glob("??/*"):
                 digest = parse_blob_name(path.name)
                 status = path.stat()
                 if digest is None or path != self._path(digest):
-                    self._disk.unlink(path)
+                    self.disk.unlink(path)
                 elif status.st_size != digest.size_bytes:
                     self._suspects[digest] = BlobMismatchError(digest, f"the disk holds {status.st_size} bytes")
                 else:
@@ -132,11 +107,11 @@ class BlobStore:
             for path in self._partials.iterdir():
                 digest = parse_blob_name(path.name.removesuffix(".mark"))
                 if digest is None or digest in self._complete or digest in self._suspects:
-                    self._disk.unlink(path)
+                    self.disk.unlink(path)
                 elif not path.name.endswith(".mark"):
                     self._partial[digest] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
                 elif not path.with_name(blob_name(digest)).exists():
-                    self._disk.unlink(path)
+                    self.disk.unlink(path)
         self.quarantine.load()
 
     def keep(self, suspected: Callable[[], None]) -> None:
@@ -164,6 +139,11 @@ class BlobStore:
             with suppress(OSError):
                 return min((self._partials / blob_name(digest)).stat().st_size, digest.size_bytes)
         return 0
+
+    @property
+    def complete(self) -> list[Digest]:
+        """All blobs that are held, in no order."""
+        return list(self._complete)
 
     def is_verified(self, digest: Digest) -> bool:
         """Whether this process itself has seen that the blob is what its name says."""
@@ -241,7 +221,7 @@ class BlobStore:
         writer: BlobWriter | None = None
         try:
             await in_thread(self.quarantine.make_room, self._excess_bytes())
-            file = await in_thread(PartialFile, path, digest, self._disk, self._boot)
+            file = await in_thread(PartialFile, path, digest, self.disk, self._boot)
             while await in_thread(file.rehash):
                 pass
             arrival.tell(file.offset)
@@ -285,6 +265,8 @@ class BlobStore:
                 await self._touch(digest, self._clock.now())
             if is_finished or not (self._partials / blob_name(digest)).exists():
                 self._partial.pop(digest, None)
+            else:
+                self._partial[digest] = self._clock.now()
             if file is not None and file.mismatch is not None:
                 self._partial.pop(digest, None)
                 await self._suspect(file.mismatch)
@@ -318,7 +300,7 @@ class BlobStore:
     def _remove(self, paths: Iterable[Path]) -> None:
         for path in paths:
             if path.exists():
-                self._disk.remove(path)
+                self.disk.remove(path)
 
     def _look_again(self, digest: Digest) -> None:
         """After a removal that failed: what still lies there goes on to count."""
@@ -354,7 +336,7 @@ class BlobStore:
 
     def _set_aside(self, digest: Digest) -> None:
         partial = self._partials / blob_name(digest)
-        self._disk.unlink(mark_path(partial))
+        self.disk.unlink(mark_path(partial))
         for path in (partial, self._path(digest)):
             self.quarantine.take(path)
         self.quarantine.make_room(self._excess_bytes())

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from storehub.eviction import CachedBlob, DeviceImages, Need, make_room, oldest_first, pins
+from storehub.eviction import DeviceImages, pins
+from wavemesh.artifacts.room import Need
 from wavemesh.errors import GateError
 from wavemesh.trust.statements import Digest
 
