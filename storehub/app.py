@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from storehub.asks import Asks
 from storehub.belief import Belief
 from storehub.cache import Cache
+from storehub.cacheplan import CacheViews, statistics
 from storehub.clockguard import ClockGuard
 from storehub.config import load
 from storehub.hub import Hub
@@ -171,7 +172,7 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     scheduler = Scheduler(hub)
     reader = YieldingReader(partial(make_bulk_channel, credentials, config.parent, parent), hub.clock)
     cache = Cache(hub, blobs, reader, group, rng)
-    views = Views(hub, cache, scheduler, upstream)
+    views = Views(hub, cache, scheduler, upstream, partial(statistics, cache))
     statuses = Statuses(hub, views, upstream.set_status)
     asks = Asks(hub, upstream)
     registry = DeviceRegistry(hub, asks, statuses.device_changed)
@@ -185,7 +186,7 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     )
     downstream.add_to(server)
     ArtifactServer(credentials.node_id, cache, peers).add_to(server)
-    OperatorApi(hub, intents, views, peers).add_to(server)
+    OperatorApi(hub, intents, views, CacheViews(hub, cache), peers).add_to(server)
     hub.is_cached = blobs.has
     hub.changed = downstream.changed
     hub.wake_upstream = upstream.wake

@@ -37,7 +37,7 @@ from wavemesh.trust.statements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from wavemesh.identity.authorities import Authorities
@@ -306,6 +306,13 @@ class Belief:
         releases = self.trusted.releases().values() if self.trusted is not None and firmware else ()
         packed = [(one.firmware, one.bundle) for one in releases]
         return tuple(bundle.digest for image, bundle in packed if image and bundle and image.name == firmware)
+
+    def blobs_named(self, names: Sequence[str], firmware: str) -> tuple[Digest, ...]:
+        """The artifacts with these names and the RAUC bundles of that firmware; empty while one name is not known."""
+        known = {name: digest for digest, found in self.known_blobs().items() for name in found}
+        if not all(name in known for name in names):
+            return ()
+        return (*(known[name] for name in names), *self.bundles_of(firmware))
 
     def known_blobs(self) -> Mapping[Digest, tuple[str, ...]]:
         """Every blob that some verified release names, and its names."""

@@ -308,13 +308,10 @@ class Intents:
         policy = parse_policy(intent.policy_yaml, "policy.yaml")
         if intent.window:
             Window.parse(intent.window)
-        names = {name: digest for digest, found in self._hub.belief.known_blobs().items() for name in found}
         wanted = [
             name for name in (policy.artifacts.signature, policy.artifacts.config, policy.artifacts.firmware) if name
         ]
-        if not all(name in names for name in wanted):
-            return ()
-        return (*(names[name] for name in wanted), *self._hub.belief.bundles_of(policy.artifacts.firmware or ""))
+        return self._hub.belief.blobs_named(wanted, policy.artifacts.firmware or "")
 
     def _record(
         self, held: HeldIntent, disposition: Disposition, detail: str, waiting_for: tuple[str, ...] = ()

@@ -80,9 +80,9 @@ class BlobStore:
         self._arrivals: dict[Digest, Arrival] = {}
         self._tags: dict[Digest, tuple[bytes, ...]] = {}
         self._suspects: dict[Digest, BlobMismatchError] = {}
-        self._suspected: Callable[[], None] | None = None
+        self._changed: Callable[[], None] | None = None
         self.quarantine = Quarantine(directory / "quarantine", disk)
-        self.counters = Counters()
+        self.counters = Counters(clock.now())
 
     @classmethod
     async def open(cls, directory: Path, quota_bytes: int, clock: Clock, disk: Disk | None = None) -> BlobStore:
@@ -114,9 +114,9 @@ class BlobStore:
                     self.disk.unlink(path)
         self.quarantine.load()
 
-    def keep(self, suspected: Callable[[], None]) -> None:
-        """From now on suspects wait for ``set_aside``; ``suspected`` is called whenever there is one more."""
-        self._suspected = suspected
+    def keep(self, changed: Callable[[], None]) -> None:
+        """From now on suspects wait for ``set_aside``; ``changed`` is called when there is one more suspect or blob."""
+        self._changed = changed
 
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest.sha256[:2] / blob_name(digest)
@@ -208,7 +208,7 @@ class BlobStore:
         (complete already, or another writer is at work), at the end BlobMismatchError.
         """
         check_digest(digest)
-        if self._suspected is None:
+        if self._changed is None:
             await self.set_aside(digest)
         self._check_absent(digest)
         self.check_room(digest)
@@ -263,6 +263,8 @@ class BlobStore:
             if file is not None and is_finished:
                 self._tags[digest] = file.tags
                 await self._touch(digest, self._clock.now())
+                if self._changed is not None:
+                    self._changed()
             if is_finished or not (self._partials / blob_name(digest)).exists():
                 self._partial.pop(digest, None)
             else:
@@ -319,10 +321,10 @@ class BlobStore:
         self._complete.pop(error.digest, None)
         self._tags.pop(error.digest, None)
         self._suspects[error.digest] = error
-        if self._suspected is None:
+        if self._changed is None:
             await self.set_aside(error.digest)
         else:
-            self._suspected()
+            self._changed()
 
     async def set_aside(self, digest: Digest) -> None:
         """Move a suspect into quarantine, durably; whatever has to be known of it must be durable already.

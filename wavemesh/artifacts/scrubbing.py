@@ -46,7 +46,7 @@ class Scrub:
 
     def __init__(self, blobs: BlobStore, clock: Clock, bytes_per_s: int, rest_s: float) -> None:
         """Read at most ``bytes_per_s``; rest ``rest_s`` seconds between two rounds."""
-        self._blobs = blobs
+        self.blobs = blobs
         self._clock = clock
         self._bytes_per_s = bytes_per_s
         self._rest_s = rest_s
@@ -57,7 +57,7 @@ class Scrub:
     @property
     def progress(self) -> ScrubProgress:
         """How far it is."""
-        sizes = [(blob_name(digest), digest.size_bytes) for digest in self._blobs.complete]
+        sizes = [(blob_name(digest), digest.size_bytes) for digest in self.blobs.complete]
         total = sum(size for _, size in sizes)
         return ScrubProgress(self._round.done_bytes(sizes), total, self._round.began_at, self._round.ended_at)
 
@@ -65,7 +65,7 @@ class Scrub:
         """Scrub for as long as the hub runs."""
         self._round = round_of(await in_thread(self._kept), self._clock.now())
         while True:
-            name = self._round.next_of(map(blob_name, self._blobs.complete))
+            name = self._round.next_of(map(blob_name, self.blobs.complete))
             if name is None:
                 await asyncio.sleep(self._rest_s)
                 await self._end_round()
@@ -87,9 +87,9 @@ class Scrub:
         digest = parse_blob_name(name)
         if digest is None:
             return
-        counters = self._blobs.counters
+        counters = self.blobs.counters
         try:
-            async with aclosing(self._blobs.scrub_steps(digest)) as steps:
+            async with aclosing(self.blobs.scrub_steps(digest)) as steps:
                 async for count in steps:
                     counters.scrubbed_bytes += count
                     await asyncio.sleep(pause_s(count, self._bytes_per_s))
@@ -101,7 +101,7 @@ class Scrub:
     async def _end_round(self) -> None:
         now = self._clock.now()
         if self._round.after:
-            self._blobs.counters.scrub_rounds += 1
+            self.blobs.counters.scrub_rounds += 1
             self._round = Round(now, "", now)
             await self._save()
 
@@ -109,6 +109,6 @@ class Scrub:
         """Keep where it stands; a full disk costs only that a restart reads some again."""
         self._saved_s = self._clock.monotonic()
         try:
-            await in_thread(self._blobs.disk.write_atomic, self._note, self._round.to_text().encode())
+            await in_thread(self.blobs.disk.write_atomic, self._note, self._round.to_text().encode())
         except LocalError as error:
             _LOG.warning("scrub: where it stands is not kept: %s", error)
