@@ -77,6 +77,7 @@ class Scrub:
 
     def _kept(self) -> str:
         """What was kept; empty if nothing, or nothing that can be read: then a round begins."""
+        self.blobs.disk.discard_temporary(self._note)
         try:
             return self._note.read_text("ascii")
         except (OSError, UnicodeDecodeError):

@@ -152,6 +152,10 @@ class Disk:
         self.rename(temporary, path)
         self.fsync_dir(path.parent)
 
+    def discard_temporary(self, path: Path) -> None:
+        """Remove what a ``write_atomic`` of ``path`` that was cut off left behind, for what is written rarely."""
+        self.unlink(path.with_name(path.name + _TEMPORARY_SUFFIX))
+
     def overwrite(self, path: Path, offset: int, data: bytes) -> None:
         """Write in place, for what others find by its place: a sector, or a copy that is not the one in use.
 
