@@ -245,6 +245,15 @@ class OperatorApi(Lookups):
         raise AskHubError(msg)
 
     @for_operators
+    async def PlanCache(  # noqa: N802  # gRPC names
+        self, request: operator_pb2.PlanCacheRequest, caller: NodeId
+    ) -> operator_pb2.PlanCacheResponse:
+        """Caches are at hubs."""
+        del request, caller
+        msg = "control has no cache; ask a hub"
+        raise AskHubError(msg)
+
+    @for_operators
     async def PublishRelease(  # noqa: N802  # gRPC names
         self, request: operator_pb2.PublishReleaseRequest, caller: NodeId
     ) -> operator_pb2.PublishReleaseResponse:

@@ -287,22 +287,6 @@ def _standing(release: Mapping[str, Any]) -> str:
     return f"on hold: {release['hold_reason']}" if release["hold_reason"] else "usable"
 
 
-def cache_parts(cache: Mapping[str, Any]) -> tuple[Table | str, ...]:
-    """The cache in order of eviction."""
-    rows = [
-        (
-            ", ".join(e["names"]) or "-",
-            short(e["digest"]["sha256"]),
-            f"{size(e['present_bytes'])} of {size(e['digest']['size_bytes'])}",
-            "; ".join(e["pins"]) or "-",
-            ago(e["last_used_at"]),
-        )
-        for e in cache["entries"]
-    ]
-    head = f"{size(cache['bytes'])} of {size(cache['quota_bytes'])} held; oldest use first"
-    return head, Table("", ("artifact", "sha256", "present", "pinned by", "used"), rows, ("sha256", "used"))
-
-
 def intents_table(intents: Sequence[Mapping[str, Any]]) -> Table:
     """One row an intent."""
     rows = [

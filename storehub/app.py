@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from storehub.asks import Asks
 from storehub.belief import Belief
 from storehub.cache import Cache
+from storehub.cacheplan import CacheViews, statistics
 from storehub.clockguard import ClockGuard
 from storehub.config import load
 from storehub.hub import Hub
@@ -174,7 +175,7 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     cache = Cache(hub, blobs, reader, group, rng)
     prefetching = Prefetching(hub, cache, reader.meter)
     reader.is_windowed = prefetching.is_windowed
-    views = Views(hub, cache, scheduler, upstream)
+    views = Views(hub, cache, scheduler, upstream, partial(statistics, cache))
     statuses = Statuses(hub, views, upstream.set_status)
     asks = Asks(hub, upstream)
     registry = DeviceRegistry(hub, asks, statuses.device_changed)
@@ -188,7 +189,8 @@ def join(opened: Opened, blobs: BlobStore, group: asyncio.TaskGroup) -> App:
     )
     downstream.add_to(server)
     ArtifactServer(credentials.node_id, cache, peers).add_to(server)
-    OperatorApi(hub, intents, views, prefetching, peers).add_to(server)
+    shown = CacheViews(hub, cache)
+    OperatorApi(hub, intents, views, prefetching=prefetching, cache=shown, peers=peers).add_to(server)
     hub.is_cached = blobs.has
     hub.changed = downstream.changed
     hub.wake_upstream = upstream.wake
@@ -265,7 +267,7 @@ async def run(
                 app.upstream.run(),
                 app.scheduler.run(),
                 app.cache.run(),
-                app.cache.scrub(),
+                app.cache.scrub.run(),
                 app.statuses.run(),
                 _prune(app),
                 ship(hub.tracing.outbox, way_for(hub.config.telemetry, app.upstream, hub.log), random.Random()),  # noqa: S311

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from wavemesh.identity.authorities import Authorities
     from wavemesh.identity.nodes import NodeId
+    from wavemesh.policy.document import Artifacts
     from wavemesh.session.frames import Resource, ResourceKey
     from wavemesh.trust.releases import App, ReleaseManifest
 
@@ -307,8 +308,17 @@ class Belief:
         packed = [(one.firmware, one.bundle) for one in releases]
         return tuple(bundle.digest for image, bundle in packed if image and bundle and image.name == firmware)
 
-    def app_named(self, name: str) -> App | None:
-        """The app that policies call by that name."""
+    def blobs_named(self, artifacts: Artifacts) -> tuple[Digest, ...]:
+        """What a policy names, with an app's layers and the firmware's RAUC bundles; empty while one is not known."""
+        known = {name: digest for digest, found in self.known_blobs().items() for name in found}
+        app = self._app_named(artifacts.app) if artifacts.app else None
+        wanted = [name for name in (artifacts.signature, artifacts.config, artifacts.app, artifacts.firmware) if name]
+        if not all(name in known for name in wanted):
+            return ()
+        layers = app.blobs if app else ()
+        return (*(known[name] for name in wanted), *layers, *self.bundles_of(artifacts.firmware or ""))
+
+    def _app_named(self, name: str) -> App | None:
         releases = self.trusted.releases().values() if self.trusted is not None else ()
         return next((one.app for one in releases if one.app and one.app.root.name == name), None)
 

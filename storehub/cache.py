@@ -6,8 +6,11 @@
   (ADR 25), resume where they stopped, and back off while the WAN is dark.
 - Arrived bytes are verified against the signed digest before they are visible; the signature bundle of a release is
   verified too. A gate from above (hold, freshness, signature) is kept, shown, and tried again at the longest back-off.
-- Bytes that do not match on a read or a scrub are gone at once; every wave that needs them is paused here (origin
-  ``hub:NAME``), control is told, and the pause is lifted when a refetch has brought them back.
+- Bytes that do not match, on arrival, on a read or a scrub, are served no more; every wave that needs them is paused
+  here and control is told, durably, before the wrong file moves; the pause is lifted when a refetch has brought them
+  back (healing.py). What is pinned and was found wrong is fetched again even if no wave wants it.
+- What makes room is decided purely (room.py) and known before the first byte moves. Partial blobs that nobody wants any
+  more are swept after a while.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from storehub.apps import newest
-from storehub.eviction import CachedBlob, DeviceImages, Need, make_room, pins
+from storehub.eviction import DeviceImages, pins
+from storehub.healing import Healing
 from storehub.records import Disposition
-from storehub.standing import PauseEffect, PauseHere
 from wavemesh.artifacts.blobstore import BlobMismatchError
 from wavemesh.artifacts.download import Patience, download
 from wavemesh.artifacts.fetching import Fetches
+from wavemesh.artifacts.room import CachedBlob, Need, Room, make_room, stale
+from wavemesh.artifacts.scrubbing import Scrub
 from wavemesh.errors import BusyError, GateError, LocalError, NotFoundError, WavemeshError
 from wavemesh.policy.gates import Gate
 from wavemesh.policy.windows import Window
@@ -34,7 +39,7 @@ from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
 from wavemesh.trust.statements import IntentKind, WaveState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
     from random import Random
 
@@ -60,6 +65,7 @@ class Trouble:
     detail: str
     times: int
     retry_at: datetime
+    is_told: bool = False
 
 
 class Cache:
@@ -74,11 +80,10 @@ class Cache:
         self._fetches = Fetches(blobs, self._fetch, group, PARALLEL_FETCHES)
         self.troubles: dict[Digest, Trouble] = {}
         self._proven_bundles: set[tuple[str, Digest]] = set()
-
-    @property
-    def origin(self) -> str:
-        """The origin of this hub's own pauses."""
-        return f"hub:{self._hub.credentials.node_id.name}"
+        self.healing = Healing(hub, blobs, self._found_wrong)
+        self.scrub = Scrub(blobs, hub.clock, hub.config.scrub_bytes_per_s, hub.config.scrub_interval_s)
+        self.further_needs: Callable[[], Iterable[Need]] = tuple
+        """What else is needed here: the bases of planned deltas."""
 
     @property
     def used_bytes(self) -> int:
@@ -89,6 +94,11 @@ class Cache:
     def quota_bytes(self) -> int:
         """The quota."""
         return self._blobs.quota_bytes
+
+    @property
+    def blobs(self) -> BlobStore:
+        """The store that is filled."""
+        return self._blobs
 
     def entries(self) -> Sequence[BlobEntry]:
         """All blobs, oldest use first: the order of eviction."""
@@ -110,10 +120,12 @@ class Cache:
     async def fill(self) -> None:
         """Begin what may be fetched now and settle what has arrived."""
         now = self._hub.clock.now()
+        await self.healing.settle(self._is_pinned, lambda digest: digest in self.troubles)
         await self._settle()
         wants = self._open_wants(now)
         self._stop_others(wants)
-        missing = [digest for digest in wants if not self._blobs.has(digest)]
+        await self._sweep(wants, now)
+        missing = [digest for digest in wants if not self._blobs.has(digest) and digest not in self._blobs.suspects]
         for digest in missing:
             trouble = self.troubles.get(digest)
             if self._blobs.is_arriving(digest) or (trouble is not None and now < trouble.retry_at):
@@ -142,7 +154,14 @@ class Cache:
                 text = intent.intent.window
                 if not text or Window.parse(text).contains(now, hub.config.zone):
                     wants.update(dict.fromkeys(intent.digests))
+        known = self._known_wants()
+        wants.update(
+            (digest, None) for digest in self.healing.incidents if digest not in known and self._is_pinned(digest)
+        )
         return list(wants)
+
+    def _is_pinned(self, digest: Digest) -> bool:
+        return digest.sha256 in self.pins()
 
     def _stop_others(self, wants: Sequence[Digest]) -> None:
         """End fetches that nobody wants any more, or not before the next window; what has arrived stays."""
@@ -170,23 +189,51 @@ class Cache:
             for intent in store.intents.values()
             if intent.intent.kind is IntentKind.PREFETCH and intent.disposition is Disposition.QUEUED
         ]
-        trusted = self._hub.belief.trusted
-        whole = (entry.digest for entry in self._blobs.entries() if entry.is_complete)
-        for name, app in newest(trusted.releases().values() if trusted is not None else (), whole):
-            digests = tuple(one.digest for one in app.artifacts)
-            needs.append(Need(f"newest app {app.repository}, of release {name}", digests))
+        needs += self._apps_in_use()
+        needs += self.further_needs()
         images = (
             DeviceImages(d.status.device_class, d.status.firmware_sha256, d.last_known_good_sha256)
             for d in store.devices.values()
         )
         return pins(needs, images)
 
+    def holding(self) -> list[CachedBlob]:
+        """All blobs as eviction sees them."""
+        return [CachedBlob(entry.digest, entry.last_used_at, entry.is_complete) for entry in self._blobs.entries()]
+
+    def keeping(self) -> Mapping[str, tuple[str, ...]]:
+        """Reasons not to evict blobs now, by SHA-256: the pins, and what is under way."""
+        arriving = [digest for digest in self._fetches.active if self._blobs.is_arriving(digest)]
+        return {**{digest.sha256: ("being fetched",) for digest in arriving}, **self.pins()}
+
+    def room(self) -> Room:
+        """The room there is; raises DiskFaultError."""
+        return Room(self._blobs.quota_bytes, self._blobs.free_bytes())
+
+    def _apps_in_use(self) -> Iterable[Need]:
+        trusted = self._hub.belief.trusted
+        whole = (entry.digest for entry in self._blobs.entries() if entry.is_complete)
+        for name, app in newest(trusted.releases().values() if trusted is not None else (), whole):
+            digests = tuple(one.digest for one in app.artifacts)
+            yield Need(f"newest app {app.repository}, of release {name}", digests)
+
     async def _make_room(self, wanted: Sequence[Digest]) -> None:
-        blobs = [CachedBlob(entry.digest, entry.last_used_at) for entry in self._blobs.entries()]
-        for digest in make_room(blobs, self.pins(), wanted, self._blobs.quota_bytes):
-            if not self._blobs.is_arriving(digest):
-                _LOG.info("evicting %s", digest.sha256)
-                await self._blobs.delete(digest)
+        counters = self._blobs.counters
+        for digest in make_room(self.holding(), self.keeping(), wanted, self.room()):
+            _LOG.info("evicting %s", digest.sha256)
+            counters.evicted_bytes += await self._blobs.delete(digest)
+            counters.evicted += 1
+
+    async def _sweep(self, wants: Sequence[Digest], now: datetime) -> None:
+        """Give up partial blobs that nobody wants and nobody has written to for a while."""
+        partial = [blob for blob in self.holding() if not blob.is_complete and not self._blobs.is_arriving(blob.digest)]
+        if not partial:
+            return
+        keep = timedelta(seconds=self._hub.config.partial_keep_s)
+        for digest in stale(partial, self.pins(), wants, now, keep):
+            _LOG.info("giving up what is there of %s: nobody wants it any more", digest.sha256)
+            self._blobs.counters.swept_bytes += await self._blobs.delete(digest)
+            self._blobs.counters.swept += 1
 
     def _check_release(self, digest: Digest) -> None:
         """Raise GateError unless some release with this blob may be used."""
@@ -214,8 +261,9 @@ class Cache:
         try:
             await download(self._reader, writer, rng=self._rng, patience=patience)
         except BlobMismatchError as error:
-            await self.mismatch(error)
             await self._trouble(writer.digest, error)
+            if not writer.is_wrong:  # else the store itself finds it, once the writer is gone
+                await self.healing.mismatch(error)
             raise
         except WavemeshError as error:
             await self._trouble(writer.digest, error)
@@ -242,17 +290,19 @@ class Cache:
         ceiling_s = min(config.fetch_retry_max_s, config.fetch_retry_min_s * 2.0 ** min(times, 16))
         wait_s = config.fetch_retry_max_s if gate else self._rng.uniform(ceiling_s / 2, ceiling_s)
         retry_at = self._hub.clock.now() + timedelta(seconds=wait_s)
-        self.troubles[digest] = Trouble(gate, str(error), times, retry_at)
+        is_told = times > 1 and old is not None and old.is_told
+        self.troubles[digest] = trouble = Trouble(gate, str(error), times, retry_at, is_told)
         _LOG.warning("blob %s: %s", digest.sha256, error)
-        if gate and times == 1:
+        if gate and not is_told:
             async with self._hub.store.database.transaction() as tx:
                 subject = ", ".join(self._hub.belief.known_blobs().get(digest, (digest.sha256,)))
                 await self._hub.report_event(tx, "cache-refused", gate=gate, subject=subject, detail=str(error))
+            self.troubles[digest] = replace(trouble, is_told=True)
 
     # -- settling ---------------------------------------------------------------------------------------------------
 
     async def _settle(self) -> None:
-        """Bundles that arrived are verified, prefetches that are complete say so, healed waves go on."""
+        """Bundles that arrived are verified, prefetches that are complete say so."""
         store = self._hub.store
         await self._prove_bundles()
         finished = [
@@ -263,28 +313,14 @@ class Cache:
             and intent.digests
             and all(self._blobs.has(digest) for digest in intent.digests)
         ]
-        healed = [
-            wave_id
-            for wave_id, origin in store.pauses
-            if origin == self.origin and (wave_id not in store.waves or self._is_whole(wave_id))
-        ]
-        if not finished and not healed:
+        if not finished:
             return
         async with store.database.transaction() as tx:
             for intent in finished:
                 done = replace(intent, disposition=Disposition.APPLIED, detail="cached and verified", waiting_for=())
                 await store.put_intent(tx, done)
-            for wave_id in healed:
-                await store.drop_pause(tx, wave_id, self.origin)
-                await self._hub.report_event(tx, "cache-healed", gate=Gate.CHECKSUM.value, wave_id=wave_id)
         self._hub.changed(None)
         self._hub.bell.ring()
-
-    def _is_whole(self, wave_id: str) -> bool:
-        return all(
-            self._blobs.has(digest) and self.troubles.get(digest) is None
-            for digest in self._hub.store.waves[wave_id].blobs
-        )
 
     async def _prove_bundles(self) -> None:
         """Verify the signature bundles of releases whose bundle is here (k of n release keys)."""
@@ -298,9 +334,9 @@ class Cache:
                 verify_signature_bundle(await self._read_small(digest), release, trusted)
             except GateError as error:
                 await self._trouble(digest, error)
-                await self._pause_waves(digest, error.gate, str(error))
-            except BlobMismatchError as error:
-                await self.mismatch(error)
+                await self.healing.pause_waves(digest, error.gate, str(error))
+            except BlobMismatchError:
+                await self.healing.tell_suspects()
                 continue
             self._proven_bundles.add(proof)
 
@@ -311,38 +347,9 @@ class Cache:
         async with aclosing(self._blobs.follow(digest, 0)) as pieces:
             return b"".join([piece async for piece in pieces])
 
-    # -- mismatches -------------------------------------------------------------------------------------------------
-
-    async def mismatch(self, error: BlobMismatchError) -> None:
-        """Bytes on disk are not what they should be: pause, tell, refetch (H2)."""
-        _LOG.error("cache: %s", error)
-        await self._pause_waves(error.digest, Gate.CHECKSUM.value, str(error))
-        self._proven_bundles = {proof for proof in self._proven_bundles if proof[1] != error.digest}
-        self.troubles.pop(error.digest, None)
-        self._hub.bell.ring()
-
-    async def _pause_waves(self, digest: Digest, gate: str, detail: str) -> None:
-        store = self._hub.store
-        async with store.database.transaction() as tx:
-            await self._hub.report_event(tx, "cache-mismatch", gate=gate, subject=digest.sha256, detail=detail)
-            for wave_id, record in list(store.waves.items()):
-                if record.closed_at is None and digest in record.blobs:
-                    pause = PauseHere(wave_id, self.origin, f"{gate}: {detail}"[:500], PauseEffect.PAUSE)
-                    await store.put_pause(tx, pause)
-        self._hub.changed(None)
-
-    async def scrub(self) -> None:
-        """Read and verify everything, over and over, an interval apart."""
-        while True:
-            await asyncio.sleep(self._hub.config.scrub_interval_s)
-            for entry in self._blobs.entries():
-                if entry.is_complete and self._blobs.has(entry.digest):
-                    try:
-                        await self._blobs.scrub(entry.digest)
-                    except BlobMismatchError as error:
-                        await self.mismatch(error)
-                    except (NotFoundError, LocalError) as error:
-                        _LOG.warning("scrub: %s", error)
+    def _found_wrong(self, digest: Digest) -> None:
+        """What was proven of those bytes counts no more."""
+        self._proven_bundles = {proof for proof in self._proven_bundles if proof[1] != digest}
 
     # -- serving ----------------------------------------------------------------------------------------------------
 
@@ -355,10 +362,11 @@ class Cache:
         """The bytes for a device, fetched meanwhile if they are wanted and may be fetched now."""
         del peer  # devices of the store share its cache; whether one may install what it reads, it verifies itself
         self._check_release(digest)
-        if self._blobs.has(digest):
+        is_held = self._blobs.has(digest)
+        self._blobs.counters.opened(is_held=is_held)
+        if is_held or self._blobs.is_arriving(digest):
             return self._guarded(self._blobs.follow(digest, offset))
-        if self._blobs.is_arriving(digest):
-            return self._blobs.follow(digest, offset)
+        await self.healing.tell_suspects()
         trouble = self.troubles.get(digest)
         if trouble is not None and trouble.gate:
             raise GateError(trouble.gate, trouble.detail)
@@ -366,19 +374,20 @@ class Cache:
         if digest not in wants:
             raise self._why_not_now(digest)
         await self._make_room([want for want in wants if not self._blobs.has(want)])
-        return await self._fetches.open(digest, offset)
+        return self._guarded(await self._fetches.open(digest, offset))
 
     def _known_wants(self) -> set[Digest]:
         return {blob for r in self._hub.store.waves.values() if r.closed_at is None for blob in r.blobs}
 
     async def _guarded(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        """The pieces; what turns out to be corrupt on the way pauses its waves."""
+        """The pieces, counted; what turns out to be corrupt on the way pauses its waves."""
         async with aclosing(pieces):
             try:
                 async for piece in pieces:
                     yield piece
-            except BlobMismatchError as error:
-                await self.mismatch(error)
+                    self._blobs.counters.served_bytes += len(piece)
+            except BlobMismatchError:
+                await self.healing.tell_suspects()
                 raise
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from wavemesh.artifacts.scrubbing import BYTES_PER_S
 from wavemesh.identity.nodes import is_name
 from wavemesh.runtime.config import bounded, load_config
 from wavemesh.telemetry.config import TelemetryConfig
@@ -47,7 +48,9 @@ class Config:
     how long another device must have been connected before one that is not counts as silent. ``reconnect_*``: back-off
     towards the super hub, so short that the store is back within five seconds of its WAN. ``hardware_clock``: the clock
     survives power-off. ``window_bytes_per_s`` bounds what is fetched within prefetch windows, all blobs together,
-    ``day_bytes_per_s`` what is fetched otherwise; 0 is no bound.
+    ``day_bytes_per_s`` what is fetched otherwise; 0 is no bound. ``scrub_bytes_per_s``: how fast the cache is read
+    again and verified, ``scrub_interval_s``: the rest between two rounds; by default 32 GiB take a day.
+    ``partial_keep_s``: how long what is there of a blob is kept that nobody wants any more.
     """
 
     listen: str
@@ -71,6 +74,8 @@ class Config:
     fetch_retry_min_s: float = field(default=1.0, metadata=bounded(0.01, 3600))
     fetch_retry_max_s: float = field(default=60.0, metadata=bounded(0.05, 3600))
     scrub_interval_s: float = field(default=3600.0, metadata=bounded(1, 30 * 86_400))
+    scrub_bytes_per_s: int = field(default=BYTES_PER_S, metadata=bounded(1024, 1 << 34))
+    partial_keep_s: float = field(default=3 * 86_400.0, metadata=bounded(60, 90 * 86_400))
     log_retention_s: float = field(default=86_400.0, metadata=bounded(60, 30 * 86_400))
     heartbeat_interval_s: float = field(default=15.0, metadata=bounded(0.05, 600))
     reconnect_min_s: float = field(default=0.25, metadata=bounded(0.01, 600))

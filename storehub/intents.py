@@ -308,14 +308,7 @@ class Intents:
         policy = parse_policy(intent.policy_yaml, "policy.yaml")
         if intent.window:
             Window.parse(intent.window)
-        belief, artifacts = self._hub.belief, policy.artifacts
-        names = {name: digest for digest, found in belief.known_blobs().items() for name in found}
-        app = belief.app_named(artifacts.app) if artifacts.app else None
-        wanted = [name for name in (artifacts.signature, artifacts.config, artifacts.app, artifacts.firmware) if name]
-        if not all(name in names for name in wanted) or (artifacts.app and app is None):
-            return ()
-        layers = app.blobs if app else ()
-        return (*(names[name] for name in wanted), *layers, *belief.bundles_of(artifacts.firmware or ""))
+        return self._hub.belief.blobs_named(policy.artifacts)
 
     def _record(
         self, held: HeldIntent, disposition: Disposition, detail: str, waiting_for: tuple[str, ...] = ()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from storehub.cacheplan import CacheViews
     from storehub.hub import Hub
     from storehub.intents import Intents
     from storehub.prefetching import Prefetching
@@ -52,12 +53,15 @@ WATCH_PAUSE_S = 0.1
 class OperatorApi:
     """The servicer."""
 
-    def __init__(self, hub: Hub, intents: Intents, shown: Views, prefetching: Prefetching, peers: Peers) -> None:
+    def __init__(
+        self, hub: Hub, intents: Intents, shown: Views, *, prefetching: Prefetching, cache: CacheViews, peers: Peers
+    ) -> None:
         """Serve that hub's view."""
         self._hub = hub
         self._intents = intents
         self._views = shown
         self._prefetching = prefetching
+        self._cache = cache
         self._listings = Listings(hub, shown)
         self._peers = peers
 
@@ -283,7 +287,15 @@ class OperatorApi:
     ) -> operator_pb2.ListCacheResponse:
         """What the cache holds."""
         self._caller(context)
-        return self._views.cache(min(request.limit or DEFAULT_PAGE, MAX_CACHE_PAGE))
+        return self._cache.listing(min(request.limit or DEFAULT_PAGE, MAX_CACHE_PAGE))
+
+    @answers
+    async def PlanCache(  # noqa: N802
+        self, request: operator_pb2.PlanCacheRequest, context: Context
+    ) -> operator_pb2.PlanCacheResponse:
+        """What it would take to cache more."""
+        self._caller(context)
+        return self._cache.plan(request)
 
     @answers
     async def ListReleases(  # noqa: N802

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from wavemesh.artifacts.incidents import INCIDENTS_SCHEMA
 from wavemesh.identity.sqlite import RETIREMENTS_SCHEMA
 from wavemesh.session.sqlite import SESSION_SCHEMA
 from wavemesh.telemetry.outbox import TABLES as TELEMETRY_TABLES
@@ -85,7 +86,7 @@ CREATE TABLE device_logs (
 CREATE INDEX device_logs_by_age ON device_logs (received_at);
 """
 
-MIGRATIONS = (SESSION_SCHEMA + ";\n" + _TABLES, RETIREMENTS_SCHEMA, TELEMETRY_TABLES)
+MIGRATIONS = (SESSION_SCHEMA + ";\n" + _TABLES, RETIREMENTS_SCHEMA, TELEMETRY_TABLES, INCIDENTS_SCHEMA)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

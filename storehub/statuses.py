@@ -42,8 +42,8 @@ class Statuses:
         while True:
             self._pass_on_devices()
             status = self._views.hub_status()
-            # Compared without its time, so that a hub in which nothing happens says so rarely.
-            shape = encode(replace(status, at=_EPOCH))
+            # Compared without its time and what its cache counts: a hub in which nothing happens says so rarely.
+            shape = encode(replace(status, at=_EPOCH, cache=None))
             if shape != last_hub or waited_s >= self._hub.config.hub_status_interval_s:
                 self._set_status("hub", encode(status))
                 last_hub, waited_s = shape, 0.0

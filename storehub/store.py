@@ -18,6 +18,7 @@ from storehub.records import DeviceRecord, Disposition, IntentRecord, IntentSour
 from storehub.schema import MIGRATIONS, from_stamp, to_stamp
 from storehub.standing import PauseEffect, PauseHere
 from storehub.swaps import Slot, SlotUse
+from wavemesh.artifacts.incidents import Incidents
 from wavemesh.codec.statements import decode, encode
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.sqlite import Database
@@ -52,6 +53,7 @@ class HubStore:
     def __init__(self, database: Database) -> None:
         """Use ``open``."""
         self.database = database
+        self.incidents = Incidents()
         self._facts: dict[str, str] = {}
         self._devices: dict[str, DeviceRecord] = {}
         self._slots: dict[str, SlotRecord] = {}
@@ -268,6 +270,7 @@ class HubStore:
             entry = _entry(row)
             self._ledgers.setdefault(entry.outcome.wave_id, {})[entry.outcome.device] = entry
         self._intents = {row["intent_id"]: _intent(row) for row in await rows("SELECT * FROM intents")}
+        self.incidents = await Incidents.open(self.database)
 
 
 def _drop(mapping: dict[K, V], key: K) -> None:

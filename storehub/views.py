@@ -22,7 +22,7 @@ from wavemesh.trust.statements import HubStatus, LedgerView, LocalPause, Outcome
 from wavemesh.v1 import operator_pb2, report_pb2, rollout_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from storehub.asks import Relay
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from storehub.ledger import Entry, Summary
     from storehub.records import IntentRecord, WaveRecord
     from storehub.scheduler import Scheduler
+    from wavemesh.trust.cachestats import CacheStatistics
     from wavemesh.trust.statements import WaveOrder
 
 FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.SILENT})
@@ -41,10 +42,13 @@ MAX_REASON = 300
 class Views:
     """Builds answers from what the hub knows."""
 
-    def __init__(self, hub: Hub, cache: Cache, scheduler: Scheduler, link: Relay) -> None:
-        """Show that hub; ``link`` is the session with the super hub."""
+    def __init__(
+        self, hub: Hub, cache: Cache, scheduler: Scheduler, link: Relay, statistics: Callable[[], CacheStatistics]
+    ) -> None:
+        """Show that hub; ``link`` is the session with the super hub, ``statistics`` are of the cache."""
         self._hub = hub
         self._cache = cache
+        self._statistics = statistics
         self._scheduler = scheduler
         self._link = link
 
@@ -175,6 +179,7 @@ class Views:
             local_pauses=tuple(LocalPause(p.wave_id, p.origin, p.reason) for p in hub.store.pauses.values()),
             waits=self._waits(),
             ledgers=tuple(self._ledgers()),
+            cache=self._statistics(),
         )
 
     def _ledgers(self) -> Iterator[LedgerView]:
@@ -202,28 +207,6 @@ class Views:
             devices_connected=len(hub.present),
             waves=waves,
             firmware_versions=dict(versions),
-        )
-
-    def cache(self, limit: int) -> operator_pb2.ListCacheResponse:
-        """What the cache holds, oldest use first."""
-        names, pinned = self._hub.belief.known_blobs(), self._cache.pins()
-        entries = []
-        for entry in self._cache.entries()[:limit]:
-            trouble = self._cache.troubles.get(entry.digest)
-            reasons = [*pinned.get(entry.digest.sha256, ())]
-            if trouble is not None:
-                reasons.append(f"not whole: {trouble.gate or 'fetch'}: {trouble.detail}")
-            entries.append(
-                operator_pb2.CacheEntry(
-                    digest=to_proto(entry.digest),
-                    names=names.get(entry.digest, ()),
-                    present_bytes=entry.present_bytes,
-                    pins=reasons,
-                    last_used_at=stamp(entry.last_used_at),
-                )
-            )
-        return operator_pb2.ListCacheResponse(
-            entries=entries, bytes=self._cache.used_bytes, quota_bytes=self._cache.quota_bytes
         )
 
     def releases(self) -> list[operator_pb2.Release]:

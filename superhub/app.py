@@ -20,6 +20,7 @@ from superhub.acceptance import Acceptance
 from superhub.authority import Authority, load_authority
 from superhub.config import SuperHubConfig
 from superhub.events import Events
+from superhub.healing import Healing
 from superhub.intake import Intake
 from superhub.origin import origin_at
 from superhub.seeding import Seeding
@@ -31,8 +32,10 @@ from superhub.store import RegionStore
 from superhub.tracing import Tracing
 from wavemesh import __version__
 from wavemesh.artifacts.blobstore import BlobStore
+from wavemesh.artifacts.counting import statistics_of
 from wavemesh.artifacts.download import Patience, download
 from wavemesh.artifacts.fetching import Fetches
+from wavemesh.artifacts.scrubbing import Scrub
 from wavemesh.artifacts.transfer import SERVICE_NAME as ARTIFACT_SERVICE
 from wavemesh.artifacts.transfer import ArtifactServer
 from wavemesh.codec.statements import encode
@@ -93,6 +96,7 @@ class Ground:
     resources: SqliteResources
     tracing: Tracing
     peers: Peers
+    scrub: Scrub
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,8 @@ class Parts:
     peers: Peers
     authority: Authority
     renewal: Renewal
+    seeding: Seeding
+    healing: Healing
 
 
 class SuperHub:
@@ -173,13 +179,16 @@ class SuperHub:
         outbox = self.outbox = Outbox(self.node_id, store.database, self._clock, self.config.telemetry)
         await outbox.load()
         tracing = Tracing(self.node_id, outbox, store.database, self._clock)
-        parts = self._parts = self._wire(Ground(store, blobs, fetches, log, resources, tracing, peers))
+        scrub = Scrub(blobs, self._clock, self.config.scrub_bytes_per_s, self.config.scrub_interval_s)
+        parts = self._parts = self._wire(Ground(store, blobs, fetches, log, resources, tracing, peers, scrub))
         await parts.sink.restore()
         background = [
             group.create_task(parts.upstream.run(), name="upstream"),
             group.create_task(parts.statuses.run(), name="status relay"),
             group.create_task(parts.renewal.run(), name="renewal"),
-            group.create_task(self._report_status(parts, blobs, log), name="own status"),
+            group.create_task(self._report_status(parts, scrub, store, log), name="own status"),
+            group.create_task(parts.healing.run(parts.seeding.is_needed, parts.seeding.refetch), name="healing"),
+            group.create_task(scrub.run(), name="scrub"),
             group.create_task(
                 ship(outbox, way_for(self.config.telemetry, parts.upstream, log), self._rng), name="telemetry"
             ),
@@ -205,7 +214,8 @@ class SuperHub:
             downstream.changed()
 
         events = Events(path, store, log, clock, appended)
-        seeding = self._seeding(ground, acceptance, events)
+        healing = Healing(store, ground.blobs, events, clock)
+        seeding = self._seeding(ground, acceptance, events, healing)
         sink = RegionSink(
             store=store,
             resources=ground.resources,
@@ -245,9 +255,21 @@ class SuperHub:
         downstream = self._downstream(registry, ground.peers)
         artifacts = ArtifactServer(self.node_id, seeding, ground.peers)
         renewal = self._renewal(authority, upstream)
-        return Parts(sink, upstream, downstream, artifacts, statuses, registry, ground.peers, authority, renewal)
+        return Parts(
+            sink=sink,
+            upstream=upstream,
+            downstream=downstream,
+            artifacts=artifacts,
+            statuses=statuses,
+            registry=registry,
+            peers=ground.peers,
+            authority=authority,
+            renewal=renewal,
+            seeding=seeding,
+            healing=healing,
+        )
 
-    def _seeding(self, ground: Ground, acceptance: Acceptance, events: Events) -> Seeding:
+    def _seeding(self, ground: Ground, acceptance: Acceptance, events: Events, healing: Healing) -> Seeding:
         """What stores may fetch."""
         return Seeding(
             region=self.node_id.name,
@@ -257,6 +279,7 @@ class SuperHub:
             fetches=ground.fetches,
             acceptance=acceptance,
             events=events,
+            healing=healing,
             clock=self._clock,
             tracing=ground.tracing,
         )
@@ -352,8 +375,9 @@ class SuperHub:
         _LOG.info("store hubs join at port %d", self.join_port)
         return server
 
-    async def _report_status(self, parts: Parts, blobs: BlobStore, log: SqliteReportLog) -> None:
+    async def _report_status(self, parts: Parts, scrub: Scrub, store: RegionStore, log: SqliteReportLog) -> None:
         """This hub's own status, now and then."""
+        blobs = scrub.blobs
         while True:
             status = HubStatus(
                 hub=self.node_id.path,
@@ -363,6 +387,7 @@ class SuperHub:
                 devices_connected=parts.registry.devices_connected,
                 cache_bytes=blobs.used_bytes,
                 cache_quota_bytes=blobs.quota_bytes,
+                cache=statistics_of(blobs, scrub.progress, len(store.incidents.all)),
             )
             parts.statuses.set("hub", encode(status))
             await asyncio.sleep(STATUS_PERIOD_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from wavemesh.artifacts.scrubbing import BYTES_PER_S
 from wavemesh.identity.ca import NODE_LIFETIME
 from wavemesh.runtime.config import bounded
 from wavemesh.telemetry.config import TelemetryConfig
@@ -67,6 +68,9 @@ class SuperHubConfig:
 
     ``heartbeat_s`` is how often a silent session with a store shows life, both ways; ``reconnect_*`` bound the back-off
     towards control; ``drain_s`` is the time stores are told to stay away at a stop, and that transfers have to end.
+
+    ``scrub_bytes_per_s`` is how fast the cache is read again and verified, ``scrub_interval_s`` the rest between two
+    rounds; by default 32 GiB take a day.
     """
 
     listen: str
@@ -81,5 +85,7 @@ class SuperHubConfig:
     heartbeat_s: float = field(default=10.0, metadata=bounded(0.1, 600))
     reconnect_min_s: float = field(default=0.25, metadata=bounded(0.01, 60))
     reconnect_max_s: float = field(default=4.0, metadata=bounded(0.01, 3600))
+    scrub_bytes_per_s: int = field(default=BYTES_PER_S, metadata=bounded(1024, 1 << 34))
+    scrub_interval_s: float = field(default=3600.0, metadata=bounded(1, 30 * 86_400))
     drain_s: float = field(default=5.0, metadata=bounded(0, 120))
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

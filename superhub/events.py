@@ -31,13 +31,13 @@ class Events:
         self._store = store
         self._log = log
         self._clock = clock
-        self._appended = appended
+        self.appended = appended
 
     async def tell_once(self, kind: str, subject: str, detail: str, *, gate: str = "", about: str = "") -> None:
         """Tell of ``kind`` and ``gate`` for ``subject`` and ``about`` (which store, where that matters) once, ever."""
         async with self._store.database.transaction() as tx:
             await self.append_once(tx, kind, subject, detail, gate=gate, about=about)
-            tx.on_commit(self._appended)
+            tx.on_commit(self.appended)
 
     async def append_once(
         self, tx: Transaction, kind: str, subject: str, detail: str, *, gate: str = "", about: str = ""

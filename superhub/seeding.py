@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from superhub.compliance import Bundle, BundleNeeded, Entry, Finding, Pass, Refusal, RegionView, assess, decide
 from wavemesh.artifacts.blobstore import BlobMismatchError, FetchStoppedError, QuotaExceededError
+from wavemesh.artifacts.room import CachedBlob, Room, make_room
 from wavemesh.errors import BusyError, GateError, NotFoundError, WavemeshError
 from wavemesh.policy.gates import Gate
 from wavemesh.telemetry.units import BlobMoved
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from superhub.acceptance import Acceptance
     from superhub.events import Events
+    from superhub.healing import Healing
     from superhub.store import RegionStore
     from superhub.tracing import Tracing
     from wavemesh.artifacts.blobstore import BlobStore
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from wavemesh.trust.statements import Digest, WaveOrder
 
 NOT_READY_RETRY_S = 2.0
+_KEPT = ("named by an order, or being fetched",)
 
 
 class Seeding:
@@ -52,6 +55,7 @@ class Seeding:
         fetches: Fetches,
         acceptance: Acceptance,
         events: Events,
+        healing: Healing,
         clock: Clock,
         tracing: Tracing,
     ) -> None:
@@ -63,6 +67,7 @@ class Seeding:
         self._fetches = fetches
         self._acceptance = acceptance
         self._events = events
+        self._healing = healing
         self._clock = clock
         self._tracing = tracing
         self._revision = 0
@@ -76,6 +81,7 @@ class Seeding:
             finding = self._judge(digest, ())
             if isinstance(finding, Refusal):
                 self._fetches.stop(digest, _error(finding))
+        self._healing.call()
 
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         """Those of the digests that would have to be fetched first."""
@@ -86,11 +92,12 @@ class Seeding:
         """Judge and stream one blob; raises GateError, NotFoundError, BusyError, LinkDownError (origin)."""
         revision, began_at = self._revision, self._clock.now()
         await self._permit(peer, digest)
+        self._blobs.counters.opened(is_held=self._blobs.has(digest))
         await self._make_room(digest)
         try:
             pieces = await self._fetches.open(digest, offset)
-        except BlobMismatchError as error:
-            await self._tell_mismatch(error)
+        except BlobMismatchError:
+            await self._healing.tell_suspects()
             raise
         return self._traced(peer, digest, began_at, self._guarded(peer, digest, pieces, revision))
 
@@ -126,16 +133,13 @@ class Seeding:
                         revision = self._revision
                         await self._permit(peer, digest)
                     yield piece
+                    self._blobs.counters.served_bytes += len(piece)
             except FetchStoppedError:
                 await self._permit(peer, digest)  # says why, if it was stopped for a reason
                 raise
-            except BlobMismatchError as error:
-                await self._tell_mismatch(error)
+            except BlobMismatchError:
+                await self._healing.tell_suspects()
                 raise
-
-    async def _tell_mismatch(self, error: BlobMismatchError) -> None:
-        gate = Gate.CHECKSUM.value
-        await self._events.tell_once("cache-mismatch", error.digest.sha256, str(error), gate=gate)
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
@@ -220,26 +224,35 @@ class Seeding:
     # -- room -------------------------------------------------------------------------------------------------------
 
     async def _make_room(self, digest: Digest) -> None:
-        """Evict until the blob fits; raises GateError cache-quota."""
-        if self._blobs.is_arriving(digest):
+        """Evict what it takes for the blob to fit; raises GateError cache-quota, and then nothing was evicted."""
+        if self._blobs.has(digest) or self._blobs.is_arriving(digest):
             return
-        needed = self._needed()
-        for entry in self._blobs.entries():
-            if self._has_room(digest):
-                return
-            if entry.digest not in needed and entry.digest != digest and not self._blobs.is_arriving(entry.digest):
-                await self._blobs.delete(entry.digest)
+        await self._healing.tell_suspects()
+        held = [CachedBlob(entry.digest, entry.last_used_at, entry.is_complete) for entry in self._blobs.entries()]
+        keep = {blob.digest for blob in held if self._blobs.is_arriving(blob.digest)} | self._needed()
+        room = Room(self._blobs.quota_bytes, self._blobs.free_bytes())
+        counters = self._blobs.counters
+        for other in make_room(held, {kept.sha256: _KEPT for kept in keep}, [digest], room):
+            counters.evicted_bytes += await self._blobs.delete(other)
+            counters.evicted += 1
         try:
             self._blobs.check_room(digest)
         except QuotaExceededError as error:
             raise GateError(Gate.CACHE_QUOTA.value, str(error)) from error
 
-    def _has_room(self, digest: Digest) -> bool:
-        try:
-            self._blobs.check_room(digest)
-        except QuotaExceededError:
-            return False
-        return True
+    # -- healing ----------------------------------------------------------------------------------------------------
+
+    def is_needed(self, digest: Digest) -> bool:
+        """Whether an order names it; while nobody knows what is ordered, whether it may be."""
+        return self._acceptance.trusted is None or digest in self._needed()
+
+    async def refetch(self, digest: Digest) -> None:
+        """Begin to fetch what was found wrong again; raises GateError where nobody may have it, BusyError."""
+        finding = self._judge(digest, ())
+        if isinstance(finding, Refusal):
+            raise _error(finding)
+        await self._make_room(digest)
+        self._fetches.begin(digest)
 
     def _needed(self) -> set[Digest]:
         """Blobs of releases that some order names."""

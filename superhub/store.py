@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from superhub.issued import ISSUED_SCHEMA
+from wavemesh.artifacts.incidents import INCIDENTS_SCHEMA, Incidents
 from wavemesh.codec.statements import decode, encode
 from wavemesh.identity.sqlite import RETIREMENTS_SCHEMA
 from wavemesh.outcomes import Rank
@@ -58,7 +59,12 @@ CREATE TABLE entered (
     PRIMARY KEY (release, main_sha256)
 ) WITHOUT ROWID
 """
-MIGRATIONS = (f"{SESSION_SCHEMA};\n{_SCHEMA}", f"{RETIREMENTS_SCHEMA};\n{ISSUED_SCHEMA}", TELEMETRY_TABLES)
+MIGRATIONS = (
+    f"{SESSION_SCHEMA};\n{_SCHEMA}",
+    f"{RETIREMENTS_SCHEMA};\n{ISSUED_SCHEMA}",
+    TELEMETRY_TABLES,
+    INCIDENTS_SCHEMA,
+)
 
 
 class RegionStore:
@@ -67,6 +73,7 @@ class RegionStore:
     def __init__(self, database: Database) -> None:
         """Use ``open``."""
         self.database = database
+        self.incidents = Incidents()
         self._entered: dict[tuple[str, str], datetime] = {}
         self._blobs_seen: dict[str, str] = {}
 
@@ -78,6 +85,7 @@ class RegionStore:
             undo.push_async_callback(store.database.close)  # its threads would keep a failed start alive
             for row in await store.database.fetch_all("SELECT release, main_sha256, entered_at, digests FROM entered"):
                 store._remember(row[0], row[1], datetime.fromisoformat(row[2]), row[3])
+            store.incidents = await Incidents.open(store.database)
             undo.pop_all()
         return store
 

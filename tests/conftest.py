@@ -113,8 +113,7 @@ class TrustKeys:
         return published, bundles
 
 
-@pytest.fixture(scope="session")
-def trust_keys() -> TrustKeys:
+def make_trust_keys() -> TrustKeys:
     """Keys and an empty repository, made an hour ago."""
     root, online, control = (CryptoSigner.generate_ed25519() for _ in range(3))
     releases = (CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519())
@@ -126,6 +125,12 @@ def trust_keys() -> TrustKeys:
         now=datetime.now(UTC) - timedelta(hours=1),
     )
     return TrustKeys(root, releases, online, control, empty)
+
+
+@pytest.fixture(scope="session")
+def trust_keys() -> TrustKeys:
+    """Keys for all tests."""
+    return make_trust_keys()
 
 
 def make_manifest(name: str = "firmware-v3.8.2", **changes: Any) -> ReleaseManifest:

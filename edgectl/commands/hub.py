@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgectl.cachetables import cache_lines, cache_parts, plan_parts, statistics_lines
 from edgectl.client import CALL_TIMEOUT_S
 from edgectl.completing import store_names
 from edgectl.effects import preview
-from edgectl.exits import Exit
+from edgectl.exits import Exit, UsageError
 from edgectl.framework import DryRunOption, Session, command
 from edgectl.intents import IntentIdOption, new_intent_id, now, submit
 from edgectl.output import Table
-from edgectl.tables import cache_parts, hubs_table, place, wait_lines
+from edgectl.tables import hubs_table, place, wait_lines
 from wavemesh.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def show_hub(
     [hub] = found[:1]
     lines = [f"  paused here: wave {p['wave_id']} by {p['origin']}: {p['reason']}" for p in hub["local_pauses"]]
     lines += wait_lines(hub["waits"])
+    lines += [f"  cache {line.strip()}" for line in statistics_lines(hub["cache"])]
     session.show(hub, hubs_table([hub]), f"incarnation {hub['incarnation'] or '?'}", *lines)
 
 
@@ -145,15 +147,12 @@ def cache_list(
 def cache_show(
     session: Session, *, artifact: Annotated[str, typer.Argument(help="Its name, or the beginning of its SHA-256.")]
 ) -> None:
-    """Show one artifact in the cache. How much of it is there, and why it may not be evicted."""
+    """Show one artifact in the cache. How much is there, why it may not be evicted, whether it was found wrong."""
     caches = _caches(session, _MAX_ENTRIES)
     for one in caches:
-        one["entries"] = [
-            entry
-            for entry in one["entries"]
-            if artifact in entry["names"] or (artifact and entry["digest"]["sha256"].startswith(artifact.lower()))
-        ]
-    found = [one for one in caches if one["entries"]]
+        for key in ("entries", "incidents", "quarantine"):
+            one[key] = [entry for entry in one[key] if _is_named(entry, artifact)]
+    found = [one for one in caches if one["entries"] or one["incidents"] or one["quarantine"]]
     if not found:
         msg = f"no artifact {artifact!r} is in the cache; `edgectl hub cache list` shows what is"
         raise NotFoundError(msg, artifact=artifact)
@@ -164,7 +163,42 @@ def cache_show(
             lines.append(f"  sha256 {entry['digest']['sha256']}")
             lines.append(f"  {entry['present_bytes']} of {entry['digest']['size_bytes']} bytes are there")
             lines += [f"  pinned by {pin}" for pin in entry["pins"]] or ["  not pinned: evicted when room is needed"]
+        lines += [f"{place(one['hub'])}: {line}" for line in cache_lines({**one, "statistics": None})]
     session.show(found, *lines)
+
+
+def _is_named(entry: dict[str, Any], artifact: str) -> bool:
+    return artifact in entry["names"] or bool(artifact and entry["digest"]["sha256"].startswith(artifact.lower()))
+
+
+@command(cache, "plan")
+def cache_plan(
+    session: Session,
+    *,
+    release: Annotated[str, typer.Option("--release", help="All artifacts of this release.")] = "",
+    wave: Annotated[str, typer.Option("--wave", help="All that this wave needs.")] = "",
+    policy: Annotated[Path | None, typer.Option("--policy", help="The artifacts this policy file names.")] = None,
+) -> None:
+    """Show what it would take to cache something: what would be evicted, room before and after. Changes nothing.
+
+    Where it does not fit, says why (gate cache-quota) and what would help; exits as refused.
+    """
+    from edgectl.files import read_file
+    from edgectl.plain import plain
+    from wavemesh.v1.operator_pb2 import PlanCacheRequest
+
+    if sum(map(bool, (release, wave, policy))) != 1:
+        msg = "give one of --release, --wave, --policy"
+        raise UsageError(msg)
+    yaml = read_file(policy) if policy is not None else b""
+    request = PlanCacheRequest(release=release, wave_id=wave, policy_yaml=yaml, policy_name=str(policy or ""))
+    plans: list[dict[str, Any]] = []
+    for hub in session.hubs():
+        answer = hub.ask(lambda stub: stub.PlanCache(request, timeout=CALL_TIMEOUT_S))
+        plans.append({"hub": hub.context.node.path, **plain(answer)})
+    session.show(plans, *(part for plan in plans for part in (place(plan["hub"]), *plan_parts(plan))))
+    if any(plan["gate"] for plan in plans):
+        raise typer.Exit(Exit.REFUSED)
 
 
 def _caches(session: Session, limit: int) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ _FORGOTTEN = frozenset(
         "certificate",
         "key_sha256",
         "entered_at",
+        "found_at",
         "epoch",
         "parent_epoch",
         "parent_counter",
@@ -84,6 +85,8 @@ def _essence(name: str, content: bytes) -> str:
         return "left over"  # unlinked before anything is written there, never read
     if name.endswith(".mark"):
         return content.partition(b" ")[2].decode(errors="replace")  # the boot is another one each time
+    if name == "state/cache/scrub":
+        return content.rpartition(b" ")[2].decode(errors="replace")  # where the scrub stands, not when it began
     if name.startswith("identity/") and not name.endswith("ca.crt"):
         return content[:11].decode(errors="replace")  # keys and certificates are new each time
     return hashlib.sha256(content).hexdigest()

@@ -6,6 +6,7 @@ numbers                  each says one thing; the log goes on where the parent i
 taken from the parent    it is held, and no order or hold list older than that is
 leases                   whoever has one occupies a slot
 blobs                    a file with a blob's name has its bytes; space is accounted
+rot                      told before the wrong file is gone, once; told as healed only when the right bytes are there
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from wavemesh.codec.statements import decode
-from wavemesh.trust.statements import DeviceOutcome, OutcomeReport, SnapshotReport
+from wavemesh.trust.statements import DeviceOutcome, EventReport, OutcomeReport, SnapshotReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -94,7 +95,7 @@ class HubOracle:
             return [*problems, f"{self._database} cannot be read: {error}"]
         if "session_log" not in tables:
             return problems + _judge_nothing(world)
-        return problems + _judge_session(tables, world)
+        return problems + _judge_session(tables, world) + _judge_rot(image, tables, world)
 
 
 def _lost(world: World) -> tuple[str, ...]:
@@ -161,6 +162,35 @@ def _judge_blobs(image: Image, spoilt: str | None) -> list[str]:
             sha256, _, size = name.rpartition("/")[2].partition("-")
             if sha256 != spoilt and (len(content) != int(size) or _sha256(content) != sha256):
                 problems.append(f"{name} does not hold its bytes")
+    return problems
+
+
+def told_of_rot(heard: Iterable[tuple[str, bytes]], sha256: str) -> Counter[str]:
+    """How many events of each kind there are about a blob; each is counted by its id."""
+    events = {
+        one.event_id: one.kind
+        for kind, body in heard
+        if kind == "event" and (one := decode(EventReport, body)).subject == sha256
+    }
+    return Counter(events.values())
+
+
+def _judge_rot(image: Image, tables: Mapping[str, list[sqlite3.Row]], world: World) -> list[str]:
+    """H2: the blob that went bad in the scenario, if it did."""
+    rotten = world.note("rot")
+    if rotten is None:
+        return []
+    places = [name for name in image if name.startswith("state/cache/blobs/") and f"/{rotten}-" in name]
+    held = [_sha256(content) for name in places if (content := image[name]) is not None]
+    reports = [(row["kind"], row["body"]) for row in tables["session_reports"]]
+    told = told_of_rot([*((kind, body) for _, _, kind, body in world.parent.heard), *reports], rotten)
+    problems = []
+    if not told["cache-mismatch"] and (not held or rotten in held):
+        problems.append(f"the wrong bytes of {rotten[:12]} are gone, and nobody is told")
+    # Once it is healed the plot goes on, and the blob may be evicted for another.
+    if told["cache-healed"] and rotten not in held and (held or world.note("spoilt")):
+        problems.append(f"{rotten[:12]} was told healed, and is not held")
+    problems += [f"{kind} of {rotten[:12]} was told {count} times" for kind, count in told.items() if count > 1]
     return problems
 
 

@@ -102,6 +102,7 @@ class HubStory:
     standing: HubStanding
     watcher: Look[HubStanding] | None = None
     log: list[str] = field(default_factory=list)
+    disk_of: Callable[[Medium, HubStory, VirtualClock], CutDisk] = lambda medium, story, _: CutDisk(medium, story)
     _stage: Stage = field(init=False)
     _children: list[PlayedChild] = field(init=False, default_factory=list)
     _ended: asyncio.Future[None] = field(init=False)
@@ -116,7 +117,7 @@ class HubStory:
             lay_image(directory, self.standing.image)
             for path in (directory / "state").rglob("*"):
                 os.utime(path, (LAID_AT_S, LAID_AT_S))
-            disk = CutDisk(Medium(directory, self.standing.image), self)
+            disk = self.disk_of(Medium(directory, self.standing.image), self, clock)
             self._stage = Stage(directory, clock, disk, self.component.cast(self.standing.world, clock))
             stack.enter_context(inline_databases(disk))
             for name in ("wavemesh.artifacts.blobstore.Disk", "wavemesh.identity.live.Disk"):
@@ -149,8 +150,11 @@ class HubStory:
             ended, rest = others.split(WavemeshError)
             if rest is not None:
                 raise _first(rest) from None
+            self._stage.disk.is_on = True
+            self.standing = self._cut(lambda: True)  # the machine goes on: what was written is there
+            self._stage.disk.is_on = False
             msg = f"the hub ended: {_first(ended)!r}" if ended is not None else ""
-            raise PlotError(msg) from None
+            raise PlotError(msg) from (_first(ended) if ended is not None else None)
 
     def _enter(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Everybody around the hub, now that it runs."""

@@ -127,7 +127,7 @@ class Medium:
 
     def __init__(self, root: Path, image: Mapping[str, bytes | None]) -> None:
         """Everything in ``image`` is durable."""
-        self._root = root
+        self.root = root
         self._top = Directory()
         for name, content in sorted(image.items()):
             path = PurePosixPath(name)
@@ -186,7 +186,7 @@ class Medium:
         return image
 
     def _inside(self, path: Path) -> PurePosixPath:
-        return PurePosixPath(path.relative_to(self._root))
+        return PurePosixPath(path.relative_to(self.root))
 
     def _find(self, path: PurePosixPath) -> Node:
         node: Node = self._top

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.crashpoints.fleet import HUB, NEW, NEWEST, Served
 from tests.crashpoints.hub_fleet import DEVICES, SHORT_LIVED, the_hub_fleet
+from tests.crashpoints.hub_oracle import told_of_rot
 from tests.crashpoints.hub_story import Act, HubStanding, HubStory
 from tests.crashpoints.hub_world import Child, Parent, World
 from tests.crashpoints.storehub_cast import StoreHub
@@ -204,7 +205,7 @@ def operators() -> Scenario:
     )
 
 
-def _rot(stage: Stage) -> None:
+def rot(stage: Stage) -> None:
     """A sector of the image goes bad on the medium."""
     sha256 = blobs_of(NEW)[1]
     [path] = (stage.directory / "state/cache/blobs").glob(f"*/{sha256}-*")
@@ -231,8 +232,8 @@ def cached() -> Scenario:
                 lambda world: bool(world.parent.taken),
             ),
             Act("control orders a wave", serve(*the_hub_fleet().order(WAVE, NEW, DEVICES[:1])), _is_sent),
-            Act("a sector rots", _rotten, one_is("LEASED"), _rot),
-            Act("it is fetched again", lambda world: world.noting("spoilt", None), _is_mended),
+            Act("a sector rots", rotten, one_is("LEASED"), rot),
+            Act("it is fetched again", lambda world: world.noting("spoilt", None), is_mended),
             Act("another device is ordered", serve(*the_hub_fleet().order(WAVE, NEW, DEVICES[:2], generation=2))),
             *_closing(),
         ],
@@ -246,13 +247,16 @@ def _is_sent(world: World) -> bool:
     return set(blobs_of(NEWEST)) <= set(world.note("sent") or ())
 
 
-def _rotten(world: World) -> World:
-    return world.noting("spoilt", blobs_of(NEW)[1]).noting("sent", ())
+def rotten(world: World) -> World:
+    """From now on the oracle knows what went bad."""
+    sha256 = blobs_of(NEW)[1]
+    return world.noting("spoilt", sha256).noting("rot", sha256)
 
 
-def _is_mended(world: World) -> bool:
-    """A power cut between the removal of the rotten blob and the telling of it costs the telling alone."""
-    return blobs_of(NEW)[1] in world.note("sent")
+def is_mended(world: World) -> bool:
+    """Whether control was told that it was found, and that it is healed."""
+    told = told_of_rot([(kind, body) for _, _, kind, body in world.parent.heard], blobs_of(NEW)[1])
+    return told["cache-mismatch"] > 0 and told["cache-healed"] > 0
 
 
 @cache

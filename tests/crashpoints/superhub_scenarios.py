@@ -15,7 +15,7 @@ from tests.crashpoints.fleet import BEGAN_AT, HUB, NEW, NEWEST, Served
 from tests.crashpoints.hub_fleet import DEVICES, OTHER_STORE, SUPER_HUB, the_hub_fleet
 from tests.crashpoints.hub_story import Act, HubStanding, HubStory
 from tests.crashpoints.hub_world import Child, Parent, World
-from tests.crashpoints.storehub_scenarios import WAVE, Scenario, files_of, trust
+from tests.crashpoints.storehub_scenarios import WAVE, Scenario, files_of, is_mended, rot, rotten, trust
 from tests.crashpoints.superhub_cast import RegionHub
 from wavemesh.codec.statements import encode
 from wavemesh.identity.csr import make_request
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 CONFIG = """\
 listen = "127.0.0.1:0"
+scrub_interval_s = 600.0
 telemetry = {enabled = false}
 [control]
 address = "control.invalid:1"
@@ -163,7 +164,7 @@ def fetched(node: NodeId, version: str) -> Callable[[World], bool]:
 
 @cache
 def seeding() -> Scenario:
-    """A release enters the region over a link that falls, makes room for another, and is then put on hold."""
+    """A release enters the region over a link that falls, rots, makes room for another, and that is put on hold."""
     fleet = the_hub_fleet()
     newest = fleet.order("143", NEWEST, DEVICES[:1])
     hold = fleet.holds(2, fleet.base.releases[NEWEST].name)
@@ -173,6 +174,8 @@ def seeding() -> Scenario:
         [
             Act("control publishes trust and an order", serve(*trust(), *fleet.order(WAVE, NEW, DEVICES[:1]))),
             Act("a store fetches", wants(HUB, *digests_of(NEW)), lambda world: bool(world.child(HUB.path).held)),
+            Act("a sector rots", rotten, fetched(HUB, NEW), rot),
+            Act("it is fetched again", lambda world: world.noting("spoilt", None), is_mended),
             Act("another wave", lambda world: serve(*newest)(_without_order(world)), fetched(HUB, NEW)),
             Act("it fetches that", wants(HUB, *digests_of(NEWEST)), _has_order("143")),
             Act("control holds it", serve(hold), fetched(HUB, NEWEST)),

@@ -12,17 +12,21 @@ import pytest
 
 from storehub import swaps
 from storehub.belief import Belief
+from storehub.healing import Healing as StoreHealing
 from storehub.hub import Hub
 from storehub.intents import Intents
 from storehub.scheduler import Scheduler
 from storehub.service import DeviceRegistry
 from storehub.store import HubStore
 from superhub import issued
+from superhub.healing import Healing as RegionHealing
 from superhub.intake import Intake
 from superhub.seeding import Seeding
 from superhub.store import RegionStore
 from tests.crashpoints.campaign import Options, explore, replay
 from tests.crashpoints.components import tale_of
+from wavemesh.artifacts.blobstore import BlobStore
+from wavemesh.artifacts.incidents import Incidents
 from wavemesh.artifacts.partial import PartialFile
 from wavemesh.identity.sqlite import SqliteRetirements
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
@@ -212,10 +216,48 @@ def cursor_ahead(registry: Any) -> AbstractContextManager[Any]:
     return moved_apart(registry, "apply_reports" if registry is DeviceRegistry else "apply", is_first=True)
 
 
+@contextmanager
+def moved_before_it_is_told() -> Iterator[None]:
+    """A wrong blob is set aside first, and told of afterwards."""
+
+    async def tell_late(self: Any) -> None:
+        async with self._lock:
+            for digest, error in dict(self._blobs.suspects).items():
+                await self._blobs.set_aside(digest)
+                await self._note(digest, str(error))
+
+    with (
+        patch.object(StoreHealing, "tell_suspects", tell_late),
+        patch.object(RegionHealing, "tell_suspects", tell_late),
+    ):
+        yield
+
+
+@contextmanager
+def healed_by_what_lies_there() -> Iterator[None]:
+    """What is held counts as healed, though nobody has verified it."""
+    with patch.object(BlobStore, "is_verified", BlobStore.has):
+        yield
+
+
+@contextmanager
+def incident_in_memory() -> Iterator[None]:
+    """What was told is told again after a restart."""
+    put = Incidents.put
+
+    async def put_in_memory(self: Incidents, tx: Any, incident: Any) -> None:
+        await put(self, tx, incident)
+        await tx.execute("DELETE FROM incidents")
+
+    with patch.object(Incidents, "put", put_in_memory):
+        yield
+
+
 SPARSE = {generations_forgotten: 8, leases_at_once: 4}
 """One cut in so many steps will do: these show in the end alone, and a telling to the end takes its time."""
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("mutant", "component", "scenario", "problem"),
     [
@@ -231,6 +273,10 @@ SPARSE = {generations_forgotten: 8, leases_at_once: 4}
         (pause_in_memory, "storehub", "store-operators", "the pause was answered and is gone"),
         (generations_forgotten, "storehub", "store-trusting", "are known in generations"),
         (leases_at_once, "storehub", "store-restored", "may be inside a swap"),
+        (moved_before_it_is_told, "storehub", "store-cached", "are gone, and nobody is told"),
+        (healed_by_what_lies_there, "storehub", "store-cached", "was told 2 times"),
+        (incident_in_memory, "storehub", "store-cached", "was told 2 times"),
+        (moved_before_it_is_told, "superhub", "region-seeding", "are gone, and nobody is told"),
         (unflushed_blob, "superhub", "region-seeding", "does not hold its bytes"),
         (lambda: said_before_done(Intake, "apply"), "superhub", "region-rollup", "the cursor of"),
         (lambda: cursor_behind(Intake), "superhub", "region-rollup", "went up before its cursor moved"),

@@ -137,7 +137,7 @@ async def test_skopeo_and_podman_pull_and_a_second_version_moves_its_changed_lay
 
         publish(control, "app-2", write_layout(tmp_path / "two", "2.0.0", BASE, SECOND), "2.0.0")
         super_hub.want(control.tuf())
-        await eventually(lambda: app.hub.belief.app_named("app-2.oci"))
+        await eventually(lambda: app.hub.belief.release("app-2"))
         super_hub.reads.clear()
         await prefetch(control, app, "app-2")
         fetched = sum(len(control.blobs[sha256]) for sha256, _ in super_hub.reads)

@@ -89,7 +89,7 @@ async def test_bytes_that_rot_pause_the_wave_here_and_a_refetch_heals_it(
     """H2: nobody receives all of a blob that is not what its name says."""
     super_hub = SuperHub(control)
     directory = tmp_path / "hub"
-    more = "scrub_interval_s = 1.0\n" if found_by == "the scrub" else ""
+    more = "scrub_interval_s = 1.0\nscrub_bytes_per_s = 10000000\n" if found_by == "the scrub" else ""
     async with wan(super_hub) as parent, running(lay_out(directory, control, parent, more=more)) as app:
         super_hub.want(*plan(control))
         await eventually(lambda: holds(app, control.firmware))

@@ -133,6 +133,7 @@ ROWS: Mapping[str, tuple[Who, Who, Who]] = {
     "wavemesh.v1.OperatorService/CreateEnrolment": _CONTROL_ONLY,
     "wavemesh.v1.OperatorService/ListNodes": _CONTROL_ONLY,
     "wavemesh.v1.OperatorService/ListDiscrepancies": _CONTROL_ONLY,
+    "wavemesh.v1.OperatorService/PlanCache": _HUB_ONLY,
     # At a port of its own, where nobody has a certificate: tests/security/test_join_port.py.
     "wavemesh.v1.EnrolmentService/Join": (Who.NOBODY, Who.NOBODY, Who.NOBODY),
     "grpc.health.v1.Health/Check": _PROBES,

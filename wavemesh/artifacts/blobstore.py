@@ -2,42 +2,59 @@
 
     DIR/blobs/ab/abcdef…-SIZE     complete, verified when it was written
     DIR/partial/abcdef…-SIZE      being fetched; resumes (partial.py)
+    DIR/quarantine/abcdef…-SIZE   found wrong, kept for diagnosis while there is room (quarantine.py)
 
 Rules: a blob becomes visible under its name only after its digest was verified and its bytes are on disk. Room is
 reserved in full before the first byte is written, quota and free disk both, so a fetch never dies half way for want of
 space that was never there. Reads verify as they go: the last step of a read from disk is given out only if the whole
 file still has its digest, and where this process has verified the blob before, each step only if it is what it was then
-(vouching.py); a file that went bad is removed. Any number of readers may follow the one writer of a blob
-that is still arriving; they get its last step only once it is verified. So nobody ever receives all bytes of a blob
-that is not what its name says. What to evict is decided elsewhere; ``delete`` evicts.
+(tags.py). Any number of readers may follow the one writer of a blob that is still arriving (arriving.py); they get its
+last step only once it is verified. So nobody ever receives all bytes of a blob that is not what its name says. What to
+evict is decided elsewhere (room.py); ``delete`` evicts.
+
+A blob whose bytes are found wrong, on arrival, on a read or by the scrub, is a *suspect*: not held from that moment on,
+its file untouched. Whoever keeps the store (``keep``) first makes durable what has to be known of it, then calls
+``set_aside``; a power cut between leaves the wrong file where it is found again (ADR 35). A store without a keeper sets
+aside at once.
 
 The index lives in memory and is the directory read once; the modification time of a complete file is its last use.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
+from wavemesh.artifacts.arriving import Arrival, BlobWriter, FetchStoppedError
+from wavemesh.artifacts.counting import Counters
 from wavemesh.artifacts.digests import blob_name, check_digest, in_thread, parse_blob_name
+from wavemesh.artifacts.entries import BlobEntry, OutOfRangeError, QuotaExceededError
 from wavemesh.artifacts.partial import BlobMismatchError, PartialFile, boot_id, mark_path
+from wavemesh.artifacts.quarantine import Quarantine
+from wavemesh.artifacts.steps import read_and_hash, read_cached, reread_and_hash
 from wavemesh.artifacts.tags import READ_STEP_BYTES, Tagger, tag_of
-from wavemesh.errors import ConflictError, LocalError, NotFoundError, PeerError, WavemeshError
+from wavemesh.errors import ConflictError, NotFoundError, WavemeshError
 from wavemesh.runtime.durable import Disk, DiskFaultError, disk_errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.statements import Digest
 
-__all__ = ["BlobEntry", "BlobMismatchError", "BlobStore", "BlobWriter", "OutOfRangeError", "QuotaExceededError"]
+__all__ = [
+    "BlobEntry",
+    "BlobMismatchError",
+    "BlobStore",
+    "BlobWriter",
+    "FetchStoppedError",
+    "OutOfRangeError",
+    "QuotaExceededError",
+]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -46,127 +63,26 @@ FREE_DISK_RESERVE_BYTES = 16 * 1024 * 1024
 """Never filled by blobs, so that databases and marks can still be written."""
 
 
-class QuotaExceededError(LocalError):
-    """A blob does not fit into the quota or onto the disk; known before its first byte is written."""
-
-    reason = "QUOTA_EXCEEDED"
-
-
-class OutOfRangeError(PeerError):
-    """An offset lies beyond the end of a blob."""
-
-    reason = "OUT_OF_RANGE"
-
-
-class FetchStoppedError(LocalError):
-    """The writer that a reader followed went away before the blob was complete."""
-
-    reason = "FETCH_STOPPED"
-
-
-@dataclass(frozen=True, slots=True)
-class BlobEntry:
-    """One blob of the store; ``present_bytes`` is less than its size while it is partial."""
-
-    digest: Digest
-    present_bytes: int
-    last_used_at: datetime
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the blob is there, verified."""
-        return self.present_bytes == self.digest.size_bytes
-
-
-class _Arrival:
-    """How far the one writer of a blob is, for those who follow it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offset = 0
-        self.outcome: WavemeshError | None = None
-        self.is_over = False
-        self._changed = asyncio.Event()
-
-    def tell(self, offset: int) -> None:
-        """More bytes are readable."""
-        self.offset = offset
-        self._wake()
-
-    def end(self, outcome: WavemeshError | None) -> None:
-        """The writer is gone; None means that the blob is complete and verified."""
-        self.is_over, self.outcome = True, outcome
-        self._wake()
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    async def wait(self) -> None:
-        """Wait for the next call of tell or end."""
-        await self._changed.wait()
-
-    async def open(self) -> int | None:
-        """A descriptor to read the partial file by; None if the blob is complete. Raises what ended the writer."""
-        while not self.is_over:
-            with suppress(FileNotFoundError):
-                return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            await self.wait()  # its writer is about to create it, or to tell that it is finished
-        if self.outcome is not None:
-            raise self.outcome
-        return None
-
-
-class BlobWriter:
-    """The one writer of a blob; made by ``BlobStore.writer``."""
-
-    def __init__(self, file: PartialFile, arrival: _Arrival, target: Path) -> None:
-        """Only BlobStore makes these."""
-        self._file = file
-        self._arrival = arrival
-        self._target = target
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the blob is verified and visible."""
-        return self._file.is_finished
-
-    @property
-    def digest(self) -> Digest:
-        """What is being written."""
-        return self._file.digest
-
-    @property
-    def offset(self) -> int:
-        """Bytes present: where the sender must go on."""
-        return self._file.offset
-
-    async def write(self, data: bytes | memoryview) -> None:
-        """Append, at most a few steps at a time; raises BlobMismatchError (too long), DiskFaultError, DiskFullError."""
-        await in_thread(self._file.append, data)
-        self._arrival.tell(self._file.offset)
-
-    async def finish(self) -> None:
-        """Verify and make visible; raises BlobMismatchError, and then what was there is gone. Twice is once."""
-        if not self.is_finished:
-            await in_thread(self._file.finish, self._target)
-
-
 class BlobStore:
     """The blobs of one directory. One process at a time may own the directory."""
 
     def __init__(self, directory: Path, quota_bytes: int, clock: Clock, disk: Disk) -> None:
         """Use ``open``."""
+        self.directory = directory
+        self.disk = disk
         self._blobs = directory / "blobs"
         self._partials = directory / "partial"
         self.quota_bytes = quota_bytes
         self._clock = clock
-        self._disk = disk
         self._boot = boot_id()
         self._complete: dict[Digest, datetime] = {}
         self._partial: dict[Digest, datetime] = {}
-        self._arrivals: dict[Digest, _Arrival] = {}
+        self._arrivals: dict[Digest, Arrival] = {}
         self._tags: dict[Digest, tuple[bytes, ...]] = {}
+        self._suspects: dict[Digest, BlobMismatchError] = {}
+        self._changed: Callable[[], None] | None = None
+        self.quarantine = Quarantine(directory / "quarantine", disk)
+        self.counters = Counters(clock.now())
 
     @classmethod
     async def open(cls, directory: Path, quota_bytes: int, clock: Clock, disk: Disk | None = None) -> BlobStore:
@@ -177,23 +93,30 @@ class BlobStore:
 
     def _read_directory(self) -> None:
         for directory in (self._blobs, self._partials):
-            self._disk.make_dir(directory)
+            self.disk.make_dir(directory)
         with disk_errors(self._blobs):
             for path in self._blobs.glob("??/*"):
                 digest = parse_blob_name(path.name)
                 status = path.stat()
-                if digest is None or status.st_size != digest.size_bytes or path != self._path(digest):
-                    self._disk.unlink(path)
+                if digest is None or path != self._path(digest):
+                    self.disk.unlink(path)
+                elif status.st_size != digest.size_bytes:
+                    self._suspects[digest] = BlobMismatchError(digest, f"the disk holds {status.st_size} bytes")
                 else:
                     self._complete[digest] = datetime.fromtimestamp(status.st_mtime, UTC)
             for path in self._partials.iterdir():
                 digest = parse_blob_name(path.name.removesuffix(".mark"))
-                if digest is None or digest in self._complete:
-                    self._disk.unlink(path)
+                if digest is None or digest in self._complete or digest in self._suspects:
+                    self.disk.unlink(path)
                 elif not path.name.endswith(".mark"):
                     self._partial[digest] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
                 elif not path.with_name(blob_name(digest)).exists():
-                    self._disk.unlink(path)
+                    self.disk.unlink(path)
+        self.quarantine.load()
+
+    def keep(self, changed: Callable[[], None]) -> None:
+        """From now on suspects wait for ``set_aside``; ``changed`` is called when there is one more suspect or blob."""
+        self._changed = changed
 
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest.sha256[:2] / blob_name(digest)
@@ -218,9 +141,33 @@ class BlobStore:
         return 0
 
     @property
+    def complete(self) -> list[Digest]:
+        """All blobs that are held, in no order."""
+        return list(self._complete)
+
+    def is_verified(self, digest: Digest) -> bool:
+        """Whether this process itself has seen that the blob is what its name says."""
+        return digest in self._complete and digest in self._tags
+
+    @property
+    def suspects(self) -> Mapping[Digest, BlobMismatchError]:
+        """Blobs whose bytes were found wrong and that still lie where they were."""
+        return self._suspects
+
+    @property
     def used_bytes(self) -> int:
-        """Bytes accounted against the quota: complete blobs and, in full, those partly there."""
-        return sum(digest.size_bytes for digest in (*self._complete, *self._partial))
+        """Bytes accounted against the quota: complete blobs and, in full, those partly there; suspects too."""
+        return sum(digest.size_bytes for digest in (*self._complete, *self._partial, *self._suspects))
+
+    def free_bytes(self) -> int:
+        """Bytes the disk has for blobs that are not here yet: what is free or may be given up, less what is promised.
+
+        Negative when more is promised than there is. Raises DiskFaultError.
+        """
+        with disk_errors(self._partials):
+            free = os.statvfs(self._partials)
+        promised = sum(other.size_bytes - self.partial_size(other) for other in self._partial)
+        return free.f_bavail * free.f_frsize + self.quarantine.used_bytes - FREE_DISK_RESERVE_BYTES - promised
 
     def entries(self) -> list[BlobEntry]:
         """All blobs, complete and partial, longest unused first."""
@@ -241,13 +188,15 @@ class BlobStore:
         if over > 0:
             msg = f"blob {digest.sha256} of {digest.size_bytes} bytes: {over} bytes over the quota {self.quota_bytes}"
             raise QuotaExceededError(msg, sha256=digest.sha256, missing_bytes=str(over), bound="quota")
-        awaited = sum(other.size_bytes - self.partial_size(other) for other in {*self._partial, digest})
-        with disk_errors(self._partials):
-            free = os.statvfs(self._partials)
-        short = awaited + FREE_DISK_RESERVE_BYTES - free.f_bavail * free.f_frsize
+        short = (0 if known else digest.size_bytes) - self.free_bytes()
         if short > 0:
             msg = f"blob {digest.sha256} of {digest.size_bytes} bytes: the disk lacks {short} bytes for it"
             raise QuotaExceededError(msg, sha256=digest.sha256, missing_bytes=str(short), bound="disk")
+
+    def _excess_bytes(self) -> int:
+        """By how much that which is kept for diagnosis alone is too much, quota and disk both."""
+        over = self.used_bytes + self.quarantine.used_bytes - self.quota_bytes
+        return max(over, self.quarantine.used_bytes - self.free_bytes())
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -259,24 +208,24 @@ class BlobStore:
         (complete already, or another writer is at work), at the end BlobMismatchError.
         """
         check_digest(digest)
-        if digest in self._complete or digest in self._arrivals:
-            state = "complete" if digest in self._complete else "being written"
-            msg = f"blob {digest.sha256} is {state} already"
-            raise ConflictError(msg)
+        if self._changed is None:
+            await self.set_aside(digest)
+        self._check_absent(digest)
         self.check_room(digest)
         path = self._partials / blob_name(digest)
         # Reserved and announced before the first await, so that no second writer slips in.
-        arrival = self._arrivals[digest] = _Arrival(path)
+        arrival = self._arrivals[digest] = Arrival(path)
         self._partial.setdefault(digest, self._clock.now())
         outcome: WavemeshError = FetchStoppedError(f"the fetch of blob {digest.sha256} stopped before its end")
         file: PartialFile | None = None
         writer: BlobWriter | None = None
         try:
-            file = await in_thread(PartialFile, path, digest, self._disk, self._boot)
+            await in_thread(self.quarantine.make_room, self._excess_bytes())
+            file = await in_thread(PartialFile, path, digest, self.disk, self._boot)
             while await in_thread(file.rehash):
                 pass
             arrival.tell(file.offset)
-            writer = BlobWriter(file, arrival, self._path(digest))
+            writer = BlobWriter(file, arrival, self._path(digest), self.counters.fetched)
             yield writer
             if writer.offset == digest.size_bytes:
                 await writer.finish()
@@ -290,6 +239,18 @@ class BlobStore:
                 del self._arrivals[digest]
                 arrival.end(None if digest in self._complete else outcome)
 
+    def _check_absent(self, digest: Digest) -> None:
+        """Raise ConflictError if the blob is here already, in whatever state but a partial one."""
+        states: dict[str, Container[Digest]] = {
+            "complete": self._complete,
+            "being written": self._arrivals,
+            "about to be set aside": self._suspects,
+        }
+        for state, blobs in states.items():
+            if digest in blobs:
+                msg = f"blob {digest.sha256} is {state} already"
+                raise ConflictError(msg)
+
     async def _close(self, digest: Digest, file: PartialFile | None, writer: BlobWriter | None) -> None:
         """Settle the index with what is on disk and give the descriptor back."""
         is_finished = writer is not None and writer.is_finished
@@ -302,8 +263,15 @@ class BlobStore:
             if file is not None and is_finished:
                 self._tags[digest] = file.tags
                 await self._touch(digest, self._clock.now())
+                if self._changed is not None:
+                    self._changed()
             if is_finished or not (self._partials / blob_name(digest)).exists():
                 self._partial.pop(digest, None)
+            else:
+                self._partial[digest] = self._clock.now()
+            if file is not None and file.mismatch is not None:
+                self._partial.pop(digest, None)
+                await self._suspect(file.mismatch)
 
     async def delete(self, digest: Digest) -> int:
         """Remove a blob, complete or partial; returns the bytes freed from the quota, 0 if it was not there.
@@ -317,12 +285,15 @@ class BlobStore:
             return 0
         path = self._partials / blob_name(digest)
         # Announced like a writer, so that a new one cannot start while the old files go.
-        arrival = self._arrivals[digest] = _Arrival(path)
+        arrival = self._arrivals[digest] = Arrival(path)
         self._complete.pop(digest, None)
         self._partial.pop(digest, None)
         self._tags.pop(digest, None)
         try:
             await in_thread(self._remove, (mark_path(path), path, self._path(digest)))
+        except DiskFaultError:
+            await in_thread(self._look_again, digest)
+            raise
         finally:
             del self._arrivals[digest]
             arrival.end(NotFoundError(f"blob {digest.sha256} was deleted", sha256=digest.sha256))
@@ -331,7 +302,46 @@ class BlobStore:
     def _remove(self, paths: Iterable[Path]) -> None:
         for path in paths:
             if path.exists():
-                self._disk.remove(path)
+                self.disk.remove(path)
+
+    def _look_again(self, digest: Digest) -> None:
+        """After a removal that failed: what still lies there goes on to count."""
+        with disk_errors(self._blobs):
+            for index, path in (
+                (self._complete, self._path(digest)),
+                (self._partial, self._partials / blob_name(digest)),
+            ):
+                if path.exists():
+                    index[digest] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+    # -- suspects ---------------------------------------------------------------------------------------------------
+
+    async def _suspect(self, error: BlobMismatchError) -> None:
+        """Hold a blob no more; its file stays until it is set aside."""
+        self._complete.pop(error.digest, None)
+        self._tags.pop(error.digest, None)
+        self._suspects[error.digest] = error
+        if self._changed is None:
+            await self.set_aside(error.digest)
+        else:
+            self._changed()
+
+    async def set_aside(self, digest: Digest) -> None:
+        """Move a suspect into quarantine, durably; whatever has to be known of it must be durable already.
+
+        Twice is once. Raises DiskFaultError: then it is a suspect still.
+        """
+        if digest not in self._suspects:
+            return
+        await in_thread(self._set_aside, digest)
+        self.counters.quarantined += self._suspects.pop(digest, None) is not None
+
+    def _set_aside(self, digest: Digest) -> None:
+        partial = self._partials / blob_name(digest)
+        self.disk.unlink(mark_path(partial))
+        for path in (partial, self._path(digest)):
+            self.quarantine.take(path)
+        self.quarantine.make_room(self._excess_bytes())
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -389,20 +399,22 @@ class BlobStore:
         async with self._open(digest) as descriptor:
             for index, tag in enumerate(tags):
                 position = index * READ_STEP_BYTES
-                piece = _read_cached(descriptor, position, buffer, digest.size_bytes)
+                piece = read_cached(descriptor, position, buffer, digest.size_bytes)
                 if piece is None:
                     piece = await self._step(digest, os.pread, descriptor, READ_STEP_BYTES, position)
                 if tag_of(piece) != tag:
                     await self._drop(digest, None)
                 yield piece
 
-    async def _hashed_steps(self, digest: Digest) -> AsyncGenerator[bytes, None]:
+    async def _hashed_steps(
+        self, digest: Digest, read: Callable[[int, int, hashlib._Hash, Tagger], bytes] | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """All steps, the last one only if the whole file has its digest; then its tags are known for the next read."""
         hasher, tagger = hashlib.sha256(), Tagger()
         position = 0
         async with self._open(digest) as descriptor:
             while position < digest.size_bytes:
-                piece = await self._step(digest, _read_and_hash, descriptor, position, hasher, tagger)
+                piece = await self._step(digest, read or read_and_hash, descriptor, position, hasher, tagger)
                 position += len(piece)
                 if position >= digest.size_bytes or not piece:
                     if position != digest.size_bytes or hasher.hexdigest() != digest.sha256:
@@ -438,18 +450,29 @@ class BlobStore:
             await self._drop(digest, error)
 
     async def _drop(self, digest: Digest, fault: DiskFaultError | None) -> NoReturn:
-        """Forget a blob whose bytes went bad, cannot be read or are gone, so that it is fetched again."""
+        """Suspect a blob whose bytes went bad, cannot be read or are gone, so that it is fetched again."""
+        error = BlobMismatchError(digest, str(fault or "the disk holds other bytes"))
         if digest in self._complete:
-            await self.delete(digest)
-        raise BlobMismatchError(digest, str(fault or "the disk holds other bytes")) from fault
+            await self._suspect(error)
+        raise error from fault
 
     async def scrub(self, digest: Digest) -> None:
-        """Read and hash one complete blob in full; raises NotFoundError, BlobMismatchError (and it is gone)."""
-        used = self._complete.get(digest)
-        async for _ in self._hashed_steps(digest):
+        """All of ``scrub_steps`` without a pause."""
+        async for _ in self.scrub_steps(digest):
             pass
-        if used is not None and digest in self._complete:
-            await self._touch(digest, used)
+
+    async def scrub_steps(self, digest: Digest) -> AsyncGenerator[int, None]:
+        """Read and hash one complete blob in full, from the disk; yields the bytes of each step. No use of the blob.
+
+        Raises NotFoundError, and BlobMismatchError: then it is a suspect.
+        """
+        used = self._complete.get(digest)
+        try:
+            async for piece in self._hashed_steps(digest, reread_and_hash):
+                yield len(piece)
+        finally:
+            if used is not None and digest in self._complete:
+                await self._touch(digest, used)
 
     async def _touch(self, digest: Digest, used_at: datetime) -> None:
         """Note the last use of a complete blob, here and as the file's time for the next start."""
@@ -462,21 +485,3 @@ class BlobStore:
         if not 0 <= offset <= digest.size_bytes:
             msg = f"offset {offset} is beyond the {digest.size_bytes} bytes of blob {digest.sha256}"
             raise OutOfRangeError(msg)
-
-
-def _read_cached(descriptor: int, position: int, buffer: bytearray, size: int) -> bytes | None:
-    """One step, if it can be had without waiting for the disk: handing it to a thread would cost more than the copy."""
-    wanted = min(len(buffer), size - position)
-    try:
-        count = os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT)
-    except OSError:  # not in the page cache, or the file system cannot tell: the thread that waits meets real errors
-        return None
-    return bytes(memoryview(buffer)[:count]) if count == wanted else None
-
-
-def _read_and_hash(descriptor: int, position: int, hasher: hashlib._Hash, tagger: Tagger) -> bytes:
-    """One step of a read that verifies for the first time."""
-    data = os.pread(descriptor, READ_STEP_BYTES, position)
-    hasher.update(data)
-    tagger.update(data)
-    return data

@@ -34,7 +34,7 @@ _MARK = re.compile(r"(\S{1,64}) (0|[1-9][0-9]{0,12})\n")
 
 
 class BlobMismatchError(LocalError):
-    """The bytes of a blob are not what its digest says; the file is gone and must be fetched again."""
+    """The bytes of a blob are not what its digest says; they are served no more and must be fetched again."""
 
     reason = "BLOB_MISMATCH"
 
@@ -69,6 +69,8 @@ class PartialFile:
         self._tagger = Tagger()
         self._hashed = 0
         self.is_finished = False
+        self.mismatch: BlobMismatchError | None = None
+        """What ``finish`` found wrong with it."""
         self.tags: tuple[bytes, ...] = ()
         if not path.exists():
             os.close(disk.create(path))
@@ -132,11 +134,11 @@ class PartialFile:
         self._marked = self.offset
 
     def finish(self, target: Path) -> None:
-        """Check the digest and move the file to its final name, durably; raises BlobMismatchError, file removed."""
+        """Check the digest and move the file to its final name, durably; raises BlobMismatchError, file untouched."""
         found = self._hasher.hexdigest()
         if self.offset != self.digest.size_bytes or found != self.digest.sha256:
-            self.discard()
-            raise BlobMismatchError(self.digest, f"{self.offset} bytes with SHA-256 {found} arrived")
+            self.mismatch = BlobMismatchError(self.digest, f"{self.offset} bytes with SHA-256 {found} arrived")
+            raise self.mismatch
         self._disk.fsync(self._descriptor, self.path)
         self._disk.make_dir(target.parent)
         self._disk.rename(self.path, target)
@@ -145,11 +147,6 @@ class PartialFile:
         # Said here, in the thread: whoever waits for it may be cancelled meanwhile, and must know all the same.
         self.is_finished = True
         self._disk.unlink(mark_path(self.path))
-
-    def discard(self) -> None:
-        """Remove the file and its mark, mark first: bytes without a mark are never believed."""
-        self._disk.unlink(mark_path(self.path))
-        self._disk.remove(self.path)
 
     def close(self) -> None:
         """Give the descriptor back."""

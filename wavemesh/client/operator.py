@@ -283,6 +283,10 @@ class OperatorClient:
         """What a store hub's cache holds, next to be evicted first."""
         return await self.ask(self.stub.ListCache, operator_pb2.ListCacheRequest(limit=limit))
 
+    async def plan_cache(self, request: operator_pb2.PlanCacheRequest) -> operator_pb2.PlanCacheResponse:
+        """What it would take to cache a release, a wave or a policy; a store hub's answer. Changes nothing."""
+        return await self.ask(self.stub.PlanCache, request)
+
     async def apply_inventory(self, request: operator_pb2.ApplyInventoryRequest) -> operator_pb2.ApplyInventoryResponse:
         """Register stores and devices."""
         return await self.ask(self.stub.ApplyInventory, request)

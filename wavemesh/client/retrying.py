@@ -51,6 +51,7 @@ REPEATABLE = frozenset(
         "ListRevocations",
         "ListStores",
         "ListWaves",
+        "PlanCache",
         "PlanWave",
         "PreviewIntent",
         "PublishRelease",

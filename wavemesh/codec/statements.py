@@ -33,6 +33,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wavemesh.errors import PeerError
 from wavemesh.telemetry import batches as t
 from wavemesh.telemetry import uploads
+from wavemesh.trust import cachestats as c
 from wavemesh.trust import enrolments as e
 from wavemesh.trust import quotes as q
 from wavemesh.trust import statements as s
@@ -81,6 +82,7 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.LocalPause: report_pb2.HubStatus.Pause,
     s.SwapWait: report_pb2.HubStatus.Wait,
     s.LedgerView: report_pb2.HubStatus.Ledger,
+    c.CacheStatistics: report_pb2.CacheStatistics,
     s.HubStatus: report_pb2.HubStatus,
     uploads.LogLine: report_pb2.LogLine,
     uploads.LogUpload: report_pb2.LogUpload,

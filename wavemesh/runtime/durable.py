@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from wavemesh.errors import LocalError
@@ -145,12 +145,22 @@ class Disk:
     def write_atomic(self, path: Path, data: bytes | bytearray | memoryview, mode: int = 0o600) -> None:
         """Replace ``path`` by a file with these bytes; durable when it returns, all or nothing when it does not.
 
-        One writer per path at a time: the temporary name is fixed, so that a crash leaves one file, soon overwritten.
+        One writer per path at a time: the temporary name is fixed, so that a crash leaves one file, soon overwritten. A
+        disk that refuses (full) keeps nothing of it.
         """
         temporary = path.with_name(path.name + _TEMPORARY_SUFFIX)
-        self.write_new(temporary, data, mode)
-        self.rename(temporary, path)
+        try:
+            self.write_new(temporary, data, mode)
+            self.rename(temporary, path)
+        except DiskFaultError:
+            with suppress(DiskFaultError):
+                self.unlink(temporary)
+            raise
         self.fsync_dir(path.parent)
+
+    def discard_temporary(self, path: Path) -> None:
+        """Remove what a ``write_atomic`` of ``path`` that was cut off left behind, for what is written rarely."""
+        self.unlink(path.with_name(path.name + _TEMPORARY_SUFFIX))
 
     def overwrite(self, path: Path, offset: int, data: bytes) -> None:
         """Write in place, for what others find by its place: a sector, or a copy that is not the one in use.

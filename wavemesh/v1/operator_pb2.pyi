@@ -1384,6 +1384,9 @@ class ListCacheResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     QUOTA_BYTES_FIELD_NUMBER: _builtins.int
+    STATISTICS_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
     bytes: _builtins.int
     """Bytes held."""
     quota_bytes: _builtins.int
@@ -1392,20 +1395,243 @@ class ListCacheResponse(_message.Message):
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CacheEntry]:
         """Oldest use first: the order of eviction."""
 
+    @_builtins.property
+    def statistics(self) -> _report_pb2.CacheStatistics:
+        """What the cache has done and how its scrub stands."""
+
+    @_builtins.property
+    def quarantine(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedBlob]:
+        """What is kept aside because its bytes were found wrong, first to be dropped first."""
+
+    @_builtins.property
+    def incidents(self) -> _containers.RepeatedCompositeFieldContainer[Global___CacheIncident]:
+        """Blobs found wrong and not healed yet."""
+
     def __init__(
         self,
         *,
         entries: _abc.Iterable[Global___CacheEntry] | None = ...,
         bytes: _builtins.int = ...,
         quota_bytes: _builtins.int = ...,
+        statistics: _report_pb2.CacheStatistics | None = ...,
+        quarantine: _abc.Iterable[Global___QuarantinedBlob] | None = ...,
+        incidents: _abc.Iterable[Global___CacheIncident] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "entries", b"entries", "quota_bytes", b"quota_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "entries", b"entries", "incidents", b"incidents", "quarantine", b"quarantine", "quota_bytes", b"quota_bytes", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCacheResponse: _TypeAlias = ListCacheResponse  # noqa: Y015
+
+@_typing.final
+class QuarantinedBlob(_message.Message):
+    """A file that is kept aside for diagnosis; it is never served."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    PRESENT_BYTES_FIELD_NUMBER: _builtins.int
+    present_bytes: _builtins.int
+    """Bytes it has."""
+    @_builtins.property
+    def digest(self) -> _artifact_pb2.Digest:
+        """The blob it was taken for."""
+
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names under which releases know that."""
+
+    def __init__(
+        self,
+        *,
+        digest: _artifact_pb2.Digest | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        present_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "names", b"names", "present_bytes", b"present_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantinedBlob: _TypeAlias = QuarantinedBlob  # noqa: Y015
+
+@_typing.final
+class CacheIncident(_message.Message):
+    """A blob whose bytes were found wrong."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    FOUND_AT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    detail: _builtins.str
+    """What was found, for people."""
+    @_builtins.property
+    def digest(self) -> _artifact_pb2.Digest:
+        """The blob."""
+
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names under which releases know it."""
+
+    @_builtins.property
+    def found_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was found."""
+
+    def __init__(
+        self,
+        *,
+        digest: _artifact_pb2.Digest | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        found_at: _timestamp_pb2.Timestamp | None = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "found_at", b"found_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "digest", b"digest", "found_at", b"found_at", "names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheIncident: _TypeAlias = CacheIncident  # noqa: Y015
+
+@_typing.final
+class PlanCacheRequest(_message.Message):
+    """Asks what it would take to cache something; exactly one of the three is given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASE_FIELD_NUMBER: _builtins.int
+    WAVE_ID_FIELD_NUMBER: _builtins.int
+    POLICY_YAML_FIELD_NUMBER: _builtins.int
+    POLICY_NAME_FIELD_NUMBER: _builtins.int
+    release: _builtins.str
+    """A release, by name."""
+    wave_id: _builtins.str
+    """A wave."""
+    policy_yaml: _builtins.bytes
+    """A policy file as written."""
+    policy_name: _builtins.str
+    """Name of the policy file, for error messages."""
+    def __init__(
+        self,
+        *,
+        release: _builtins.str = ...,
+        wave_id: _builtins.str = ...,
+        policy_yaml: _builtins.bytes = ...,
+        policy_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_name", b"policy_name", "policy_yaml", b"policy_yaml", "release", b"release", "wave_id", b"wave_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanCacheRequest: _TypeAlias = PlanCacheRequest  # noqa: Y015
+
+@_typing.final
+class PlanCacheResponse(_message.Message):
+    """What it would take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Help(_message.Message):
+        """Something that would make room."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REASON_FIELD_NUMBER: _builtins.int
+        FREES_BYTES_FIELD_NUMBER: _builtins.int
+        reason: _builtins.str
+        """The reason whose end would: "target of wave 142"."""
+        frees_bytes: _builtins.int
+        """Bytes that nothing else keeps."""
+        def __init__(
+            self,
+            *,
+            reason: _builtins.str = ...,
+            frees_bytes: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["frees_bytes", b"frees_bytes", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    EVICTIONS_FIELD_NUMBER: _builtins.int
+    FETCH_BYTES_FIELD_NUMBER: _builtins.int
+    BEFORE_BYTES_FIELD_NUMBER: _builtins.int
+    AFTER_BYTES_FIELD_NUMBER: _builtins.int
+    QUOTA_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BEFORE_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_AFTER_BYTES_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
+    EXCESS_BYTES_FIELD_NUMBER: _builtins.int
+    HELPS_FIELD_NUMBER: _builtins.int
+    fetch_bytes: _builtins.int
+    """Bytes to be fetched."""
+    before_bytes: _builtins.int
+    """Bytes accounted against the quota now."""
+    after_bytes: _builtins.int
+    """The same afterwards."""
+    quota_bytes: _builtins.int
+    """Quota."""
+    disk_before_bytes: _builtins.int
+    """Bytes the disk has now for blobs that are not here: what is free, less a reserve and what is promised to partial ones."""
+    disk_after_bytes: _builtins.int
+    """The same afterwards."""
+    gate: _builtins.str
+    """"cache-quota" when it does not fit, empty when it does."""
+    reason: _builtins.str
+    """Why not, for people."""
+    bound: _builtins.str
+    """What is too small: "quota" or "disk"; empty when it fits."""
+    excess_bytes: _builtins.int
+    """By how many bytes, with all evicted that may be."""
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___CacheEntry]:
+        """What is wanted: digest, names, bytes present, and what pins it already."""
+
+    @_builtins.property
+    def evictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CacheEntry]:
+        """What would be evicted for it, in that order; empty when it does not fit."""
+
+    @_builtins.property
+    def helps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanCacheResponse.Help]:
+        """What would make room, the largest first; at most 20."""
+
+    def __init__(
+        self,
+        *,
+        artifacts: _abc.Iterable[Global___CacheEntry] | None = ...,
+        evictions: _abc.Iterable[Global___CacheEntry] | None = ...,
+        fetch_bytes: _builtins.int = ...,
+        before_bytes: _builtins.int = ...,
+        after_bytes: _builtins.int = ...,
+        quota_bytes: _builtins.int = ...,
+        disk_before_bytes: _builtins.int = ...,
+        disk_after_bytes: _builtins.int = ...,
+        gate: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        bound: _builtins.str = ...,
+        excess_bytes: _builtins.int = ...,
+        helps: _abc.Iterable[Global___PlanCacheResponse.Help] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_bytes", b"after_bytes", "artifacts", b"artifacts", "before_bytes", b"before_bytes", "bound", b"bound", "disk_after_bytes", b"disk_after_bytes", "disk_before_bytes", b"disk_before_bytes", "evictions", b"evictions", "excess_bytes", b"excess_bytes", "fetch_bytes", b"fetch_bytes", "gate", b"gate", "helps", b"helps", "quota_bytes", b"quota_bytes", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanCacheResponse: _TypeAlias = PlanCacheResponse  # noqa: Y015
 
 @_typing.final
 class CacheEntry(_message.Message):

@@ -200,6 +200,11 @@ class OperatorServiceStub:
                 request_serializer=wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesRequest.SerializeToString,
                 response_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesResponse.FromString,
                 _registered_method=True)
+        self.PlanCache = channel.unary_unary(
+                '/wavemesh.v1.OperatorService/PlanCache',
+                request_serializer=wavemesh_dot_v1_dot_operator__pb2.PlanCacheRequest.SerializeToString,
+                response_deserializer=wavemesh_dot_v1_dot_operator__pb2.PlanCacheResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -441,6 +446,14 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanCache(self, request, context):
+        """What it would take to have all artifacts of a release, a wave or a policy in the cache: what would be evicted, or
+        why it cannot be and what would help. Changes nothing. Hub only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -608,6 +621,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListDiscrepancies,
                     request_deserializer=wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesRequest.FromString,
                     response_serializer=wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesResponse.SerializeToString,
+            ),
+            'PlanCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanCache,
+                    request_deserializer=wavemesh_dot_v1_dot_operator__pb2.PlanCacheRequest.FromString,
+                    response_serializer=wavemesh_dot_v1_dot_operator__pb2.PlanCacheResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1502,6 +1520,33 @@ class OperatorService:
             '/wavemesh.v1.OperatorService/ListDiscrepancies',
             wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesRequest.SerializeToString,
             wavemesh_dot_v1_dot_operator__pb2.ListDiscrepanciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wavemesh.v1.OperatorService/PlanCache',
+            wavemesh_dot_v1_dot_operator__pb2.PlanCacheRequest.SerializeToString,
+            wavemesh_dot_v1_dot_operator__pb2.PlanCacheResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -109,6 +109,10 @@ class OperatorServiceStub:
     """Nodes with their certificates and open enrolments. Control only."""
     ListDiscrepancies: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDiscrepanciesRequest, _operator_pb2.ListDiscrepanciesResponse]
     """What should have been reported by now and was not, or otherwise, by cause; compared when asked. Control only."""
+    PlanCache: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PlanCacheRequest, _operator_pb2.PlanCacheResponse]
+    """What it would take to have all artifacts of a release, a wave or a policy in the cache: what would be evicted, or
+    why it cannot be and what would help. Changes nothing. Hub only.
+    """
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -189,6 +193,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Nodes with their certificates and open enrolments. Control only."""
     ListDiscrepancies: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDiscrepanciesRequest, _operator_pb2.ListDiscrepanciesResponse]  # type: ignore[assignment]
     """What should have been reported by now and was not, or otherwise, by cause; compared when asked. Control only."""
+    PlanCache: _aio.UnaryUnaryMultiCallable[_operator_pb2.PlanCacheRequest, _operator_pb2.PlanCacheResponse]  # type: ignore[assignment]
+    """What it would take to have all artifacts of a release, a wave or a policy in the cache: what would be evicted, or
+    why it cannot be and what would help. Changes nothing. Hub only.
+    """
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Callers MUST present an operator's certificate. Every mutation is idempotent: asked twice, done once."""
@@ -464,5 +472,15 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListDiscrepanciesResponse, _abc.Awaitable[_operator_pb2.ListDiscrepanciesResponse]]:
         """What should have been reported by now and was not, or otherwise, by cause; compared when asked. Control only."""
+
+    @_abc_1.abstractmethod
+    def PlanCache(
+        self,
+        request: _operator_pb2.PlanCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.PlanCacheResponse, _abc.Awaitable[_operator_pb2.PlanCacheResponse]]:
+        """What it would take to have all artifacts of a release, a wave or a policy in the cache: what would be evicted, or
+        why it cannot be and what would help. Changes nothing. Hub only.
+        """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -612,6 +612,7 @@ class HubStatus(_message.Message):
     CONNECTED_FIELD_NUMBER: _builtins.int
     WAITS_FIELD_NUMBER: _builtins.int
     LEDGERS_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     hub: _builtins.str
     """Path of the hub."""
     software_version: _builtins.str
@@ -644,6 +645,10 @@ class HubStatus(_message.Message):
     def ledgers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HubStatus.Ledger]:
         """The ledgers of the waves that are not closed here, for control to compare with its own."""
 
+    @_builtins.property
+    def cache(self) -> Global___CacheStatistics:
+        """What its cache has done and how its scrub stands; unset by hubs before 0.2."""
+
     def __init__(
         self,
         *,
@@ -659,14 +664,127 @@ class HubStatus(_message.Message):
         connected: _builtins.bool = ...,
         waits: _abc.Iterable[Global___HubStatus.Wait] | None = ...,
         ledgers: _abc.Iterable[Global___HubStatus.Ledger] | None = ...,
+        cache: Global___CacheStatistics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache", b"cache"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "devices_connected", b"devices_connected", "hub", b"hub", "incarnation", b"incarnation", "ledgers", b"ledgers", "local_pauses", b"local_pauses", "software_version", b"software_version", "swaps_active", b"swaps_active", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache", b"cache", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "devices_connected", b"devices_connected", "hub", b"hub", "incarnation", b"incarnation", "ledgers", b"ledgers", "local_pauses", b"local_pauses", "software_version", b"software_version", "swaps_active", b"swaps_active", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HubStatus: _TypeAlias = HubStatus  # noqa: Y015
+
+@_typing.final
+class CacheStatistics(_message.Message):
+    """What a hub's cache has done since the hub's process began, and what is so now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    SERVED_BYTES_FIELD_NUMBER: _builtins.int
+    FETCHED_BYTES_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
+    EVICTED_BYTES_FIELD_NUMBER: _builtins.int
+    SWEPT_FIELD_NUMBER: _builtins.int
+    SWEPT_BYTES_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    HEALED_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FILES_FIELD_NUMBER: _builtins.int
+    QUARANTINE_BYTES_FIELD_NUMBER: _builtins.int
+    PARTIALS_FIELD_NUMBER: _builtins.int
+    PARTIAL_BYTES_FIELD_NUMBER: _builtins.int
+    SCRUBBED_BYTES_FIELD_NUMBER: _builtins.int
+    SCRUB_ROUNDS_FIELD_NUMBER: _builtins.int
+    SCRUB_DONE_BYTES_FIELD_NUMBER: _builtins.int
+    SCRUB_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    SCRUB_BEGAN_AT_FIELD_NUMBER: _builtins.int
+    SCRUB_ENDED_AT_FIELD_NUMBER: _builtins.int
+    hits: _builtins.int
+    """Reads of children that found the blob whole."""
+    misses: _builtins.int
+    """Reads of children that had to wait for the blob, or were refused it."""
+    served_bytes: _builtins.int
+    """Bytes sent to children."""
+    fetched_bytes: _builtins.int
+    """Bytes written that came from the parent or the origin."""
+    evicted: _builtins.int
+    """Whole blobs that gave way to others."""
+    evicted_bytes: _builtins.int
+    """Their bytes."""
+    swept: _builtins.int
+    """Partial blobs given up because nobody wanted them any more."""
+    swept_bytes: _builtins.int
+    """Bytes reserved for them."""
+    quarantined: _builtins.int
+    """Blobs whose bytes were found wrong and that were set aside."""
+    healed: _builtins.int
+    """Those of them that were fetched again and verified."""
+    incidents: _builtins.int
+    """Blobs found wrong and not healed yet, now."""
+    quarantine_files: _builtins.int
+    """Files kept aside for diagnosis, now."""
+    quarantine_bytes: _builtins.int
+    """Their bytes; they count beside the quota and give way to anything that needs the room."""
+    partials: _builtins.int
+    """Blobs that are there in part, now."""
+    partial_bytes: _builtins.int
+    """Bytes present of them."""
+    scrubbed_bytes: _builtins.int
+    """Bytes the scrub has read."""
+    scrub_rounds: _builtins.int
+    """Rounds it has ended."""
+    scrub_done_bytes: _builtins.int
+    """Bytes of this round behind it."""
+    scrub_total_bytes: _builtins.int
+    """Bytes of this round in all."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When the counts began."""
+
+    @_builtins.property
+    def scrub_began_at(self) -> _timestamp_pb2.Timestamp:
+        """When this round began, a restart included."""
+
+    @_builtins.property
+    def scrub_ended_at(self) -> _timestamp_pb2.Timestamp:
+        """When the last round ended; unset before the first has."""
+
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        hits: _builtins.int = ...,
+        misses: _builtins.int = ...,
+        served_bytes: _builtins.int = ...,
+        fetched_bytes: _builtins.int = ...,
+        evicted: _builtins.int = ...,
+        evicted_bytes: _builtins.int = ...,
+        swept: _builtins.int = ...,
+        swept_bytes: _builtins.int = ...,
+        quarantined: _builtins.int = ...,
+        healed: _builtins.int = ...,
+        incidents: _builtins.int = ...,
+        quarantine_files: _builtins.int = ...,
+        quarantine_bytes: _builtins.int = ...,
+        partials: _builtins.int = ...,
+        partial_bytes: _builtins.int = ...,
+        scrubbed_bytes: _builtins.int = ...,
+        scrub_rounds: _builtins.int = ...,
+        scrub_done_bytes: _builtins.int = ...,
+        scrub_total_bytes: _builtins.int = ...,
+        scrub_began_at: _timestamp_pb2.Timestamp | None = ...,
+        scrub_ended_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scrub_began_at", b"scrub_began_at", "scrub_ended_at", b"scrub_ended_at", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted", b"evicted", "evicted_bytes", b"evicted_bytes", "fetched_bytes", b"fetched_bytes", "healed", b"healed", "hits", b"hits", "incidents", b"incidents", "misses", b"misses", "partial_bytes", b"partial_bytes", "partials", b"partials", "quarantine_bytes", b"quarantine_bytes", "quarantine_files", b"quarantine_files", "quarantined", b"quarantined", "scrub_began_at", b"scrub_began_at", "scrub_done_bytes", b"scrub_done_bytes", "scrub_ended_at", b"scrub_ended_at", "scrub_rounds", b"scrub_rounds", "scrub_total_bytes", b"scrub_total_bytes", "scrubbed_bytes", b"scrubbed_bytes", "served_bytes", b"served_bytes", "since", b"since", "swept", b"swept", "swept_bytes", b"swept_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheStatistics: _TypeAlias = CacheStatistics  # noqa: Y015
 
 @_typing.final
 class LogLine(_message.Message):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wavemesh.artifacts import blobstore
+from wavemesh.artifacts import blobstore, steps
 from wavemesh.artifacts.blobstore import (
     BlobMismatchError,
     BlobStore,
@@ -190,8 +190,8 @@ async def test_what_was_verified_before_is_checked_before_any_of_it_is_given_out
         store = await opened(tmp_path)
         assert await everything(store) == CONTENT
     if cache == "on disk alone":
-        monkeypatch.setattr("wavemesh.artifacts.blobstore._read_cached", lambda *_: None)
-    monkeypatch.setattr("wavemesh.artifacts.blobstore._read_and_hash", None)  # nothing is hashed in full again
+        monkeypatch.setattr("wavemesh.artifacts.blobstore.read_cached", lambda *_: None)
+    monkeypatch.setattr("wavemesh.artifacts.blobstore.read_and_hash", None)  # nothing is hashed in full again
     for offset in (0, 1, READ_STEP_BYTES, len(CONTENT) - 1, len(CONTENT)):
         assert await everything(store, offset=offset) == CONTENT[offset:]
     with (tmp_path / "blobs" / DIGEST.sha256[:2] / blob_name(DIGEST)).open("r+b") as file:
@@ -210,13 +210,13 @@ async def test_the_scrub_hashes_in_full_whatever_was_verified_before(
     store = await opened(tmp_path)
     await put(store)
     hashed: list[int] = []
-    whole = blobstore._read_and_hash
+    whole = steps.read_and_hash
 
     def counting(descriptor: int, position: int, *rest: Any) -> bytes:
         hashed.append(position)
         return whole(descriptor, position, *rest)
 
-    monkeypatch.setattr(blobstore, "_read_and_hash", counting)
+    monkeypatch.setattr(steps, "read_and_hash", counting)
     await store.scrub(DIGEST)
     assert hashed == list(range(0, len(CONTENT), READ_STEP_BYTES))
 
@@ -318,7 +318,8 @@ async def test_what_cannot_be_a_blob_is_removed_at_start(tmp_path: Path) -> None
     await put(store)
     directory = tmp_path / "blobs" / DIGEST.sha256[:2]
     (directory / "junk").write_bytes(b"junk")
-    os.truncate(directory / blob_name(DIGEST), 3)
+    (tmp_path / "blobs" / "zz").mkdir()
+    (directory / blob_name(DIGEST)).rename(tmp_path / "blobs" / "zz" / blob_name(DIGEST))
     (tmp_path / "partial" / "junk").write_bytes(b"junk")
     (tmp_path / "partial" / f"{blob_name(DIGEST)}.mark").write_text("orphan")
     again = await opened(tmp_path)
