@@ -21,13 +21,15 @@ from superhub.authority import Authority, load_authority
 from superhub.config import SuperHubConfig
 from superhub.events import Events
 from superhub.intake import Intake
-from superhub.origin import origin_at
+from superhub.opening import OpenOrigin, open_origin
+from superhub.schedule import Schedule
 from superhub.seeding import Seeding
 from superhub.service import RegionRegistry
 from superhub.shelf import Shelf
 from superhub.sink import RegionSink
 from superhub.statuses import StatusRelay
 from superhub.store import RegionStore
+from superhub.timetable import TimedReader, Timetable
 from superhub.tracing import Tracing
 from wavemesh import __version__
 from wavemesh.artifacts.blobstore import BlobStore
@@ -93,6 +95,8 @@ class Ground:
     resources: SqliteResources
     tracing: Tracing
     peers: Peers
+    origin: OpenOrigin
+    timetable: Timetable
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +157,29 @@ class SuperHub:
             store = await RegionStore.open(state / "superhub.db")
             stack.push_async_callback(store.database.close)
             blobs = await BlobStore.open(state / "cache", self.config.cache_quota_bytes, self._clock)
-            parallel = self.config.parallel_fetches
+            parallel, identity = self.config.parallel_fetches, self._directory / "identity"
             origin = await stack.enter_async_context(
-                origin_at(self.config.origin.url, self._directory / "identity", parallel)
+                open_origin(self.config.origin, identity, parallel, database=store.database, clock=self._clock)
             )
             self._renewed = origin.reload
+            timetable = Timetable(Schedule(self.config.origin.schedule), self._clock)
             async with asyncio.TaskGroup() as group:
-                fetches = Fetches(blobs, partial(self._fetch, origin), group, parallel)
-                await self._serve(store, blobs, fetches, group)
+                fetches = Fetches(blobs, partial(self._fetch, TimedReader(origin.reader, timetable)), group, parallel)
+                await self._serve(group, store=store, blobs=blobs, fetches=fetches, origin=origin, timetable=timetable)
 
     async def _fetch(self, origin: BlobReader, writer: BlobWriter) -> None:
         await download(origin, writer, rng=self._rng, patience=ORIGIN_PATIENCE)
 
-    async def _serve(self, store: RegionStore, blobs: BlobStore, fetches: Fetches, group: asyncio.TaskGroup) -> None:
+    async def _serve(
+        self,
+        group: asyncio.TaskGroup,
+        *,
+        store: RegionStore,
+        blobs: BlobStore,
+        fetches: Fetches,
+        origin: OpenOrigin,
+        timetable: Timetable,
+    ) -> None:
         """Run the parts, and take them down in order."""
         log = await SqliteReportLog.open(store.database, partial(store.snapshot, self.node_id.path))
         resources = await SqliteResources.open(store.database)
@@ -173,13 +187,15 @@ class SuperHub:
         outbox = self.outbox = Outbox(self.node_id, store.database, self._clock, self.config.telemetry)
         await outbox.load()
         tracing = Tracing(self.node_id, outbox, store.database, self._clock)
-        parts = self._parts = self._wire(Ground(store, blobs, fetches, log, resources, tracing, peers))
+        ground = Ground(store, blobs, fetches, log, resources, tracing, peers, origin, timetable)
+        parts = self._parts = self._wire(ground)
         await parts.sink.restore()
         background = [
             group.create_task(parts.upstream.run(), name="upstream"),
             group.create_task(parts.statuses.run(), name="status relay"),
             group.create_task(parts.renewal.run(), name="renewal"),
-            group.create_task(self._report_status(parts, blobs, log), name="own status"),
+            group.create_task(self._report_status(parts, ground), name="own status"),
+            group.create_task(origin.run(), name="URLs of the origin"),
             group.create_task(
                 ship(outbox, way_for(self.config.telemetry, parts.upstream, log), self._rng), name="telemetry"
             ),
@@ -201,7 +217,9 @@ class SuperHub:
             upstream.wake()
 
         def changed() -> None:
+            ground.timetable.changed()
             seeding.changed()
+            ground.origin.wake()
             downstream.changed()
 
         events = Events(path, store, log, clock, appended)
@@ -214,8 +232,11 @@ class SuperHub:
             clock=clock,
             tracing=tracing,
             changed=changed,
+            connected=ground.origin.wake,
         )
         upstream = self._upstream(log, sink)
+        ground.timetable.use(seeding.running)
+        ground.origin.use(upstream.ask, seeding.lacking)
         cursors = SqliteCursors(store.database)
         intake = Intake(
             store=store,
@@ -259,6 +280,7 @@ class SuperHub:
             events=events,
             clock=self._clock,
             tracing=ground.tracing,
+            check_time=ground.timetable.check,
         )
 
     def _upstream(self, log: SqliteReportLog, sink: RegionSink) -> SessionUpstream:
@@ -352,8 +374,9 @@ class SuperHub:
         _LOG.info("store hubs join at port %d", self.join_port)
         return server
 
-    async def _report_status(self, parts: Parts, blobs: BlobStore, log: SqliteReportLog) -> None:
+    async def _report_status(self, parts: Parts, ground: Ground) -> None:
         """This hub's own status, now and then."""
+        blobs, log = ground.blobs, ground.log
         while True:
             status = HubStatus(
                 hub=self.node_id.path,
@@ -363,6 +386,7 @@ class SuperHub:
                 devices_connected=parts.registry.devices_connected,
                 cache_bytes=blobs.used_bytes,
                 cache_quota_bytes=blobs.quota_bytes,
+                origin=f"{self.config.origin.url}: {ground.timetable.describe()}",
             )
             parts.statuses.set("hub", encode(status))
             await asyncio.sleep(STATUS_PERIOD_S)

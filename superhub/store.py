@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from superhub.issued import ISSUED_SCHEMA
+from superhub.urls import URLS_SCHEMA
 from wavemesh.codec.statements import decode, encode
 from wavemesh.identity.sqlite import RETIREMENTS_SCHEMA
 from wavemesh.outcomes import Rank
@@ -58,7 +59,7 @@ CREATE TABLE entered (
     PRIMARY KEY (release, main_sha256)
 ) WITHOUT ROWID
 """
-MIGRATIONS = (f"{SESSION_SCHEMA};\n{_SCHEMA}", f"{RETIREMENTS_SCHEMA};\n{ISSUED_SCHEMA}", TELEMETRY_TABLES)
+MIGRATIONS = (f"{SESSION_SCHEMA};\n{_SCHEMA}", f"{RETIREMENTS_SCHEMA};\n{ISSUED_SCHEMA}", TELEMETRY_TABLES, URLS_SCHEMA)
 
 
 class RegionStore:

@@ -485,3 +485,4 @@ class HubStatus:
     connected: bool = False
     waits: tuple[SwapWait, ...] = ()
     ledgers: tuple[LedgerView, ...] = ()
+    origin: str = ""
