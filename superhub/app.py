@@ -264,7 +264,7 @@ class SuperHub:
             tracing=tracing,
         )
         downstream = self._downstream(registry, ground.peers)
-        artifacts = ArtifactServer(self.node_id, seeding, ground.peers)
+        artifacts = ArtifactServer(self.node_id, seeding, ground.peers, maximum_reads=self.config.maximum_reads)
         renewal = self._renewal(authority, upstream)
         return Parts(sink, upstream, downstream, artifacts, statuses, registry, ground.peers, authority, renewal)
 

@@ -86,6 +86,9 @@ class SuperHubConfig:
 
     ``join_listen`` is where store hubs join that have no certificate yet; empty serves nobody.
 
+    ``maximum_reads`` is how many blobs stores may read at a time; a read that its store takes slowly holds up to 6 MB.
+    Who comes beyond that is told when to come again.
+
     ``heartbeat_s`` is how often a silent session with a store shows life, both ways; ``reconnect_*`` bound the back-off
     towards control; ``drain_s`` is the time stores are told to stay away at a stop, and that transfers have to end.
     """
@@ -99,6 +102,7 @@ class SuperHubConfig:
     compliance: ComplianceConfig = field(default_factory=ComplianceConfig)
     maximum_stores: int = field(default=2000, metadata=bounded(1, 20_000))
     parallel_fetches: int = field(default=4, metadata=bounded(1, 64))
+    maximum_reads: int = field(default=64, metadata=bounded(1, 4096))
     heartbeat_s: float = field(default=10.0, metadata=bounded(0.1, 600))
     reconnect_min_s: float = field(default=0.25, metadata=bounded(0.01, 60))
     reconnect_max_s: float = field(default=4.0, metadata=bounded(0.01, 3600))

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from superhub.origin import CONNECT_S, STALL_S, STEP_BYTES, OriginTlsError, check_answer, open_socket
+from superhub.origin import BUFFER_BYTES, CONNECT_S, STALL_S, STEP_BYTES, OriginTlsError, check_answer, open_socket
 from wavemesh.errors import LinkDownError, NotFoundError, PeerError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class PresignedOrigin:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
         connector = aiohttp.TCPConnector(ssl=context, limit=parallel, socket_factory=open_socket)
         async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=2 * STEP_BYTES
+            connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=BUFFER_BYTES
         ) as session:
             yield cls(session, urls)
 

@@ -111,8 +111,8 @@ class UrlBook:
             return await self._obtain(digest, held)
         except LinkDownError as error:
             if held is None:
-                msg = f"no URL of the origin for blob {digest.sha256}, or one that was refused: {error}; the fetch goes "
-                raise LinkDownError(f"{msg}on when control can be reached") from error
+                msg = f"no URL of the origin for blob {digest.sha256}, or one that was refused: {error}; the fetch "
+                raise LinkDownError(f"{msg}goes on when control can be reached") from error
             return held
         except (BusyError, AskFailedError):
             if held is None:
