@@ -146,11 +146,17 @@ async def _ours(site: RegionSite, how: Options) -> dict[str, Any]:
         stack.push_async_callback(hub.kill)
         await hub.start()
         words = (HUB, site.address("hub"), REGION.uri)
-        async with asyncio.TaskGroup() as group:
-            killing = group.create_task(hub.die_half_way()) if how.is_killed else None
-            figures = await _measure(site, words, how, log)
-            if killing is not None:
-                await killing
+        figures: dict[str, Any] = {}
+        wrong: ExceptionGroup[WrongResultError] | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                if how.is_killed:
+                    group.create_task(hub.die_half_way())
+                figures = await _measure(site, words, how, log)
+        except* WrongResultError as errors:
+            wrong = errors
+        if wrong is not None:
+            raise WrongResultError("; ".join(map(str, wrong.exceptions)))
         await hub.kill()
     return {**figures, "kills": hub.kills, "peak_rss_mb": round(hub.peak_rss_mb, 1)}
 
@@ -201,17 +207,22 @@ def _figures(stores: Sequence[dict[str, Any]], size_bytes: int, began_at: float)
 async def _origins(site: RegionSite, log: Path, began_at: float) -> dict[str, Any]:
     """What the origin says it sent of the image; a response is logged when it has ended."""
     async with asyncio.timeout(STEP_TIMEOUT_S):
-        while not any(entry["complete"] for entry in _entries(site, log)):  # noqa: ASYNC110  # another's log
+        while not any(_is_last(site, entry) for entry in _entries(site, log)):  # noqa: ASYNC110  # another's log
             await asyncio.sleep(_POLL_S)
     entries = _entries(site, log)
     sent = sum(entry["bytes"] for entry in entries)
-    ended_at = max(datetime.fromisoformat(entry["ended"]).timestamp() for entry in entries if entry["complete"])
+    ended_at = max(datetime.fromisoformat(entry["ended"]).timestamp() for entry in entries if _is_last(site, entry))
     return {
         "origin_bytes": sent,
         "origin_requests": len(entries),
         "ratio_origin": round(sent / site.image.size_bytes, 4),
         "fetch_s": round(ended_at - began_at, 3),
     }
+
+
+def _is_last(site: RegionSite, entry: dict[str, Any]) -> bool:
+    """Whether a response ended with the image; nginx closes before the origin has noticed that it is through."""
+    return bool(entry["range_start"] + entry["bytes"] == site.image.size_bytes)
 
 
 def _holds_half(partials: Path, image: Digest) -> bool:
