@@ -26,6 +26,7 @@ from control.enrolments import ControlRetirements, Enrolments
 from control.fleet import Fleet
 from control.intents import Intents
 from control.listings import Listings
+from control.origins import Origins
 from control.queries import Queries
 from control.reconciling import Reconciling
 from control.releases import Releases
@@ -86,6 +87,7 @@ class Core:
     config: Config
     tracing: Tracing
     reconciling: Reconciling
+    origins: Origins
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,7 @@ async def _load(
         reconciling=Reconciling(
             database=database, desired=desired, fleet=fleet, clock=clock, config=config, actor=signing.uri
         ),
+        origins=Origins(config.origins, directory / "config.toml", releases=releases, clock=clock),
     )
 
 
@@ -252,6 +255,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         clock=core.clock,
         outbox=core.tracing.outbox,
         releases=core.releases,
+        origins=core.origins,
     )
 
 

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path  # noqa: TC003  # the configuration reads the fields' types
 
+from wavemesh.artifacts.objectstore import Place
 from wavemesh.runtime.config import bounded
 from wavemesh.telemetry.config import TelemetryConfig
 
 _DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class OriginConfig:
+    """An object store that super hubs read by URLs which control signs: ``[origins.NAME]``.
+
+    ``url`` is ``s3://BUCKET/PREFIX``, ``access`` the access file (``wavemesh/artifacts/objectstore.py``). ``serves``
+    are the regions that read from here; an origin that names none is for all that no other names. ``url_lifetime_h`` is
+    how many hours a URL is good for: as long as a region can go on fetching without control.
+    """
+
+    url: str
+    access: Path
+    serves: tuple[str, ...] = ()
+    url_lifetime_h: float = field(default=48.0, metadata=bounded(0.0005, 168))
+
+    def __post_init__(self) -> None:
+        """Refuse what is no bucket."""
+        Place.parse(self.url)
+
+    @property
+    def url_lifetime(self) -> timedelta:
+        """The same as a time span."""
+        return timedelta(hours=self.url_lifetime_h)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +65,4 @@ class Config:
     heartbeat_s: float = field(default=15.0, metadata=bounded(0.1, 300))
     drain_s: float = field(default=5.0, metadata=bounded(0, 60))
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    origins: dict[str, OriginConfig] = field(default_factory=dict)

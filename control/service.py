@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, update
 
 from control import schema
+from wavemesh.artifacts import signedurls
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import ForbiddenError, GateError, NotFoundError, PeerError
 from wavemesh.identity.nodes import Role, is_within
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from control.enrolments import Enrolments
     from control.fleet import Fleet
     from control.intents import Intents
+    from control.origins import Origins
     from control.releases import Releases
     from control.reports import Reports
     from control.signing import Signing
@@ -91,6 +93,7 @@ class ControlRegistry:
         clock: Clock,
         outbox: Outbox,
         releases: Releases,
+        origins: Origins,
     ) -> None:
         """Nothing is read before ``load``."""
         self._fleet_name = fleet_name
@@ -107,6 +110,7 @@ class ControlRegistry:
         self._clock = clock
         self._outbox = outbox
         self._releases = releases
+        self._origins = origins
         self._attestor = Attestor()
         self._running: dict[str, tuple[str, str, str]] = {}
         self._seen_at: dict[str, datetime] = {}
@@ -173,9 +177,14 @@ class ControlRegistry:
         self._changes.notify()
 
     async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
-        """Take telemetry, or answer a health ping. Raises NotFoundError, GateError, ForbiddenError, BusyError."""
+        """Take telemetry, sign URLs of the origin, or answer a health ping.
+
+        Raises NotFoundError, GateError, ForbiddenError, BusyError.
+        """
         if kind == batches.ASK_KIND:
             return encode(await self._outbox.take(child, decode(batches.TelemetryUpload, body)))
+        if kind == signedurls.ASK_KIND:
+            return encode(await self._origins.answer(child, decode(signedurls.OriginUrlsRequest, body)))
         return await self._answer_ping(child, kind, body)
 
     async def _answer_ping(self, child: NodeId, kind: str, body: bytes) -> bytes:

@@ -164,7 +164,16 @@ WITHOUT_HINT: Mapping[str, str] = {
         "between the nodes of a session; their logs have it",
     ),
     **dict.fromkeys(
-        ("BAD_IMAGE", "BAD_TRANSFER", "BLOB_MISMATCH", "FETCH_STOPPED", "ORIGIN_TLS", "OUT_OF_RANGE", "TLS_FILES"),
+        (
+            "BAD_IMAGE",
+            "BAD_TRANSFER",
+            "BLOB_MISMATCH",
+            "FETCH_STOPPED",
+            "ORIGIN_REFUSED",
+            "ORIGIN_URL",
+            "OUT_OF_RANGE",
+            "TLS_FILES",
+        ),
         "between caches; the hub retries and reports",
     ),
     "BAD_REPORT": "control's audit has it",

@@ -296,29 +296,40 @@ def signed_targets(directory: Path) -> bytes:
     return _read(directory / "targets.json")
 
 
-def copy_artifacts(directory: Path, origin: Path) -> list[Digest]:
-    """Put the release's files where the origin serves them, each under its SHA-256; what is there already stays.
-
-    Raises ConflictError for a file that is not what the draft says: somebody else may have made the draft.
-    """
+def artifact_files(directory: Path) -> list[tuple[Artifact, Path]]:
+    """What an origin must have of a draft, and where its files are; nothing for a revocation. Raises UsageError."""
     if load(directory).is_revocation:
         return []
     manifest = load_manifest(directory)
     places = json.loads(_read(directory / "artifacts.json"))
-    bundle = artifact_of(directory / manifest.signature.name)
-    artifacts = [dataclasses.replace(bundle, name=manifest.signature.name)]
-    artifacts += [artifact for artifact in manifest.artifacts if artifact.name != manifest.signature.name]
-    origin.mkdir(parents=True, exist_ok=True)
-    for artifact in artifacts:
-        source = directory / artifact.name if artifact.name == manifest.signature.name else places[artifact.name]
+    signature = directory / manifest.signature.name
+    bundle = dataclasses.replace(artifact_of(signature), name=manifest.signature.name)
+    others = [artifact for artifact in manifest.artifacts if artifact.name != manifest.signature.name]
+    return [(bundle, signature), *((artifact, Path(places[artifact.name])) for artifact in others)]
+
+
+def other_content(source: Path, artifact: Artifact) -> ConflictError:
+    """The error for a file that is not what the draft says: somebody else may have made the draft."""
+    return ConflictError(f"{source} is not the {artifact.name} of the draft: make the draft anew")
+
+
+def copy_artifacts(directory: Path, origin: Path) -> list[Digest]:
+    """Put the release's files where the origin serves them, each under its SHA-256; what is there already stays.
+
+    Raises ConflictError for a file that is not what the draft says.
+    """
+    files = artifact_files(directory)
+    if files:
+        origin.mkdir(parents=True, exist_ok=True)
+    for artifact, source in files:
         target = origin / artifact.digest.sha256
         if not target.exists():
-            if artifact_of(Path(source), artifact.name) != artifact:
-                raise ConflictError(f"{source} is not the {artifact.name} of the draft: make the draft anew")
+            if artifact_of(source, artifact.name) != artifact:
+                raise other_content(source, artifact)
             partial = target.with_suffix(".partial")
             shutil.copyfile(source, partial)
             partial.replace(target)
-    return [artifact.digest for artifact in artifacts]
+    return [artifact.digest for artifact, _ in files]
 
 
 def details(answer: ListReleasesResponse, name: str) -> dict[str, object]:

@@ -15,6 +15,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import ssl
 import sys
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 STEP_BYTES = 64 * 1024
+SEND_BYTES = 64 * 1024
+"""What the kernel may hold of a response: what waits there counts as sent, but has not crossed the link."""
 SHUTDOWN_S = 1.0
 _NAME = re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-")
@@ -77,6 +80,8 @@ class Origin:
             response.headers["Content-Range"] = f"bytes {start}-{size_bytes - 1}/{size_bytes}"
         entry |= {"status": response.status, "range_start": start}
         await response.prepare(request)
+        if request.transport is not None:
+            request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         with path.open("rb") as file:
             file.seek(start)
             while piece := file.read(STEP_BYTES):

@@ -22,13 +22,15 @@ from superhub.config import SuperHubConfig
 from superhub.events import Events
 from superhub.healing import Healing
 from superhub.intake import Intake
-from superhub.origin import origin_at
+from superhub.opening import OpenOrigin, open_origin
+from superhub.schedule import Schedule
 from superhub.seeding import Seeding
 from superhub.service import RegionRegistry
 from superhub.shelf import Shelf
 from superhub.sink import RegionSink
 from superhub.statuses import StatusRelay
 from superhub.store import RegionStore
+from superhub.timetable import TimedReader, Timetable
 from superhub.tracing import Tracing
 from wavemesh import __version__
 from wavemesh.artifacts.blobstore import BlobStore
@@ -97,6 +99,8 @@ class Ground:
     tracing: Tracing
     peers: Peers
     scrub: Scrub
+    origin: OpenOrigin
+    timetable: Timetable
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +163,29 @@ class SuperHub:
             store = await RegionStore.open(state / "superhub.db")
             stack.push_async_callback(store.database.close)
             blobs = await BlobStore.open(state / "cache", self.config.cache_quota_bytes, self._clock)
-            parallel = self.config.parallel_fetches
+            parallel, identity = self.config.parallel_fetches, self._directory / "identity"
             origin = await stack.enter_async_context(
-                origin_at(self.config.origin.url, self._directory / "identity", parallel)
+                open_origin(self.config.origin, identity, parallel, database=store.database, clock=self._clock)
             )
             self._renewed = origin.reload
+            timetable = Timetable(Schedule(self.config.origin.schedule), self._clock)
             async with asyncio.TaskGroup() as group:
-                fetches = Fetches(blobs, partial(self._fetch, origin), group, parallel)
-                await self._serve(store, blobs, fetches, group)
+                fetches = Fetches(blobs, partial(self._fetch, TimedReader(origin.reader, timetable)), group, parallel)
+                await self._serve(group, store=store, blobs=blobs, fetches=fetches, origin=origin, timetable=timetable)
 
     async def _fetch(self, origin: BlobReader, writer: BlobWriter) -> None:
         await download(origin, writer, rng=self._rng, patience=ORIGIN_PATIENCE)
 
-    async def _serve(self, store: RegionStore, blobs: BlobStore, fetches: Fetches, group: asyncio.TaskGroup) -> None:
+    async def _serve(
+        self,
+        group: asyncio.TaskGroup,
+        *,
+        store: RegionStore,
+        blobs: BlobStore,
+        fetches: Fetches,
+        origin: OpenOrigin,
+        timetable: Timetable,
+    ) -> None:
         """Run the parts, and take them down in order."""
         log = await SqliteReportLog.open(store.database, partial(store.snapshot, self.node_id.path))
         resources = await SqliteResources.open(store.database)
@@ -180,15 +194,17 @@ class SuperHub:
         await outbox.load()
         tracing = Tracing(self.node_id, outbox, store.database, self._clock)
         scrub = Scrub(blobs, self._clock, self.config.scrub_bytes_per_s, self.config.scrub_interval_s)
-        parts = self._parts = self._wire(Ground(store, blobs, fetches, log, resources, tracing, peers, scrub))
+        ground = Ground(store, blobs, fetches, log, resources, tracing, peers, scrub, origin, timetable)
+        parts = self._parts = self._wire(ground)
         await parts.sink.restore()
         background = [
             group.create_task(parts.upstream.run(), name="upstream"),
             group.create_task(parts.statuses.run(), name="status relay"),
             group.create_task(parts.renewal.run(), name="renewal"),
-            group.create_task(self._report_status(parts, scrub, store, log), name="own status"),
+            group.create_task(self._report_status(parts, ground), name="own status"),
             group.create_task(parts.healing.run(parts.seeding.is_needed, parts.seeding.refetch), name="healing"),
             group.create_task(scrub.run(), name="scrub"),
+            group.create_task(origin.run(), name="URLs of the origin"),
             group.create_task(
                 ship(outbox, way_for(self.config.telemetry, parts.upstream, log), self._rng), name="telemetry"
             ),
@@ -210,7 +226,9 @@ class SuperHub:
             upstream.wake()
 
         def changed() -> None:
+            ground.timetable.changed()
             seeding.changed()
+            ground.origin.wake()
             downstream.changed()
 
         events = Events(path, store, log, clock, appended)
@@ -224,8 +242,11 @@ class SuperHub:
             clock=clock,
             tracing=tracing,
             changed=changed,
+            connected=ground.origin.wake,
         )
         upstream = self._upstream(log, sink)
+        ground.timetable.use(seeding.running)
+        ground.origin.use(upstream.ask, seeding.lacking)
         cursors = SqliteCursors(store.database)
         intake = Intake(
             store=store,
@@ -253,7 +274,7 @@ class SuperHub:
             tracing=tracing,
         )
         downstream = self._downstream(registry, ground.peers)
-        artifacts = ArtifactServer(self.node_id, seeding, ground.peers)
+        artifacts = ArtifactServer(self.node_id, seeding, ground.peers, maximum_reads=self.config.maximum_reads)
         renewal = self._renewal(authority, upstream)
         return Parts(
             sink=sink,
@@ -282,6 +303,7 @@ class SuperHub:
             healing=healing,
             clock=self._clock,
             tracing=ground.tracing,
+            check_time=ground.timetable.check,
         )
 
     def _upstream(self, log: SqliteReportLog, sink: RegionSink) -> SessionUpstream:
@@ -375,9 +397,9 @@ class SuperHub:
         _LOG.info("store hubs join at port %d", self.join_port)
         return server
 
-    async def _report_status(self, parts: Parts, scrub: Scrub, store: RegionStore, log: SqliteReportLog) -> None:
+    async def _report_status(self, parts: Parts, ground: Ground) -> None:
         """This hub's own status, now and then."""
-        blobs = scrub.blobs
+        blobs, log = ground.blobs, ground.log
         while True:
             status = HubStatus(
                 hub=self.node_id.path,
@@ -387,7 +409,8 @@ class SuperHub:
                 devices_connected=parts.registry.devices_connected,
                 cache_bytes=blobs.used_bytes,
                 cache_quota_bytes=blobs.quota_bytes,
-                cache=statistics_of(blobs, scrub.progress, len(store.incidents.all)),
+                cache=statistics_of(blobs, ground.scrub.progress, len(ground.store.incidents.all)),
+                origin=f"{self.config.origin.url}: {ground.timetable.describe()}",
             )
             parts.statuses.set("hub", encode(status))
             await asyncio.sleep(STATUS_PERIOD_S)

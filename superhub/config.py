@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path  # noqa: TC003  # the configuration reads the fields' types
 
+from superhub.schedule import ScheduleConfig
+from wavemesh.artifacts.objectstore import SCHEME, Place, check_endpoint
 from wavemesh.artifacts.scrubbing import BYTES_PER_S
 from wavemesh.identity.ca import NODE_LIFETIME
 from wavemesh.runtime.config import bounded
@@ -23,17 +26,35 @@ class ControlConfig:
 
 @dataclass(frozen=True, slots=True)
 class OriginConfig:
-    """Where artifacts come from: ``https://HOST``, blobs at ``URL/blobs/SHA256`` over mutual TLS, or ``file:///DIRECTORY``
-    with a file for each blob, named by its SHA-256.
+    """Where artifacts come from: ``https://HOST``, blobs at ``URL/blobs/SHA256`` over mutual TLS; ``file:///DIRECTORY``
+    with a file for each blob, named by its SHA-256; or ``s3://BUCKET/PREFIX``, read by URLs that control signs.
+
+    For a bucket, ``endpoint`` (``https://HOST``) is where those URLs must lead, if given, and ``ca_file`` has
+    certificates that are trusted besides the system's. ``schedule`` is when and how fast the region fetches.
     """
 
     url: str
+    endpoint: str = ""
+    ca_file: Path | None = None
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
         """Refuse a URL of another kind: what comes from an origin is verified, but nobody else should see it."""
-        if not self.url.startswith(("https://", "file:///")):
-            msg = f"url must begin with https:// or file:///, got {self.url!r}"
+        if not self.url.startswith(("https://", "file:///", SCHEME)):
+            msg = f"url must begin with https://, file:/// or s3://, got {self.url!r}"
             raise ValueError(msg)
+        if self.is_bucket:
+            Place.parse(self.url)
+        elif self.endpoint or self.ca_file:
+            msg = "endpoint and ca_file are for an origin of s3://"
+            raise ValueError(msg)
+        if self.endpoint:
+            check_endpoint(self.endpoint)
+
+    @property
+    def is_bucket(self) -> bool:
+        """Whether it is an object store."""
+        return self.url.startswith(SCHEME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +87,9 @@ class SuperHubConfig:
 
     ``join_listen`` is where store hubs join that have no certificate yet; empty serves nobody.
 
+    ``maximum_reads`` is how many blobs stores may read at a time; a read that its store takes slowly holds up to 6 MB.
+    Who comes beyond that is told when to come again.
+
     ``heartbeat_s`` is how often a silent session with a store shows life, both ways; ``reconnect_*`` bound the back-off
     towards control; ``drain_s`` is the time stores are told to stay away at a stop, and that transfers have to end.
 
@@ -82,6 +106,7 @@ class SuperHubConfig:
     compliance: ComplianceConfig = field(default_factory=ComplianceConfig)
     maximum_stores: int = field(default=2000, metadata=bounded(1, 20_000))
     parallel_fetches: int = field(default=4, metadata=bounded(1, 64))
+    maximum_reads: int = field(default=64, metadata=bounded(1, 4096))
     heartbeat_s: float = field(default=10.0, metadata=bounded(0.1, 600))
     reconnect_min_s: float = field(default=0.25, metadata=bounded(0.01, 60))
     reconnect_max_s: float = field(default=4.0, metadata=bounded(0.01, 3600))

@@ -1,5 +1,7 @@
 """Reading blobs from the origin, from any offset: HTTPS with mutual TLS by Range, or a directory of this machine.
 
+The third kind, an object store read by URLs that control signs, is ``presigned.py``.
+
 An origin that does not know a blob is an answer; everything else that goes wrong is a broken link, to be resumed. What
 comes is believed by nobody until its digest is verified.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
+import socket
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,13 @@ from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
-from wavemesh.errors import BusyError, LinkDownError, LocalError, NotFoundError
-from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, pair_directory
+from wavemesh.errors import BusyError, LinkDownError, NotFoundError
+from wavemesh.identity.contexts import client_context, load_pair
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+    from aiohttp import AddrInfoType
 
     from wavemesh.trust.statements import Digest
 
@@ -32,35 +36,20 @@ DEFAULT_RETRY_S = 5.0
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
 
 
-class OriginTlsError(LocalError):
-    """The node's own identity files do not make a TLS context."""
-
-    reason = "ORIGIN_TLS"
-
-
-def client_context(identity: Path) -> ssl.SSLContext:
-    """TLS with the pair in use, trusting ca.crt alone; raises OriginTlsError, IdentitySwitchError."""
-    try:
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(identity / CA_FILE))
-    except (OSError, ssl.SSLError) as error:
-        raise _tls_error(identity, error) from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load_pair(context, identity)
-    return context
+RECEIVE_BYTES = 512 * 1024
+BUFFER_BYTES = 128 * 1024
+"""What the kernel takes in of a connection, and half of what aiohttp does, beyond what was read. All of it is lost when
+this process is killed, and crosses the link again; left to themselves they take 6 and 2 MB, and do so when many stores
+read. A link of 20 ms and 25 MB/s is still filled.
+"""
 
 
-def _load_pair(context: ssl.SSLContext, identity: Path) -> None:
-    """Take the pair in use, in the place of one loaded before; raises OriginTlsError, IdentitySwitchError."""
-    pair = pair_directory(identity)
-    try:
-        context.load_cert_chain(pair / CERTIFICATE_FILE, pair / KEY_FILE)
-    except (OSError, ssl.SSLError) as error:
-        raise _tls_error(identity, error) from error
-
-
-def _tls_error(identity: Path, error: OSError) -> OriginTlsError:
-    msg = f"{identity}: {error}; enrol the node again"
-    return OriginTlsError(msg)
+def open_socket(address: AddrInfoType) -> socket.socket:
+    """A socket for a connection to the origin, for aiohttp."""
+    family, kind, protocol, _, _ = address
+    opened = socket.socket(family, kind, protocol)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    return opened
 
 
 @asynccontextmanager
@@ -108,7 +97,7 @@ class Origin:
     def __init__(self, url: str, session: aiohttp.ClientSession, reload: Callable[[], None]) -> None:
         """Use ``connect``."""
         self.reload = reload
-        """Present the node's renewed certificate on connections from now on; raises OriginTlsError."""
+        """Present the node's renewed certificate on connections from now on; raises TlsFilesError."""
         self._url = url.rstrip("/")
         self._session = session
 
@@ -118,11 +107,11 @@ class Origin:
         """An origin to read from; at most ``parallel`` connections are open at a time."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
         context = client_context(identity)
-        connector = aiohttp.TCPConnector(ssl=context, limit=parallel)
+        connector = aiohttp.TCPConnector(ssl=context, limit=parallel, socket_factory=open_socket)
         async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=2 * STEP_BYTES
+            connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=BUFFER_BYTES
         ) as session:
-            yield cls(url, session, partial(_load_pair, context, identity))
+            yield cls(url, session, partial(load_pair, context, identity))
 
     async def read(self, digest: Digest, offset: int) -> AsyncGenerator[memoryview, None]:
         """The bytes from ``offset`` on; raises NotFoundError, BusyError, LinkDownError."""
@@ -130,7 +119,7 @@ class Origin:
         url = f"{self._url}/blobs/{digest.sha256}"
         try:
             async with self._session.get(url, headers=headers, allow_redirects=False) as response:
-                _check_answer(response, digest, offset)
+                check_answer(response, digest, offset)
                 async for piece in response.content.iter_chunked(STEP_BYTES):
                     yield memoryview(piece)
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -138,7 +127,7 @@ class Origin:
             raise LinkDownError(msg) from error
 
 
-def _check_answer(response: aiohttp.ClientResponse, digest: Digest, offset: int) -> None:
+def check_answer(response: aiohttp.ClientResponse, digest: Digest, offset: int) -> None:
     """Raise unless the answer is the rest of the blob from ``offset`` on."""
     status = response.status
     if status == 404:

@@ -20,9 +20,10 @@ from wavemesh.policy.gates import Gate
 from wavemesh.telemetry.units import BlobMoved
 from wavemesh.trust.envelope import SignatureGateError
 from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
+from wavemesh.trust.statements import WaveState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
     from datetime import datetime, timedelta
 
     from superhub.acceptance import Acceptance
@@ -58,8 +59,12 @@ class Seeding:
         healing: Healing,
         clock: Clock,
         tracing: Tracing,
+        check_time: Callable[[Digest], None] = lambda _: None,
     ) -> None:
-        """``region`` is the region's name; ``max_age`` bounds the age of what may enter it."""
+        """``region`` is the region's name; ``max_age`` bounds the age of what may enter it.
+
+        ``check_time`` raises GateError where a blob may not be fetched at this time.
+        """
         self._region = region
         self._max_age = max_age
         self._store = store
@@ -70,6 +75,7 @@ class Seeding:
         self._healing = healing
         self._clock = clock
         self._tracing = tracing
+        self._check_time = check_time
         self._revision = 0
         self._bundles: dict[ReleaseManifest, Bundle] = {}
         self._bundles_by: TrustedMetadata | None = None
@@ -93,6 +99,8 @@ class Seeding:
         revision, began_at = self._revision, self._clock.now()
         await self._permit(peer, digest)
         self._blobs.counters.opened(is_held=self._blobs.has(digest))
+        if not self._blobs.has(digest):
+            self._check_time(digest)
         await self._make_room(digest)
         try:
             pieces = await self._fetches.open(digest, offset)
@@ -136,6 +144,7 @@ class Seeding:
                     self._blobs.counters.served_bytes += len(piece)
             except FetchStoppedError:
                 await self._permit(peer, digest)  # says why, if it was stopped for a reason
+                self._check_time(digest)
                 raise
             except BlobMismatchError:
                 await self._healing.tell_suspects()
@@ -256,9 +265,26 @@ class Seeding:
 
     def _needed(self) -> set[Digest]:
         """Blobs of releases that some order names."""
+        return self._blobs_of({order.release for order in self._acceptance.orders()})
+
+    def lacking(self) -> set[Digest]:
+        """Blobs of releases that some order names and that are not held whole."""
+        return {digest for digest in self._needed() if not self._blobs.has(digest)}
+
+    def running(self) -> set[Digest]:
+        """Blobs of releases that some order names which runs now."""
+        now = self._clock.now()
+        return self._blobs_of(
+            {
+                order.release
+                for order in self._acceptance.orders()
+                if order.state is WaveState.RUNNING and now < order.expires_at
+            }
+        )
+
+    def _blobs_of(self, names: set[str]) -> set[Digest]:
         trusted = self._acceptance.trusted
         releases = trusted.releases() if trusted is not None else {}
-        names = {order.release for order in self._acceptance.orders()}
         return {one.digest for name in names if name in releases for one in releases[name].artifacts}
 
 

@@ -45,8 +45,9 @@ class RegionSink:
         clock: Clock,
         tracing: Tracing,
         changed: Callable[[], None],
+        connected: Callable[[], None] = lambda: None,
     ) -> None:
-        """``changed`` is called when desired state is durable here and on the shelf."""
+        """``changed`` is called when desired state is durable here and on the shelf, ``connected`` with a session."""
         self._store = store
         self._resources = resources
         self._acceptance = acceptance
@@ -54,6 +55,7 @@ class RegionSink:
         self._clock = clock
         self._tracing = tracing
         self._changed = changed
+        self._connected = connected
 
     async def restore(self) -> None:
         """Take up again what was durable when the process ended; what cannot be believed any more is asked for anew."""
@@ -116,7 +118,8 @@ class RegionSink:
         return accepted, rejected
 
     async def connected(self) -> None:
-        """A session with control is open; nothing waits for that."""
+        """A session with control is open: what is asked of it can be asked now."""
+        self._connected()
 
     async def settled(self) -> None:
         """Everything control wants is here; nothing waits for that."""

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from superhub.issued import ISSUED_SCHEMA
+from superhub.urls import URLS_SCHEMA
 from wavemesh.artifacts.incidents import INCIDENTS_SCHEMA, Incidents
 from wavemesh.codec.statements import decode, encode
 from wavemesh.identity.sqlite import RETIREMENTS_SCHEMA
@@ -64,6 +65,7 @@ MIGRATIONS = (
     f"{RETIREMENTS_SCHEMA};\n{ISSUED_SCHEMA}",
     TELEMETRY_TABLES,
     INCIDENTS_SCHEMA,
+    URLS_SCHEMA,
 )
 
 

@@ -80,7 +80,8 @@ def show_region(session: Session, *, name: Annotated[str, typer.Argument(help="N
     [one] = found
     heard = f"heard {ago(one['heard_at'])}" if one["heard_at"] else "never heard"
     head = f"region {place(one['path'])}: super hub {'connected' if one['connected'] else 'not connected'}, {heard}"
-    session.show(one, head, stores_table(one["stores"]))
+    origin = [f"origin {one['origin']}"] if one["origin"] else []
+    session.show(one, head, *origin, stores_table(one["stores"]))
 
 
 def _regions(session: Session) -> list[dict[str, Any]]:
@@ -101,6 +102,7 @@ def _regions(session: Session) -> list[dict[str, Any]]:
             "path": path,
             "connected": bool(hubs.get(path, {}).get("connected")),
             "heard_at": hubs.get(path, {}).get("at"),
+            "origin": hubs.get(path, {}).get("origin", ""),
             "stores_connected": sum(bool(one["hub"] and one["hub"]["connected"]) for one in stores),
             "devices": sum(one["devices"] for one in stores),
             "devices_connected": sum(one["devices_connected"] for one in stores),

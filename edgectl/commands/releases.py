@@ -29,7 +29,12 @@ KeyOption = Annotated[
 RoleOption = Annotated[str, typer.Option("--role", help="Who vouches: targets (the release keys) or class-NAME.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 OriginOption = Annotated[
-    Path | None, typer.Option("--origin", help="Also copy the artifacts there, where the origin serves them from.")
+    str,
+    typer.Option("--origin", metavar="DIR|s3://…", help="Also put the artifacts there, whence the origin serves them."),
+]
+AccessOption = Annotated[
+    Path | None,
+    typer.Option("--origin-access", help="Access file of an s3:// origin.", show_default="AWS_* of the environment"),
 ]
 NameArgument = Annotated[str, typer.Argument(help="The release.")]
 
@@ -116,7 +121,9 @@ def sign(session: Session, *, directory: DraftOption, key: KeyOption) -> None:
 
 
 @command(app, "publish")
-def publish(session: Session, *, directory: DraftOption, origin: OriginOption = None) -> None:
+def publish(
+    session: Session, *, directory: DraftOption, origin: OriginOption = "", origin_access: AccessOption = None
+) -> None:
     """Give signed release metadata to control. The signatures decide; published again, nothing changes."""
     from edgectl import releasing
     from edgectl.plain import plain
@@ -124,11 +131,11 @@ def publish(session: Session, *, directory: DraftOption, origin: OriginOption = 
 
     signed, role = releasing.signed_targets(directory), releasing.load(directory).role
     request = PublishReleaseRequest(**({"targets": signed} if role == "targets" else {"delegated": {role: signed}}))
-    if origin:
-        releasing.copy_artifacts(directory, origin)
+    uploads = _put_at_origin(directory, origin, origin_access)
     data = plain(session.ask(lambda stub: stub.PublishRelease(request, timeout=CALL_TIMEOUT_S)))
     before = " (published before)" if data["duplicate"] else ""
-    session.show(data, f"targets.json version {data['targets_version']}{before}: {', '.join(data['releases'])}")
+    told = f"targets.json version {data['targets_version']}{before}: {', '.join(data['releases'])}"
+    session.show({**data, "uploads": uploads}, *(f"{one['key']}: {one['state']}" for one in uploads), told)
 
 
 @command(app, "list")
@@ -241,6 +248,20 @@ def unhold(
 ) -> None:
     """Lift a hold."""
     _set_hold(session, name, reason, held=False)
+
+
+def _put_at_origin(directory: Path, origin: str, access: Path | None) -> list[dict[str, object]]:
+    """Put the artifacts where the origin has them; what became of each in a bucket."""
+    from edgectl import releasing, uploading
+    from edgectl.exits import UsageError
+
+    if not uploading.is_bucket(origin):
+        if access is not None:
+            raise UsageError("--origin-access is for --origin s3://BUCKET/PREFIX")
+        if origin:
+            releasing.copy_artifacts(directory, Path(origin))
+        return []
+    return [one.shown() for one in uploading.upload_artifacts(directory, origin, access)]
 
 
 def _set_hold(session: Session, name: str, reason: str, *, held: bool) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from superhub import app
+from superhub.opening import OpenOrigin
 from tests.conftest import FLEET
 from tests.crashpoints.fleet import BEGAN_AT
 from tests.crashpoints.hub_fleet import the_hub_fleet
@@ -24,7 +25,6 @@ from wavemesh.trust.enrolments import IssueAnswer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
-    from pathlib import Path
 
     from tests.crashpoints.hub_story import Stage
     from tests.crashpoints.hub_world import World
@@ -147,8 +147,9 @@ class RegionHub:
             return SimpleNamespace(add_to=lambda _: None)
 
         @asynccontextmanager
-        async def origin(_url: str, _identity: Path, _parallel: int) -> AsyncIterator[PlayedOrigin]:
-            yield PlayedOrigin(cast)
+        async def origin(*_: object, **__: object) -> AsyncIterator[OpenOrigin]:
+            played = PlayedOrigin(cast)
+            yield OpenOrigin(played, played.reload)
 
         async def serving(*_: object) -> None:
             ready()
@@ -167,7 +168,7 @@ class RegionHub:
             "serve_health": lambda *_: None,
             "set_serving": serving,
             "ArtifactServer": artifacts,
-            "origin_at": origin,
+            "open_origin": origin,
             "Disk": lambda: stage.disk,
         }
         with ExitStack() as stack:

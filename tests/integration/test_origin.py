@@ -12,10 +12,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from superhub.origin import Origin, OriginTlsError, client_context
+from superhub.origin import Origin
 from tests.superhub_kit import MIB, REGION, Region
 from wavemesh.artifacts.digests import digest_of
 from wavemesh.errors import BusyError, LinkDownError, NotFoundError, PeerError
+from wavemesh.identity.contexts import TlsFilesError, client_context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -173,7 +174,7 @@ async def test_an_origin_that_is_not_there_is_a_broken_link(region: Region) -> N
 
 
 def test_a_missing_identity_is_said(tmp_path: Path) -> None:
-    with pytest.raises(OriginTlsError, match="enrol the node again"):
+    with pytest.raises(TlsFilesError, match="enrol the node again"):
         client_context(tmp_path)
 
 

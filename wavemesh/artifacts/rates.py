@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 MIN_BURST_BYTES = 64 * 1024
 MIN_BYTES_PER_S = 1.0
+_GRAIN_BYTES = 1e-3
+"""Less than this is a rounding error: whoever waited as long as it was told has the byte, and waits no second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class TokenBucket:
         if self._rate is None:
             return wanted_bytes
         self._fill(now)
-        return max(min(wanted_bytes, int(self._level_bytes)), 0)
+        return max(min(wanted_bytes, int(self._level_bytes + _GRAIN_BYTES)), 0)
 
     def spend(self, moved_bytes: int, now: float) -> None:
         """Bytes moved; more than were granted overdraw the bucket."""
@@ -82,7 +84,7 @@ class TokenBucket:
             return 0.0
         self._fill(now)
         lacking = min(wanted_bytes, self._rate.burst_bytes) - self._level_bytes
-        return max(lacking / self._rate.bytes_per_s, 0.0)
+        return lacking / self._rate.bytes_per_s if lacking > _GRAIN_BYTES else 0.0
 
     def _fill(self, now: float) -> None:
         if now <= self._since:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from wavemesh.artifacts import signedurls as u
 from wavemesh.errors import PeerError
 from wavemesh.telemetry import batches as t
 from wavemesh.telemetry import uploads
@@ -37,7 +38,7 @@ from wavemesh.trust import cachestats as c
 from wavemesh.trust import enrolments as e
 from wavemesh.trust import quotes as q
 from wavemesh.trust import statements as s
-from wavemesh.v1 import artifact_pb2, enrolment_pb2, envelope_pb2, report_pb2, rollout_pb2, telemetry_pb2
+from wavemesh.v1 import artifact_pb2, enrolment_pb2, envelope_pb2, origin_pb2, report_pb2, rollout_pb2, telemetry_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -98,6 +99,10 @@ _MESSAGES: Mapping[type, type[Message]] = {
     e.RenewalRequest: enrolment_pb2.RenewalRequest,
     e.IssueAnswer: enrolment_pb2.IssueAnswer,
     e.CertificateReport: enrolment_pb2.CertificateReport,
+    u.OriginUrl: origin_pb2.OriginUrl,
+    u.OriginRefusal: origin_pb2.OriginRefusal,
+    u.OriginUrlsRequest: origin_pb2.OriginUrlsRequest,
+    u.OriginUrlsAnswer: origin_pb2.OriginUrlsAnswer,
 }
 _MAX_BYTES: Mapping[type, int] = {
     s.OutcomeReport: MAX_REPORT_BYTES,
@@ -106,6 +111,8 @@ _MAX_BYTES: Mapping[type, int] = {
     s.EventReport: MAX_REPORT_BYTES,
     uploads.LogUpload: MAX_LOG_BYTES,
     t.TelemetryUpload: MAX_ASK_BYTES,
+    u.OriginUrlsRequest: MAX_ASK_BYTES,
+    u.OriginUrlsAnswer: MAX_ASK_BYTES,
 }
 # Mandatory by lack of a default, yet empty where there is nothing to say.
 _MAY_BE_EMPTY: Mapping[type, frozenset[str]] = {
@@ -139,6 +146,7 @@ _MAX_LENGTH_BYTES: Mapping[str, int] = {
     "targets": MAX_STATEMENT_BYTES,
     "delegated": MAX_STATEMENT_BYTES,
     "otlp_traces": t.MAX_BATCH_BYTES,
+    "url": u.MAX_URL_BYTES,
 }
 _MAX_COUNT = 1024
 _MAX_COUNTS: Mapping[str, int] = {
@@ -156,6 +164,9 @@ _MAX_COUNTS: Mapping[str, int] = {
     "pcrs": 24,
     "lines": 500,
     "batches": t.MAX_BATCHES,
+    "urls": u.MAX_URLS,
+    "refused": u.MAX_URLS,
+    "digests": u.MAX_URLS,
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_FIELDS = frozenset(

@@ -313,10 +313,10 @@ _NOTES: dict[Gate, GateNotes] = {
         (Stage.SEED, Stage.ORDER),
     ),
     Gate.WINDOW: GateNotes(
-        "It is outside the policy's window, in the store's local time.",
+        "It is outside the policy's window, in the store's local time, or the region's for fetches ahead of a wave.",
         "Wait for the window or change it.",
         _T,
-        (Stage.STAGING, Stage.ARM),
+        (Stage.SEED, Stage.STAGING, Stage.ARM),
     ),
     Gate.INHIBITED: GateNotes(
         "A local program forbade the reboot for longer than allowed: a payment is open, a conveyor runs.",

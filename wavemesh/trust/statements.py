@@ -487,3 +487,4 @@ class HubStatus:
     waits: tuple[SwapWait, ...] = ()
     ledgers: tuple[LedgerView, ...] = ()
     cache: CacheStatistics | None = None
+    origin: str = ""

@@ -613,6 +613,7 @@ class HubStatus(_message.Message):
     WAITS_FIELD_NUMBER: _builtins.int
     LEDGERS_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     hub: _builtins.str
     """Path of the hub."""
     software_version: _builtins.str
@@ -629,6 +630,8 @@ class HubStatus(_message.Message):
     """Quota of the cache."""
     connected: _builtins.bool
     """The parent's view: whether a session is open now. Hubs leave it unset; parents set it."""
+    origin: _builtins.str
+    """A super hub's origin, and when and how fast it fetches from there, for people; at most 512 bytes."""
     @_builtins.property
     def local_pauses(self) -> _containers.RepeatedCompositeFieldContainer[Global___HubStatus.Pause]:
         """Pauses in force at this hub."""
@@ -665,10 +668,11 @@ class HubStatus(_message.Message):
         waits: _abc.Iterable[Global___HubStatus.Wait] | None = ...,
         ledgers: _abc.Iterable[Global___HubStatus.Ledger] | None = ...,
         cache: Global___CacheStatistics | None = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache", b"cache"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache", b"cache", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "devices_connected", b"devices_connected", "hub", b"hub", "incarnation", b"incarnation", "ledgers", b"ledgers", "local_pauses", b"local_pauses", "software_version", b"software_version", "swaps_active", b"swaps_active", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache", b"cache", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "devices_connected", b"devices_connected", "hub", b"hub", "incarnation", b"incarnation", "ledgers", b"ledgers", "local_pauses", b"local_pauses", "origin", b"origin", "software_version", b"software_version", "swaps_active", b"swaps_active", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wavemesh.artifacts import signedurls
 from wavemesh.codec import statements as codec
 from wavemesh.codec.statements import MalformedStatementError, decode, encode, from_proto, to_proto
 from wavemesh.telemetry import batches, uploads
@@ -79,7 +80,8 @@ def test_dataclass_and_message_have_the_same_fields(cls: type) -> None:
 
 
 def test_every_statement_class_is_known_to_the_codec() -> None:
-    declared = {item for module in (s, e, uploads) for item in vars(module).values() if dataclasses.is_dataclass(item)}
+    modules = (s, e, uploads, signedurls)
+    declared = {item for module in modules for item in vars(module).values() if dataclasses.is_dataclass(item)}
     declared |= {batches.TelemetryBatch, batches.TelemetryUpload, batches.TelemetryUploadAnswer}
     assert declared == set(ALL)
 

@@ -49,5 +49,5 @@ async def test_an_unknown_blob_and_a_broken_share_differ(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("url", ["http://origin.example", "file://relative", "ftp://origin.example", ""])
 def test_other_origins_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="https:// or file:///"):
+    with pytest.raises(ValueError, match="https://, file:/// or s3://"):
         OriginConfig(url)
