@@ -86,7 +86,7 @@ class DeviceRegistry:
         if child.path not in self._hub.store.devices and len(self._hub.store.devices) >= MAX_DEVICES:
             msg = f"this hub knows {MAX_DEVICES} devices already and takes no further one"
             raise BusyError(msg, retry_after_s=60.0)
-        return await self._hub.cursors.cursor(child.path, hello.incarnation)
+        return await self._hub.cursors.admission(child.path, hello.incarnation, hello.next_report_number)
 
     # -- downwards --------------------------------------------------------------------------------------------------
 
