@@ -50,6 +50,7 @@ from wavemesh.runtime.peers import Peers
 from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
 from wavemesh.session.parent import ParentOptions
+from wavemesh.session.showing import Showing
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
 from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
 from wavemesh.telemetry.export import ship, way_for
@@ -206,6 +207,7 @@ class SuperHub:
 
         events = Events(path, store, log, clock, appended)
         seeding = self._seeding(ground, acceptance, events)
+        showing = Showing(log.append)
         sink = RegionSink(
             store=store,
             resources=ground.resources,
@@ -213,6 +215,7 @@ class SuperHub:
             shelf=shelf,
             clock=clock,
             tracing=tracing,
+            showing=showing,
             changed=changed,
         )
         upstream = self._upstream(log, sink)
@@ -225,6 +228,7 @@ class SuperHub:
             authorities=authorities,
             clock=clock,
             tracing=tracing,
+            showing=showing,
             appended=appended,
         )
         statuses = StatusRelay(upstream)

@@ -396,7 +396,9 @@ class SessionWorld:
         self.parent = replace(
             self.parent,
             effects=tuple(sorted((*key, times) for key, times in effects.items())),
-            cursors=tuple(sorted(((*key, n) for key, n in cursors.items()), key=lambda one: one[0])),  # else as they came
+            cursors=tuple(
+                sorted(((*key, n) for key, n in cursors.items()), key=lambda one: one[0])
+            ),  # else as they came
         )
 
     def _sweep(self) -> None:

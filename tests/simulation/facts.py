@@ -88,6 +88,8 @@ class Facts:
         self.halts: dict[str, Halt] = {}
         self.blamed: set[str] = set()
         """Devices that did something of their own: they died, or were rolled back by hand."""
+        self.gone: set[str] = set()
+        """Devices that left, whether another came in their place or not: nobody repeats what they said."""
         self.unreached: set[tuple[str, str]] = set()
         """(wave, device) whose trial had no way to its hub, though its image is good."""
         self.forgetful: set[str] = set()

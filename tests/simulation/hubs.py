@@ -39,6 +39,7 @@ from tests.simulation.words import decode, encode
 from wavemesh.errors import GateError, LocalError, PeerError
 from wavemesh.identity.nodes import NodeId
 from wavemesh.session.frames import Answer
+from wavemesh.session.showing import Showing
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
 from wavemesh.trust.freshness import RELEASE_MAX_AGE, ClockSource
 from wavemesh.trust.statements import Envelope, HealthPing, HealthPingAnswer, HubStatus, WaveState
@@ -273,6 +274,7 @@ class SuperHub(MiddleNode):
         self.acceptance = Acceptance(self.path, b"", authorities)
         shelf = self.shelf = Shelf(self.path)
         tracing: Any = Quiet()
+        showing = Showing(log.append)
         sink = RegionSink(
             store=store,
             resources=self.resources,
@@ -280,6 +282,7 @@ class SuperHub(MiddleNode):
             shelf=shelf,
             clock=self.clock,
             tracing=tracing,
+            showing=showing,
             changed=self._region_changed,
         )
         upstream = self.dial(log, sink)
@@ -294,6 +297,7 @@ class SuperHub(MiddleNode):
             authorities=authorities,
             clock=self.clock,
             tracing=tracing,
+            showing=showing,
             appended=upstream.wake,
         )
         self.relay = _Relay(self, upstream)

@@ -21,6 +21,7 @@ from wavemesh.identity.authorities import Authorities
 from wavemesh.identity.nodes import NodeId
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.session.frames import ResourceKey
+from wavemesh.session.showing import Showing
 from wavemesh.session.sqlite import SqliteResources
 from wavemesh.telemetry.config import TelemetryConfig
 from wavemesh.telemetry.outbox import Outbox
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wavemesh.identity.ca import FleetCa
-    from wavemesh.session.frames import Resource
+    from wavemesh.runtime.sqlite import Transaction
+    from wavemesh.session.frames import Report, Resource
 
 NOW = datetime.now(UTC)
 REGION = "region/midwest"
@@ -47,6 +49,7 @@ class Rig:
         self.acceptance = acceptance
         self.shelf = Shelf(REGION)
         self.changes = 0
+        self.reports: list[Report] = []
         node = NodeId("test.example", REGION)
         outbox = Outbox(node, store.database, SystemClock(), TelemetryConfig())
         self.sink = RegionSink(
@@ -55,12 +58,17 @@ class Rig:
             acceptance=acceptance,
             shelf=self.shelf,
             clock=SystemClock(),
+            showing=Showing(self._append),
             tracing=Tracing(node, outbox, store.database, SystemClock()),
             changed=self._changed,
         )
 
     def _changed(self) -> None:
         self.changes += 1
+
+    async def _append(self, tx: Transaction, report: Report) -> int:
+        self.reports.append(report)
+        return len(self.reports)
 
     @property
     def held(self) -> set[ResourceKey]:
