@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from storehub.belief import HeldIntent, HeldPolicy
 from storehub.records import WaveRecord
+from storehub.unsettled import SETTLED_FACT
 from wavemesh.codec.statements import encode
 from wavemesh.errors import GateError
 from wavemesh.policy.gates import Gate
@@ -159,7 +160,13 @@ class HubSink:
 
     async def settled(self) -> None:
         """This hub holds what the super hub wants."""
-        self._hub.bell.ring()
+        hub = self._hub
+        if not hub.has_settled:
+            async with hub.store.database.transaction() as tx:
+                await hub.store.put_fact(tx, SETTLED_FACT, hub.log.incarnation)
+            hub.unsettled.end()
+            hub.changed(None)
+        hub.bell.ring()
 
     async def disconnected(self, reason: str) -> None:
         """The WAN, or the super hub, is gone: everything goes on."""

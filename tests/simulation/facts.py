@@ -17,7 +17,7 @@ from tests.simulation.hubs import STORE_CONFIG
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from device.progress import Persist, Progress
@@ -175,6 +175,11 @@ class Facts:
                         del self.inside[hardware]
         if self.checkers is not None:
             self.checkers.on_decision(hub, decision)
+
+    def withdrawn_unheard(self, path: str, orders: Sequence[str]) -> None:
+        """M3: a hub that has heard nothing takes no order from a device: its emptiness is no word of control."""
+        if orders:
+            self.fail("M3", f"{path} loses the order {orders[0]} to a hub that was never settled")
 
     def permit_signed(self, permit: Permit) -> None:
         """Control signed a permit."""
