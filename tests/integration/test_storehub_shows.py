@@ -40,19 +40,22 @@ def kept(resource: Resource) -> KeptReport:
 
 async def test_what_is_held_is_shown_once_a_session(control: Control, tmp_path: Path) -> None:
     """S2, P6: as signed; again in the next session, for its parent may have been restored once more."""
-    super_hub, directory = SuperHub(control), tmp_path / "hub"
+    super_hub = SuperHub(control)
     order, holds = control.order("pos-12", generation=5), control.holds(epoch=4)
-    async with wan(super_hub) as parent, running(lay_out(directory, control, parent)) as app:
-        super_hub.want(control.tuf(), control.policy_resource(), order, holds)
-        await eventually(lambda: WAVE in app.hub.belief.orders and app.hub.belief.holds is not None)
-        super_hub.want(control.order("pos-12", generation=4), control.holds(epoch=3))
-        await eventually(lambda: len(shown(super_hub)) == 2)
-        super_hub.want(control.order("pos-12", generation=3))
-        await eventually(lambda: len(super_hub.reported("resource-refused")) == 3)
-        assert sorted(shown(super_hub), key=lambda one: one.type) == [kept(holds), kept(order)]
-        assert app.hub.belief.orders[WAVE].generation == 5
-    async with wan(super_hub, parent), running(directory):
-        await eventually(lambda: len(shown(super_hub)) == 4)
+    async with wan(super_hub) as parent:
+        pass
+    async with running(lay_out(tmp_path / "hub", control, parent)) as app:
+        async with wan(super_hub, parent):
+            super_hub.want(control.tuf(), control.policy_resource(), order, holds)
+            await eventually(lambda: WAVE in app.hub.belief.orders and app.hub.belief.holds is not None)
+            super_hub.want(control.order("pos-12", generation=4), control.holds(epoch=3))
+            await eventually(lambda: len(shown(super_hub)) == 2)
+            super_hub.want(control.order("pos-12", generation=3))
+            await eventually(lambda: len(super_hub.reported("resource-refused")) == 3)
+            assert sorted(shown(super_hub), key=lambda one: one.type) == [kept(holds), kept(order)]
+            assert app.hub.belief.orders[WAVE].generation == 5
+        async with wan(super_hub, parent):
+            await eventually(lambda: len(shown(super_hub)) == 4)
 
 
 @pytest.mark.parametrize("ended", [WaveState.HALTED, WaveState.CLOSED])
@@ -72,7 +75,8 @@ async def test_a_wave_that_is_over_stays_over(control: Control, tmp_path: Path, 
         assert shown(super_hub) == [kept(closed if ended is WaveState.CLOSED else order)]
     super_hub.drop(closed, order)
     async with wan(super_hub, parent), running(directory) as app:
-        await eventually(lambda: app.upstream.is_connected and not app.hub.belief.closed)
+        await eventually(lambda: not app.hub.resources.all("closed") and not app.hub.resources.all("order"))
+    async with wan(super_hub, parent), running(directory) as app:
         super_hub.want(control.order("pos-12", generation=9))
         await eventually(lambda: super_hub.reported("resource-refused"))
         assert WAVE not in app.hub.belief.orders
