@@ -34,6 +34,8 @@ class Showing:
         """``append`` puts a report into the log that goes up."""
         self._append = append
         self._shown: dict[tuple[ResourceKey, bytes], None] = {}
+        self._transaction: Transaction | None = None
+        self._appended: set[tuple[ResourceKey, bytes]] = set()
 
     def begin(self) -> None:
         """A session begins: its parent has seen nothing yet."""
@@ -49,10 +51,14 @@ class Showing:
 
     async def show(self, tx: Transaction, key: ResourceKey, content: bytes) -> None:
         """Append the report, but for what was shown, is too large, or is no word of control."""
-        if key.type not in _SHOWABLE or len(content) > MAX_KEPT_BYTES or (key, content) in self._shown:
+        if tx is not self._transaction:  # what another one left here was committed, or never happened
+            self._transaction, self._appended = tx, set()
+        word = (key, content)
+        if key.type not in _SHOWABLE or len(content) > MAX_KEPT_BYTES or word in self._shown or word in self._appended:
             return
         await self._append(tx, Report(KEPT_KIND, encode(KeptReport(key.type, key.name, content))))
-        tx.on_commit(partial(self._note, (key, content)))
+        self._appended.add(word)
+        tx.on_commit(partial(self._note, word))
 
     def _note(self, word: tuple[ResourceKey, bytes]) -> None:
         self._shown[word] = None
