@@ -29,6 +29,7 @@ from control.listings import Listings
 from control.origins import Origins
 from control.queries import Queries
 from control.reconciling import Reconciling
+from control.recovery import Recovery
 from control.releases import Releases
 from control.reports import Reports
 from control.revocations import Revocations
@@ -228,6 +229,17 @@ async def _tracing(node: NodeId, database: Database, config: Config, clock: Cloc
     return Tracing(node, outbox, clock)
 
 
+def recovery_of(core: Core) -> Recovery:
+    """What takes control's own words up again."""
+    return Recovery(
+        releases=core.releases,
+        revocations=core.revocations,
+        waves=core.waves,
+        signing=core.signing,
+        clock=core.clock,
+    )
+
+
 def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
     reports = Reports(
         database=core.database,
@@ -236,6 +248,7 @@ def _registry(core: Core, credentials: NodeCredentials) -> ControlRegistry:
         revocations=core.revocations,
         fleet=core.fleet,
         enrolments=core.enrolments,
+        recovery=recovery_of(core),
         authorities=credentials.authorities,
         clock=core.clock,
         tracing=core.tracing,

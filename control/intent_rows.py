@@ -52,6 +52,21 @@ class IntentRow:
     settled_at: datetime | None = None
 
 
+MAX_PAUSES_TAKEN = 64
+"""Of the intents to pause a wave that its orders name."""
+
+
+async def pauses_taken(tx: Transaction, wave_id: str) -> tuple[str, ...]:
+    """The latest intents to pause that wave which were acted on, oldest first."""
+    table = schema.intents
+    fates = [Disposition.APPLIED.name, Disposition.QUEUED.name]
+    query = select(table.c.intent_id).where(
+        table.c.wave_id == wave_id, table.c.kind == IntentKind.PAUSE_WAVE.name, table.c.disposition.in_(fates)
+    )
+    rows = await tx.all(query.order_by(table.c.number.desc()).limit(MAX_PAUSES_TAKEN))
+    return tuple(row["intent_id"] for row in reversed(rows))
+
+
 @dataclass(frozen=True, slots=True)
 class IntentFilter:
     """What a list of intents is narrowed to; the default of each field is everything.

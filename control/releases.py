@@ -83,7 +83,7 @@ class Releases:
         if held is not None:
             self._holds = decode(HoldList, decode(Envelope, held.content).payload)
         else:
-            await self._say_holds(tx, HoldList(1, (), self._clock.now()))
+            await self.say_holds(tx, HoldList(1, (), self._clock.now()))
 
     @property
     def trusted(self) -> TrustedMetadata:
@@ -155,6 +155,16 @@ class Releases:
         await self._publish(tx, publish(source, update, online, self._clock.now()))
         return True
 
+    async def regain(self, tx: Transaction, metadata: TrustMetadata) -> bool:
+        """Publish a set that was published before and is not remembered here; False for the one in force.
+
+        Raises GateError for an older one or one that does not verify, ConflictError, BadManifestError.
+        """
+        if metadata == self.trusted.source:
+            return False
+        await self._publish(tx, metadata)
+        return True
+
     async def set_hold(self, tx: Transaction, name: str, reason: str) -> bool:
         """Put a release on hold; False if it was, with that reason. Raises NotFoundError."""
         manifest = self.all().get(name)
@@ -176,7 +186,7 @@ class Releases:
         """Sign anew what gets old: timestamp and snapshot, and the hold list."""
         now = self._clock.now()
         if now - self.holds.issued_at >= timedelta(seconds=self._config.hold_resign_s):
-            await self._say_holds(tx, dataclasses.replace(self.holds, issued_at=now))
+            await self.say_holds(tx, dataclasses.replace(self.holds, issued_at=now))
         signed_at = self.trusted.timestamp.expires - LIFETIMES["timestamp"]
         if now - signed_at >= REFRESH_AFTER:
             source = self.trusted.source
@@ -189,10 +199,11 @@ class Releases:
         listed = tuple(holds[name] for name in sorted(holds))
         if listed == self.holds.holds:
             return False
-        await self._say_holds(tx, HoldList(self.hold_epoch + 1, listed, self._clock.now()))
+        await self.say_holds(tx, HoldList(self.hold_epoch + 1, listed, self._clock.now()))
         return True
 
-    async def _say_holds(self, tx: Transaction, holds: HoldList) -> None:
+    async def say_holds(self, tx: Transaction, holds: HoldList) -> None:
+        """Sign and publish that list; it must be a successor of the one in force."""
         [content] = await self._signing.seal([holds])
         await self._desired.publish(tx, Item(EVERYBODY, HOLDS_KEY, content, urgent=True))
         # In force at once for the rest of this transaction; taken back if it fails.

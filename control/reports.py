@@ -5,6 +5,7 @@ Rules:
   a hub may infer, and the device is a target of the wave. The super hub that carries it is not believed for anything.
 - What cannot be believed is dropped and audited; it never ends the session, for the reports behind it are good. What is
   signed with a certificate that is not valid yet does end it: then our clock is behind, and it is told again later.
+- A word of control that a hub holds, and that is newer than what is here, is control's own (control/recovery.py).
 - Verification is CPU work and runs in a thread; the transaction only compares and writes.
 """
 
@@ -20,6 +21,7 @@ from sqlalchemy import select, update
 from control import schema, store
 from control.intents import TakenBack
 from control.ledger import HUB_KINDS, Outcome, beats
+from control.recovery import KeptWord
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import PeerError
 from wavemesh.identity.binding import issued_at
@@ -28,6 +30,7 @@ from wavemesh.identity.nodes import NodeId, Role, is_within
 from wavemesh.policy.gates import parse_gate
 from wavemesh.trust.enrolments import CertificateReport
 from wavemesh.trust.envelope import EarlySignatureError, verify_node
+from wavemesh.trust.kept import KEPT_KIND, KeptReport
 from wavemesh.trust.statements import (
     DeviceOutcome,
     EventReport,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from control.enrolments import Enrolments
     from control.fleet import Fleet
     from control.intents import Intents
+    from control.recovery import Recovery
     from control.revocations import Revocations
     from control.tracing import Tracing
     from control.waves import Waves
@@ -101,7 +105,9 @@ class Dropped:
     why: str
 
 
-Finding: TypeAlias = VerifiedOutcome | VerifiedIntent | EventReport | CertificateReport | SnapshotEnd | Dropped
+Finding: TypeAlias = (
+    VerifiedOutcome | VerifiedIntent | EventReport | CertificateReport | SnapshotEnd | KeptWord | Dropped
+)
 
 
 class Reports:
@@ -116,6 +122,7 @@ class Reports:
         revocations: Revocations,
         fleet: Fleet,
         enrolments: Enrolments,
+        recovery: Recovery,
         authorities: Authorities,
         clock: Clock,
         tracing: Tracing,
@@ -127,6 +134,7 @@ class Reports:
         self._revocations = revocations
         self._fleet = fleet
         self._enrolments = enrolments
+        self._recovery = recovery
         self._authorities = authorities
         self._clock = clock
         self._tracing = tracing
@@ -168,6 +176,8 @@ class Reports:
                     found = [self._verify_intent(child, decode(IntentReport, report.body), now)]
                 case "event":
                     found = [_checked(child, decode(EventReport, report.body))]
+                case str() if report.kind == KEPT_KIND:
+                    found = [self._recovery.read(decode(KeptReport, report.body))]
                 case "certificate":
                     found = [_checked(child, decode(CertificateReport, report.body))]
                 case _:
@@ -223,6 +233,11 @@ class Reports:
             case SnapshotEnd(node, incarnation):
                 if self._fleet.knows_store(node):
                     await self._waves.hub_snapshot(tx, node, incarnation)
+            case KeptWord():
+                try:
+                    await self._recovery.take(tx, finding)
+                except PeerError as error:
+                    await self._drop(tx, child, f"kept word: {error}")
             case Dropped(why):
                 await self._drop(tx, child, why)
 

@@ -123,6 +123,20 @@ class Revocations:
         await self._say(tx, RevocationList(self.epoch + 1, entries, self._trusted_now()))
         return True
 
+    async def regain(self, tx: Transaction, shown: RevocationList) -> bool:
+        """Take up entries that were published before and are not remembered here; False when there are none.
+
+        Raises RevocationsFullError, ClockDoubtError.
+        """
+        before = self.listed.revocations if self.listed is not None else ()
+        entries = before
+        for entry in shown.revocations:
+            entries = with_revocation(entries, entry)
+        if shown.epoch < self.epoch or (entries == before and shown.epoch == self.epoch):
+            return False
+        await self._say(tx, RevocationList(shown.epoch + 1, entries, self._trusted_now()))
+        return True
+
     async def refresh(self, tx: Transaction) -> None:
         """Sign the list anew when that is due, without what can hit no certificate any more."""
         listed, now = self.listed, self._clock.now()

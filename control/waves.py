@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, insert, select, update
 
-from control import permits, schema, store
+from control import intent_rows, permits, schema, store
 from control.desired import Item
 from control.ledger import Move, decide
 from control.rollout import name_of, region_of
@@ -118,7 +118,7 @@ class Waves:
             return Applied(f"wave {wave_id} was started before", duplicate=True)
         self._releases.require_usable(row.release)
         running = dataclasses.replace(row, state=WaveState.RUNNING, started_at=self._clock.now(), state_reason="")
-        await self._change(tx, running)
+        await self.change(tx, running)
         await self.audit(tx, actor, "wave.start", wave_id, f"cohort {row.cohort}")
         await self.settle(tx, wave_id)
         return Applied(f"wave {wave_id} started")
@@ -132,7 +132,7 @@ class Waves:
             return Applied(f"{origin} paused wave {wave_id} before", duplicate=True)
         since = self._clock.now()
         await tx.put(schema.pauses, {"wave_id": wave_id, "origin": origin, "reason": reason, "since": since})
-        await self._change(tx, view.row)
+        await self.change(tx, view.row)
         await self.audit(tx, actor, "wave.pause", wave_id, reason)
         return Applied(f"wave {wave_id} paused by {origin}")
 
@@ -146,7 +146,7 @@ class Waves:
             return Applied(f"{origin} has no pause of wave {wave_id} in force{still}", duplicate=True)
         table = schema.pauses
         await tx.run(delete(table).where(table.c.wave_id == wave_id, table.c.origin == origin))
-        await self._change(tx, view.row)
+        await self.change(tx, view.row)
         await self.audit(tx, actor, "wave.resume", wave_id, reason)
         await self.settle(tx, wave_id)
         return Applied(f"pause of {origin} lifted{still}")
@@ -179,11 +179,11 @@ class Waves:
             await self._halt(tx, view, decision.reason, self._signing.uri)
         elif decision.move is Move.CLOSE:
             ended = dataclasses.replace(row, state=WaveState.CLOSED, state_reason=decision.reason, ended_at=now)
-            await self._close(tx, dataclasses.replace(view, row=ended))
+            await self.close(tx, dataclasses.replace(view, row=ended))
         elif view.state is WaveState.RUNNING and self._releases.is_usable(row.release):
             await self._issue_permits(tx, view)
         elif self._is_settled_halt(row, now):
-            await self._close(tx, view)
+            await self.close(tx, view)
 
     async def settle_all(self, tx: Transaction) -> None:
         """Settle every wave that is not closed."""
@@ -244,7 +244,7 @@ class Waves:
         for wave_id in await store.unclosed_waves(tx):
             view = await self.require(tx, wave_id)
             if view.row.release == release and view.row.state not in _ENDED:
-                await self._change(tx, view.row)
+                await self.change(tx, view.row)
                 await self.settle(tx, wave_id)
 
     async def halt_revoked(self, tx: Transaction) -> None:
@@ -265,6 +265,10 @@ class Waves:
             if key in old:
                 await self._desired.withdraw(tx, scope, [key])
 
+    async def publish(self, tx: Transaction, *items: Item) -> None:
+        """Publish what control signed before, as it was."""
+        await self._desired.publish(tx, *items)
+
     async def audit(self, tx: Transaction, actor: str, action: str, subject: str, detail: str) -> None:
         """Who did what, now."""
         await store.append_audit(tx, at=self._clock.now(), actor=actor, action=action, subject=subject, detail=detail)
@@ -284,17 +288,19 @@ class Waves:
     async def _halt(self, tx: Transaction, view: WaveView, reason: str, actor: str) -> None:
         wave_id = view.row.wave_id
         halted = dataclasses.replace(view.row, state=WaveState.HALTED, state_reason=reason, ended_at=self._clock.now())
-        await self._change(tx, halted)
+        await self.change(tx, halted)
         await self._withdraw_permits(tx, view)
         await self.audit(tx, actor, "wave.halt", wave_id, reason)
 
-    async def _change(self, tx: Transaction, row: WaveRow) -> None:
+    async def change(self, tx: Transaction, row: WaveRow) -> None:
+        """Keep where a wave stands now, and say it: a higher generation of all its orders."""
         await store.save_wave(tx, dataclasses.replace(row, generation=row.generation + 1))
         await self._publish_orders(tx, await self.require(tx, row.wave_id))
 
     async def _publish_orders(self, tx: Transaction, view: WaveView) -> None:
         row = view.row
         now = self._clock.now()
+        taken = await intent_rows.pauses_taken(tx, row.wave_id)
         orders = [
             WaveOrder(
                 wave_id=row.wave_id,
@@ -312,6 +318,7 @@ class Waves:
                 expires_at=row.expires_at,
                 pauses=view.pauses,
                 planned_at=row.planned_at,
+                pauses_taken=taken,
             )
             for store_path, devices in view.targets.items()
         ]
@@ -399,7 +406,7 @@ class Waves:
             keys = [permit_key(view.row.wave_id, device, store_path) for device in devices]
             await self._desired.withdraw(tx, region_of(store_path), keys)
 
-    async def _close(self, tx: Transaction, view: WaveView) -> None:
+    async def close(self, tx: Transaction, view: WaveView) -> None:
         """Control's last word: receivers may forget the wave."""
         now = self._clock.now()
         row = dataclasses.replace(view.row, closed_at=now)

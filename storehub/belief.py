@@ -6,6 +6,7 @@ Rules, by type:
   metadata gives to the role control; the content must be the one its name says and concern this very store.
 - ``intent``: signed by an operator's own certificate.
 - Orders, permits, hold lists and revocations never go back to a lower generation or epoch: gate ``replay``.
+- A wave that was halted or closed stays so: an order that says otherwise is ``replay`` too, whatever its generation.
 - What arrives before any TUF metadata waits, held but believed by nobody, until the metadata is there.
 """
 
@@ -34,6 +35,7 @@ from wavemesh.trust.statements import (
     TrustMetadata,
     WaveClosed,
     WaveOrder,
+    WaveState,
 )
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ class Belief:
         self._authorities = authorities
         self._found: dict[ResourceKey, Finding] = {}
         self._generations: dict[str, int] = {}
+        self._over: dict[str, WaveState] = {}
         self._hold_epoch = 0
         self.trusted: TrustedMetadata | None = None
         self.holds: HoldList | None = None
@@ -189,6 +192,9 @@ class Belief:
         held = self.orders.get(order.wave_id)
         if held is not None and (order.generation, order.issued_at) < (held.generation, held.issued_at):
             raise _replay(f"order of wave {order.wave_id}: generation {order.generation} after {held.generation}")
+        over = self._over.get(order.wave_id)
+        if over is not None and order.state is not WaveState.HALTED:
+            raise _replay(f"order of wave {order.wave_id}, which is {over.name.lower()} for ever")
         return order
 
     def _newer_permit(self, name: str, found: HeldPermit) -> HeldPermit:
@@ -218,16 +224,22 @@ class Belief:
             case RevocationList():
                 self.revocations = finding
             case WaveOrder():
-                self.orders[finding.wave_id] = finding
-                self._generations[finding.wave_id] = finding.generation
+                self._accept_order(finding)
             case HeldPermit():
                 self.permits[finding.permit.wave_id, finding.permit.device] = finding
             case WaveClosed():
                 self.closed[finding.wave_id] = finding
+                self._over[finding.wave_id] = finding.state
             case HeldIntent():
                 self.intents[finding.intent.intent_id] = finding
             case Unproven():
                 pass
+
+    def _accept_order(self, order: WaveOrder) -> None:
+        self.orders[order.wave_id] = order
+        self._generations[order.wave_id] = order.generation
+        if order.state is WaveState.HALTED:
+            self._over.setdefault(order.wave_id, order.state)
 
     def enforce(self) -> None:
         """Go by the revocations held, now that they are durable: what they hit ends."""
@@ -266,9 +278,10 @@ class Belief:
                 verdicts.append((key, found))
         return verdicts
 
-    def remember(self, generations: Mapping[str, int], hold_epoch: int) -> None:
-        """Never go back behind these, though the resources that said so may be gone."""
+    def remember(self, generations: Mapping[str, int], over: Mapping[str, WaveState], hold_epoch: int) -> None:
+        """Never go back behind these, though the resources that said so may be gone; ``over`` are waves that ended."""
         self._generations.update(generations)
+        self._over.update(over)
         self._hold_epoch = hold_epoch
 
     def restore(self, resources: Iterable[Resource], now: datetime) -> list[GateError]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from storehub.standing import Surroundings, WaveStanding, standing_of
+from storehub.unsettled import SETTLED_FACT, Unsettled
 from wavemesh.codec.statements import encode
 from wavemesh.session.frames import Report
 from wavemesh.trust.statements import EventReport, OutcomeReport
@@ -91,6 +92,12 @@ class Hub:
     resources_changed: int = 0
     recalled: frozenset[str] = frozenset()
     is_cached: Callable[[Digest], bool] = lambda _: False
+    unsettled: Unsettled = field(default_factory=Unsettled)
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether this hub, on this disk, ever held all that its super hub wanted."""
+        return bool(self.store.fact(SETTLED_FACT))
 
     @property
     def path(self) -> str:

@@ -10,8 +10,9 @@ Everything is idempotent twice over: by the intent's id for ever, and by effect 
 An intent that nobody has acted on can be taken back by any operator: it is CANCELLED here, its report that waits to go
 up is replaced by one that carries the cancellation, and that report goes up once more behind whatever has gone.
 
-A pause given here stays until control's order carries the same origin (from then on control's word counts), or until
-its own origin's resume was handed to control. A halt given here stays until control's order says so as well.
+A pause given here stays until control's order carries the same origin, or says that control has acted on its intent
+(from then on control's word counts: it may have lifted it while this hub was dark, or a disk of that day came back), or
+until its own origin's resume was handed to control. A halt given here stays until control's order says so as well.
 """
 
 from __future__ import annotations
@@ -274,7 +275,8 @@ class Intents:
 
     async def _pause(self, tx: Transaction, held: HeldIntent) -> None:
         effect = PauseEffect.HALT if held.intent.kind is IntentKind.HALT_WAVE else PauseEffect.PAUSE
-        pause = PauseHere(held.intent.wave_id, origin_of(held.operator), held.intent.reason, effect)
+        intent = held.intent
+        pause = PauseHere(intent.wave_id, origin_of(held.operator), intent.reason, effect, intent.intent_id)
         await self._hub.store.put_pause(tx, pause)
 
     def _device(self, intent: OperatorIntent) -> str:
@@ -364,13 +366,15 @@ class Intents:
             await self._hub.store.change_intent(tx, intent_id, Disposition.CANCELLED, "control took it back")
 
     async def order_arrived(self, tx: Transaction, order: WaveOrder) -> None:
-        """Control's word on a wave takes the place of the pauses here that it carries."""
+        """Control's word on a wave takes the place of the pauses here that it carries, or has acted on before."""
         origins = {pause.origin for pause in order.pauses}
-        for wave_id, origin in list(self._hub.store.pauses):
-            effect = self._hub.store.pauses[wave_id, origin].effect
-            carried = origin in origins if effect is PauseEffect.PAUSE else order.state is WaveState.HALTED
-            if wave_id == order.wave_id and carried:
-                await self._hub.store.drop_pause(tx, wave_id, origin)
+        for here in list(self._hub.store.pauses.values()):
+            if here.effect is PauseEffect.HALT:
+                gives_way = order.state is WaveState.HALTED
+            else:
+                gives_way = here.origin in origins or here.intent_id in order.pauses_taken
+            if here.wave_id == order.wave_id and gives_way:
+                await self._hub.store.drop_pause(tx, here.wave_id, here.origin)
 
     async def resolve_prefetches(self, tx: Transaction) -> None:
         """Trust metadata changed: prefetches whose release was not known may be now."""

@@ -86,7 +86,15 @@ CREATE TABLE device_logs (
 CREATE INDEX device_logs_by_age ON device_logs (received_at);
 """
 
-MIGRATIONS = (SESSION_SCHEMA + ";\n" + _TABLES, RETIREMENTS_SCHEMA, TELEMETRY_TABLES, INCIDENTS_SCHEMA)
+_PAUSES_BY_INTENT = "ALTER TABLE pauses ADD COLUMN intent_id TEXT NOT NULL DEFAULT ''"
+
+MIGRATIONS = (
+    SESSION_SCHEMA + ";\n" + _TABLES,
+    RETIREMENTS_SCHEMA,
+    TELEMETRY_TABLES,
+    INCIDENTS_SCHEMA,
+    _PAUSES_BY_INTENT,
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

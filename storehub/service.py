@@ -2,7 +2,7 @@
 
 Only devices of this very store are admitted. A device is served what concerns it: trust metadata, the hold list, the
 revocations, the orders that name it with their policies, the closing words of waves, a rollback asked of it, and its
-lease. Permits stay here until a lease carries them.
+lease. Permits stay here until a lease carries them. A hub that was never settled takes nothing back (``unsettled.py``).
 
 Reports: a device's outcome is verified against its certificate and its path, merged, and passed on unchanged in the
 transaction that moves its cursor. What cannot be believed is not passed on: an event says so and the cursor moves, so
@@ -86,7 +86,7 @@ class DeviceRegistry:
         if child.path not in self._hub.store.devices and len(self._hub.store.devices) >= MAX_DEVICES:
             msg = f"this hub knows {MAX_DEVICES} devices already and takes no further one"
             raise BusyError(msg, retry_after_s=60.0)
-        return await self._hub.cursors.cursor(child.path, hello.incarnation)
+        return await self._hub.cursors.admission(child.path, hello.incarnation, hello.next_report_number)
 
     # -- downwards --------------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class DeviceRegistry:
             if intent.counter and intent.device_path == child.path and intent.disposition is Disposition.QUEUED:
                 rollback = self._make("intent", intent.intent.intent_id, encode(intent.envelope), child, intent)
                 wanted[rollback.key] = rollback
-        return wanted
+        return wanted if hub.has_settled else {**hub.unsettled.stand_ins(child.path, wanted), **wanted}
 
     def _shared(self) -> tuple[Resource, ...]:
         """What may concern several devices; picked out once a change, as a store has a permit for each device too."""
@@ -275,12 +275,15 @@ class DeviceRegistry:
         """The device's session is open."""
         hub = self._hub
         hub.present[child.path] = Presence(hub.clock.now(), hello.incarnation)
+        if not hub.has_settled:
+            hub.unsettled.came(child.path, hello.held)
         self._note_connection(child)
 
     async def child_disconnected(self, child: NodeId, reason: str) -> None:
         """The device's session ended."""
         _LOG.debug("%s left: %s", child.path, reason)
         self._hub.present.pop(child.path, None)
+        self._hub.unsettled.left(child.path)
         self._note_connection(child)
 
     def _note_connection(self, child: NodeId) -> None:

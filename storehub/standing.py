@@ -48,12 +48,13 @@ class PauseEffect(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class PauseHere:
-    """A pause or halt of one origin, given at this hub."""
+    """A pause or halt of one origin, given at this hub; by which intent, unless the hub paused by itself."""
 
     wave_id: str
     origin: str
     reason: str
     effect: PauseEffect
+    intent_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

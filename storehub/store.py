@@ -208,7 +208,8 @@ class HubStore:
     async def put_pause(self, tx: Transaction, pause: PauseHere) -> None:
         """Pause or halt a wave here."""
         key = (pause.wave_id, pause.origin)
-        await tx.execute("INSERT OR REPLACE INTO pauses VALUES (?, ?, ?, ?)", (*key, pause.reason, pause.effect.value))
+        values = (*key, pause.reason, pause.effect.value, pause.intent_id)
+        await tx.execute("INSERT OR REPLACE INTO pauses VALUES (?, ?, ?, ?, ?)", values)
         tx.on_commit(lambda: self._pauses.__setitem__(key, pause))
 
     async def drop_pause(self, tx: Transaction, wave_id: str, origin: str) -> None:
@@ -264,7 +265,8 @@ class HubStore:
         self._slots = {row["device"]: _slot(row) for row in await rows("SELECT * FROM slots")}
         self._waves = {row["wave_id"]: _wave(row) for row in await rows("SELECT * FROM waves")}
         for row in await rows("SELECT * FROM pauses"):
-            pause = PauseHere(row["wave_id"], row["origin"], row["reason"], PauseEffect(row["effect"]))
+            effect = PauseEffect(row["effect"])
+            pause = PauseHere(row["wave_id"], row["origin"], row["reason"], effect, row["intent_id"])
             self._pauses[pause.wave_id, pause.origin] = pause
         for row in await rows("SELECT * FROM outcomes"):
             entry = _entry(row)

@@ -1,7 +1,8 @@
 """What this hub does with what its super hub sends, and what it tells when its report log starts anew.
 
 A resource is verified (``belief.py``), made durable with its consequences in one transaction, then believed and served.
-What does not verify is refused by gate, reported as an event once, and changes nothing. Revocations are in force once
+What does not verify is refused by gate, reported as an event once, and changes nothing; what is held in the place of an
+older word of control is shown to it. Revocations are in force once
 they are durable, and a parent that takes them back again is passed over: only a later list replaces them.
 """
 
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING
 
 from storehub.belief import HeldIntent, HeldPolicy
 from storehub.records import WaveRecord
+from storehub.unsettled import SETTLED_FACT
 from wavemesh.codec.statements import encode
 from wavemesh.errors import GateError
+from wavemesh.policy.gates import Gate
 from wavemesh.session.frames import MAX_REASON_BYTES, MAX_REPORT_BYTES, Rejection, Report
+from wavemesh.session.showing import Showing
 from wavemesh.trust.metadata import TrustedMetadata
-from wavemesh.trust.statements import HoldList, RevocationList, SnapshotReport, WaveClosed, WaveOrder
+from wavemesh.trust.statements import HoldList, RevocationList, SnapshotReport, WaveClosed, WaveOrder, WaveState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,12 +45,15 @@ class HubSink:
         """Take resources for that hub."""
         self._hub = hub
         self._intents = intents
+        self._showing = Showing(hub.report)
 
     def restore(self) -> None:
         """Believe again what was durable before a restart."""
         hub = self._hub
-        generations = {wave_id: record.order.generation for wave_id, record in hub.store.waves.items()}
-        hub.belief.remember(generations, int(hub.store.fact(HOLD_EPOCH_FACT) or "0"))
+        waves = hub.store.waves
+        generations = {wave_id: record.order.generation for wave_id, record in waves.items()}
+        over = {wave_id: state for wave_id, record in waves.items() if (state := _ended_as(record)) is not None}
+        hub.belief.remember(generations, over, int(hub.store.fact(HOLD_EPOCH_FACT) or "0"))
         for error in hub.belief.restore(hub.resources.all().values(), hub.clock.now()):
             _LOG.warning("held resource is not believed any more: %s", error)
         hub.belief.enforce()
@@ -87,6 +94,8 @@ class HubSink:
         subject = f"{resource.key.type}/{resource.key.name}"
         _LOG.warning("refused %s: %s", subject, error)
         await self._hub.report_event(tx, "resource-refused", gate=error.gate, subject=subject, detail=str(error))
+        if error.gate == Gate.REPLAY.value:
+            await self._showing.show_held(tx, self._hub.resources, resource.key)
         reason = str(error).encode()[:MAX_REASON_BYTES].decode(errors="ignore")
         return Rejection(resource.key, resource.digest, error.gate, reason)
 
@@ -146,16 +155,30 @@ class HubSink:
 
     async def connected(self) -> None:
         """The super hub is there."""
+        self._showing.begin()
         self._hub.bell.ring()
 
     async def settled(self) -> None:
         """This hub holds what the super hub wants."""
-        self._hub.bell.ring()
+        hub = self._hub
+        if not hub.has_settled:
+            async with hub.store.database.transaction() as tx:
+                await hub.store.put_fact(tx, SETTLED_FACT, hub.log.incarnation)
+            hub.unsettled.end()
+            hub.changed(None)
+        hub.bell.ring()
 
     async def disconnected(self, reason: str) -> None:
         """The WAN, or the super hub, is gone: everything goes on."""
         _LOG.info("going on without the super hub: %s", reason)
         self._hub.bell.ring()
+
+
+def _ended_as(record: WaveRecord) -> WaveState | None:
+    """How a wave ended for ever; None while it has not."""
+    if record.closed_state is not None:
+        return record.closed_state
+    return WaveState.HALTED if record.order.state is WaveState.HALTED else None
 
 
 def snapshot_reports(store: HubStore, path: str, incarnation: str) -> list[Report]:

@@ -3,6 +3,7 @@
 * ``tuf``: a TUF client's full checks from the pinned root, never behind what was accepted before.
 * ``holds, policy, order, permit, closed, enrolment``: signed by the role control of that metadata, named as their
   content says, in this region; hold lists, revocations, orders, permits and enrolments never go back: gate ``replay``.
+  A wave that was halted or closed stays so.
 * ``revocations``: the same, and in force in this process once they are durable (``sink.py``).
 * ``intent``: signed by an operator's own certificate.
 * A type that is not known here cannot be verified, so it is refused.
@@ -34,6 +35,7 @@ from wavemesh.trust.statements import (
     TrustMetadata,
     WaveClosed,
     WaveOrder,
+    WaveState,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 TRUST_TYPE = "tuf"
 REVOCATIONS_TYPE = "revocations"
 ENROLMENT_TYPE = "enrolment"
+CLOSED_TYPE = "closed"
 
 
 class Acceptance:
@@ -61,6 +64,7 @@ class Acceptance:
         self.revocations: RevocationList | None = None
         self._orders: dict[ResourceKey, WaveOrder] = {}
         self._permits: dict[ResourceKey, int] = {}
+        self._closed: set[str] = set()
         #: Who may join with a token, by path. They stay here: no store has a use for them.
         self.enrolments: dict[str, Enrolment] = {}
 
@@ -123,6 +127,8 @@ class Acceptance:
         """Control took a resource back. Trust, holds and revocations only ever give way to newer ones."""
         self._orders.pop(key, None)
         self._permits.pop(key, None)
+        if key.type == CLOSED_TYPE:
+            self._closed.discard(key.name)
         if key.type == ENROLMENT_TYPE:
             self.enrolments.pop(key.name, None)
 
@@ -148,6 +154,7 @@ class Acceptance:
                 self._accept_enrolment(key, verify_role(envelope, Enrolment, trusted))
             case "closed":
                 _check_name(key, verify_role(envelope, WaveClosed, trusted).wave_id)
+                self._closed.add(key.name)
             case _:
                 msg = f"resources of type {key.type!r} are not known here"
                 raise SignatureGateError(msg)
@@ -158,6 +165,11 @@ class Acceptance:
         held = self._orders.get(key)
         if held is not None and (order.generation, order.issued_at) < (held.generation, held.issued_at):
             raise _replay(key, order.generation, held.generation)
+        is_halted = held is not None and held.state is WaveState.HALTED
+        if order.wave_id in self._closed or (is_halted and order.state is not WaveState.HALTED):
+            ended = "closed" if order.wave_id in self._closed else "halted"
+            msg = f"order {key.name!r} is about wave {order.wave_id}, which is {ended} for ever"
+            raise GateError(Gate.REPLAY.value, msg)
         self._orders[key] = order
 
     def _accept_permit(self, key: ResourceKey, permit: Permit) -> None:

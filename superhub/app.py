@@ -55,6 +55,7 @@ from wavemesh.runtime.peers import Peers
 from wavemesh.session.downstream import SERVICE_NAME as SESSION_SERVICE
 from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
 from wavemesh.session.parent import ParentOptions
+from wavemesh.session.showing import Showing
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
 from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
 from wavemesh.telemetry.export import ship, way_for
@@ -234,6 +235,7 @@ class SuperHub:
         events = Events(path, store, log, clock, appended)
         healing = Healing(store, ground.blobs, events, clock)
         seeding = self._seeding(ground, acceptance, events, healing)
+        showing = Showing(log.append)
         sink = RegionSink(
             store=store,
             resources=ground.resources,
@@ -241,6 +243,7 @@ class SuperHub:
             shelf=shelf,
             clock=clock,
             tracing=tracing,
+            showing=showing,
             changed=changed,
             connected=ground.origin.wake,
         )
@@ -256,6 +259,7 @@ class SuperHub:
             authorities=authorities,
             clock=clock,
             tracing=tracing,
+            showing=showing,
             appended=appended,
         )
         statuses = StatusRelay(upstream)

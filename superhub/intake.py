@@ -2,7 +2,8 @@
 
 Rules. Effect, own log and the child's cursor move in one transaction, so a report counts exactly once, whatever breaks
 (S3). Outcomes are verified one by one: signed by the device or its store's hub, about a device of that store. Intents
-and events go up once by their id; snapshots go up whole, as control waits for them. A report that cannot be believed is
+and events go up once by their id; snapshots go up whole, as control waits for them; words of control that a store shows
+go up once a session with control, which verifies them itself. A report that cannot be believed is
 told to control as an event and then counts as taken, for a store that repeats it for ever would be stuck behind it; but
 one that is signed with a certificate not valid yet ends the session and is told again, for then our clock is behind.
 Verifying runs in a thread: a store that returns from a long outage brings thousands of signatures.
@@ -19,8 +20,9 @@ from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import PeerError
 from wavemesh.identity.nodes import Role, is_within
 from wavemesh.outcomes import rank_of
-from wavemesh.session.frames import MAX_REPORT_BYTES, Report
+from wavemesh.session.frames import MAX_REPORT_BYTES, Report, ResourceKey
 from wavemesh.trust.envelope import EarlySignatureError, SignatureGateError, verify_node
+from wavemesh.trust.kept import KEPT_KIND, KeptReport
 from wavemesh.trust.statements import (
     DeviceOutcome,
     Envelope,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
     from wavemesh.runtime.sqlite import Transaction
+    from wavemesh.session.showing import Showing
     from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog
 
 _CHUNK_BYTES = MAX_REPORT_BYTES - 4096
@@ -74,13 +77,21 @@ class ToldOnce:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A word of control that a store holds and this region, or control itself, seems to have forgotten."""
+
+    key: ResourceKey
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A report that cannot be believed."""
 
     reason: str
 
 
-Judged: TypeAlias = Outcomes | ToldOnce | Refused
+Judged: TypeAlias = Outcomes | ToldOnce | Kept | Refused
 
 
 class Intake:
@@ -96,6 +107,7 @@ class Intake:
         authorities: Authorities,
         clock: Clock,
         tracing: Tracing,
+        showing: Showing,
         appended: Callable[[], None],
     ) -> None:
         """``appended`` is called when reports are on disk and may go up."""
@@ -107,6 +119,7 @@ class Intake:
         self._clock = clock
         self._tracing = tracing
         self._appended = appended
+        self._showing = showing
 
     async def apply(self, child: NodeId, incarnation: str, first_number: int, reports: Sequence[Report]) -> None:
         """Apply contiguous reports of a child and move its cursor behind them, in one transaction."""
@@ -118,6 +131,8 @@ class Intake:
                     if one.replaces is not None:
                         await self._log.replace(tx, one.replaces, one.report)
                     await self._log.append(tx, one.report)
+                elif isinstance(one, Kept):
+                    await self._showing.show(tx, one.key, one.content)
             for reason in _refusals(judged):
                 await self._events.append_once(tx, "report-refused", child.path, reason, about=reason)
             await self._cursors.advance(tx, child.path, incarnation, first_number + len(reports) - 1)
@@ -160,16 +175,25 @@ class Intake:
                     _check_within(body.via, child)
                     _, intent = verify_node(body.intent, OperatorIntent, self._authorities, now, Role.OPERATOR)
                     return self._intent(report, body, intent.intent_id, now)
-                case "event":
-                    event = decode(EventReport, report.body)
-                    _check_within(event.node, child)
-                    return ToldOnce(event.event_id, report)
                 case _:
-                    return Refused(f"reports of kind {report.kind[:100]!r} are not known here")
+                    return self._judge_other(child, report)
         except EarlySignatureError:
             raise  # our clock is behind: the session ends, and it is told again
         except PeerError as error:
             return Refused(f"{report.kind}: {error}")
+
+    def _judge_other(self, child: NodeId, report: Report) -> Judged:
+        """What nobody signed, or control alone can judge."""
+        match report.kind:
+            case str() if report.kind == KEPT_KIND:
+                kept = decode(KeptReport, report.body)
+                return Kept(ResourceKey(kept.type, kept.name), kept.content)
+            case "event":
+                event = decode(EventReport, report.body)
+                _check_within(event.node, child)
+                return ToldOnce(event.event_id, report)
+            case _:
+                return Refused(f"reports of kind {report.kind[:100]!r} are not known here")
 
     def _intent(self, report: Report, body: IntentReport, intent_id: str, now: datetime) -> ToldOnce:
         """An intent, or one taken back at its hub: control shall not act on what still waits here to go up."""

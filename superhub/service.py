@@ -91,7 +91,7 @@ class RegionRegistry:
         if not child.is_child_of(self._node_id):
             msg = f"{child.uri} is not a store of {self._node_id.path}"
             raise ForbiddenError(msg)
-        return await self._cursors.cursor(child.path, hello.incarnation)
+        return await self._cursors.admission(child.path, hello.incarnation, hello.next_report_number)
 
     async def apply_reports(
         self, child: NodeId, incarnation: str, first_number: int, reports: Sequence[Report]

@@ -4,16 +4,17 @@ Rules. Trust metadata is verified before the resources that came with it, becaus
 Revocations are in force from the moment they are durable, and are never taken back: a removal is passed over.
 What is durable here is served to the stores it concerns at once, under this hub's own versions; transfers are judged
 anew. When control closes a wave, its outcomes are forgotten. Verifying runs in a thread: the permits of a large wave
-are thousands of signatures.
+are thousands of signatures. What is held in the place of an older word of control is shown to it (ADR 20).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from superhub.acceptance import ENROLMENT_TYPE, REVOCATIONS_TYPE, TRUST_TYPE
+from superhub.acceptance import CLOSED_TYPE, ENROLMENT_TYPE, REVOCATIONS_TYPE, TRUST_TYPE
 from wavemesh.artifacts.digests import in_thread
 from wavemesh.errors import GateError
+from wavemesh.policy.gates import Gate
 from wavemesh.session.frames import MAX_REASON_BYTES, Rejection
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from superhub.tracing import Tracing
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.frames import HeldResource, Resource, ResourceKey
+    from wavemesh.session.showing import Showing
     from wavemesh.session.sqlite import SqliteResources
 
 _ORDER = {TRUST_TYPE: 0, "holds": 1, REVOCATIONS_TYPE: 1}
@@ -44,6 +46,7 @@ class RegionSink:
         shelf: Shelf,
         clock: Clock,
         tracing: Tracing,
+        showing: Showing,
         changed: Callable[[], None],
         connected: Callable[[], None] = lambda: None,
     ) -> None:
@@ -56,6 +59,7 @@ class RegionSink:
         self._tracing = tracing
         self._changed = changed
         self._connected = connected
+        self._showing = showing
 
     async def restore(self) -> None:
         """Take up again what was durable when the process ended; what cannot be believed any more is asked for anew."""
@@ -79,6 +83,10 @@ class RegionSink:
         removed = [key for key in removed if key.type != REVOCATIONS_TYPE]
         accepted, rejected = await in_thread(self._judge, ordered, self._clock.now())
         async with self._store.database.transaction() as tx:
+            # A last word that is taken back is shown as well: control knows its waves that are over, unless it forgot.
+            replayed = [one.key for one in rejected if one.gate == Gate.REPLAY.value]
+            for key in (*replayed, *(key for key in removed if key.type == CLOSED_TYPE)):
+                await self._showing.show_held(tx, self._resources, key)
             await self._resources.store(tx, accepted, removed)
             for resource in accepted:
                 if resource.key.type == "closed":
@@ -119,6 +127,7 @@ class RegionSink:
 
     async def connected(self) -> None:
         """A session with control is open: what is asked of it can be asked now."""
+        self._showing.begin()
         self._connected()
 
     async def settled(self) -> None:

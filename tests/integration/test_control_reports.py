@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from control.app import recovery_of
 from control.reports import Reports
 from tests.unit.control.control_kit import CONTROL, DEVICES, MIDWEST, STORES, World, make_world, outcome
 from wavemesh.codec.statements import encode
@@ -43,6 +44,7 @@ def reports_of(world: World, control: Control, clock: Clock) -> Reports:
         revocations=core.revocations,
         fleet=core.fleet,
         enrolments=core.enrolments,
+        recovery=recovery_of(core),
         authorities=world.credentials(CONTROL.path).authorities,
         clock=clock,
         tracing=core.tracing,

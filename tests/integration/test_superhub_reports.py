@@ -23,6 +23,7 @@ from wavemesh.runtime.clock import SystemClock
 from wavemesh.session.faults import AskFailedError
 from wavemesh.session.frames import Report, ResourceKey
 from wavemesh.trust.envelope import EarlySignatureError, sign_as_node, sign_statement
+from wavemesh.trust.kept import KEPT_KIND, KeptReport
 from wavemesh.trust.statements import (
     DeviceOutcome,
     DeviceStatus,
@@ -287,6 +288,34 @@ async def test_an_intent_taken_back_in_the_dark_goes_up_with_its_cancellation_on
             await until(lambda: len(intents(region)) == 2 and bool(region.events()), region.control)
     assert intents(region) == [encode(taken_back)] * 2
     assert "cancellation of 'i-2'" in region.events()[0].detail
+
+
+async def test_what_stores_hold_of_control_goes_up_once_a_session_with_it(region: Region) -> None:
+    """ADR 20: a thousand stores show the same list; control, restored once more, is shown it again."""
+    kept = KeptReport("holds", "fleet", b"as signed")
+    logs = [MemoryLog(), MemoryLog()]
+    stores = [store_id(name) for name in ("store-208", "store-209")]
+    for log in logs:
+        append(log, KEPT_KIND, kept)
+        append(log, KEPT_KIND, kept)
+        log.append(b"\xff", KEPT_KIND)
+    async with region.running_control():
+        region.write_hub()
+    async with region.running_hub() as hub:
+        async with region.running_control():
+            await until(lambda: region.downstream is not None and region.downstream.connected(), region.control)
+            async with (
+                region.running_store(stores[0], hub.port, logs[0], MemorySink()),
+                region.running_store(stores[1], hub.port, logs[1], MemorySink()),
+            ):
+                await eventually(lambda: all(log.first_number == log.next_number for log in logs))
+                await until(lambda: len(region.events()) == 2, region.control)
+            assert [body for kind, body in region.control.applied if kind == KEPT_KIND] == [encode(kept)]
+        async with region.running_control():
+            await until(lambda: region.downstream is not None and region.downstream.connected(), region.control)
+            append(logs[0], KEPT_KIND, kept)
+            async with region.running_store(stores[0], hub.port, logs[0], MemorySink()):
+                await until(lambda: sum(kind == KEPT_KIND for kind, _ in region.control.applied) == 2, region.control)
 
 
 def intents(region: Region) -> list[bytes]:

@@ -354,9 +354,9 @@ class SessionWorld:
         while link.parent_work:
             effect, *rest = link.parent_work
             match effect:
-                case Admit():
+                case Admit(hello):
                     self.end_older(place)
-                    parent.admitted(self.parent.cursor(path, link.incarnation), NOW)
+                    parent.admitted(self.parent.admission(path, link.incarnation, hello.next_report_number), NOW)
                     self._offer(link)
                 case ApplyReports(first, reports):
                     self._apply(link, path, first, reports)
@@ -396,7 +396,9 @@ class SessionWorld:
         self.parent = replace(
             self.parent,
             effects=tuple(sorted((*key, times) for key, times in effects.items())),
-            cursors=tuple(sorted((*key, through) for key, through in cursors.items())),
+            cursors=tuple(
+                sorted(((*key, n) for key, n in cursors.items()), key=lambda one: one[0])
+            ),  # else as they came
         )
 
     def _sweep(self) -> None:

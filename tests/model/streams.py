@@ -71,6 +71,13 @@ class ParentDisk:
         """The highest report of that incarnation that has effect; 0 for an unknown one."""
         return next((n for path, known, n in self.cursors if (path, known) == (child, incarnation)), 0)
 
+    def admission(self, child: str, incarnation: int, next_number: int) -> int:
+        """``SqliteCursors.admission``: a child's cursors are in the order in which they were first moved."""
+        known = [one for path, one, _ in self.cursors if path == child]
+        gave_way = incarnation in known[:-1]
+        through = self.cursor(child, incarnation)
+        return max(through, next_number) if gave_way else through
+
     def wants_of(self, child: str) -> tuple[Resource, ...]:
         """A child's desired state."""
         return next((resources for path, resources in self.desired if path == child), ())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.simulation.kinds import Fault
 from tests.simulation.run import Result, run_seed, run_untraced
+from tests.simulation.table import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -78,6 +79,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--trace", action="store_true", help="print the trace of each seed, up to its first violation")
     parser.add_argument("--json", metavar="FILE", help="write the summary there; - is standard output")
+    parser.add_argument(
+        "--markdown", metavar="FILE", help="write the table of faults there, as docs/simulation.md has it"
+    )
     arguments = parser.parse_args()
     if arguments.first < 0 or arguments.count < 1 or arguments.jobs < 1:
         sys.stderr.write("--from is 0 or more, --count and --jobs are 1 or more\n")
@@ -96,11 +100,16 @@ def main() -> int:
         f"{sum(told['faults'].values())} faults of {len(told['faults'])} kinds, the rarest {rarest} "
         f"{told['faults'][rarest]} times\n"
     )
-    if arguments.json == "-":
-        sys.stdout.write(json.dumps(told, indent=1) + "\n")
-    elif arguments.json:
-        Path(arguments.json).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    _write(arguments.json, json.dumps(told, indent=1) + "\n")
+    _write(arguments.markdown, table(told["faults"]))
     return 1 if told["failures"] else 0
+
+
+def _write(where: str | None, text: str) -> None:
+    if where == "-":
+        sys.stdout.write(text)
+    elif where:
+        Path(where).write_text(text, encoding="utf-8")
 
 
 def _print_trace(result: Result) -> None:

@@ -15,6 +15,8 @@ from wavemesh.trust.freshness import CLOCK_SKEW
 from wavemesh.trust.statements import DeviceOutcome, Envelope, OutcomeKind, UpdateState, WaveState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.simulation.devices import DeviceNode
     from tests.simulation.facts import Swap
     from tests.simulation.hubs import StoreHub
@@ -187,12 +189,18 @@ class Checkers:
         )
 
     def on_close(self, wave: Wave) -> None:
-        """H7: outcomes sum to the target."""
+        """H7: outcomes sum to the target, and a wave is not over while some of them are missing.
+
+        But for one that was closed before: control was restored from a backup, is shown its own last word, and says it
+        again. Everybody below was told to forget what happened in between.
+        """
+        was_closed = wave.wave_id in self.facts.closed
         self.facts.closed.add(wave.wave_id)
         if not set(wave.outcomes) <= set(wave.devices):
             self.facts.fail("H7", f"wave {wave.wave_id} counts devices that are no targets")
         pending = set(wave.devices) - set(wave.outcomes)
-        if pending and wave.state is WaveState.CLOSED and self.region.control.clock.now() < wave.expires_at:
+        is_early = wave.state is WaveState.CLOSED and self.region.control.clock.now() < wave.expires_at
+        if pending and is_early and not was_closed:
             self.facts.fail("H7", f"wave {wave.wave_id} closes before its time with {len(pending)} devices pending")
 
     # -- at quiescence ------------------------------------------------------------------------------------------------
@@ -206,18 +214,11 @@ class Checkers:
         self.waves_are_through()
 
     def resources_agree(self) -> None:
-        """M3, M5: each child's resources equal its parent's desired ones, deletions too.
-
-        A control restored from a backup signs generations and epochs that its regions know to be old, and they refuse
-        them as replays: that keeps a halt a halt, and nobody tells control what it forgot. Such a resource is left out
-        between control and a region for which control heard that refusal (docs/simulation.md, "What it found").
-        """
+        """M3, M5: each child's resources equal its parent's desired ones, deletions too."""
         region = self.region
         for hub in region.super_hubs:
-            refused = region.control.replayed.get(hub.path, set())
-            wanted = {key: one.digest for key, one in region.control.desired(hub.path).items() if key not in refused}
-            held = {one.key: one.digest for one in hub.resources.held() if one.key not in refused}
-            self._same(hub.path, wanted, held)
+            wanted = {key: one.digest for key, one in region.control.desired(hub.path).items()}
+            self._same(hub.path, wanted, {one.key: one.digest for one in hub.resources.held()})
         for store in region.stores:
             above: Any = store.parent_link.parent
             wanted = {key: one.digest for key, one in above.shelf.desired(store.path).items()}
@@ -236,16 +237,14 @@ class Checkers:
     def ledgers_agree(self) -> None:
         """H7, S3: the ledgers of device, hub, super hub and control agree on every target; none is lost.
 
-        What a hub inferred of a device is its own word, and a device that is gone repeats nothing: a hub that lost its
-        disk since, or got an older one, does not know these any more, and control keeps them.
-
-        A wave that control closed once may be forgotten by everybody below. When control is then restored from a
-        backup of before its last word, nobody can tell it again: such a wave is left out here, and ends by its expiry.
+        What a hub inferred of a device is its own word, and a device that is gone, or was replaced by a new one of its
+        name, repeats nothing: a hub that lost its disk since, or got an older one, does not know these any more, and
+        control keeps them.
         """
         region = self.region
         devices = {device.path: device for device in region.devices if device.is_up}
         for wave in region.control.rows.waves.values():
-            if wave.closed_at is not None or wave.wave_id in self.facts.closed:
+            if wave.closed_at is not None:
                 continue
             for store in region.stores:
                 ledger = store.hub.store.ledger(wave.wave_id)
@@ -253,13 +252,17 @@ class Checkers:
                     at_hub = ledger.get(path)
                     at_control = wave.outcomes.get(path)
                     hub_rank = at_hub.rank if at_hub is not None else None
-                    nobody_repeats = at_control is not None and not (at_control.by_device and path in devices)
-                    if nobody_repeats and store.path in self.facts.forgetful:
+                    if self._nobody_repeats(path, at_control, devices) and store.path in self.facts.forgetful:
                         continue
                     if hub_rank != (at_control.rank if at_control is not None else None):
                         self.facts.fail("S3", f"{path} of {wave.wave_id}: hub has {hub_rank}, control {at_control}")
                     if path in devices:
                         self._device_agrees(devices[path], wave, at_control)
+
+    def _nobody_repeats(self, path: str, at_control: Any, devices: Mapping[str, DeviceNode]) -> bool:
+        """Whether control has a word that nobody will say again: an inference, or that of a device that is gone."""
+        is_there = path in devices and path not in self.facts.gone
+        return at_control is not None and not (at_control.by_device and is_there)
 
     def _device_agrees(self, device: DeviceNode, wave: Wave, at_control: Any) -> None:
         record = device.file.document.waves.get(wave.wave_id)
@@ -293,21 +296,39 @@ class Checkers:
     def waves_are_through(self) -> None:
         """P6, H5: of a wave that runs every device that is there has had its last word: nobody waits for nothing.
 
-        Waves that control forgot to have closed are left out, for the reason of ``ledgers_agree``. A supervised device
-        waits for a person and keeps its slot until the maxima have passed: whoever waits beside one is left out too.
+        A supervised device waits for a person and keeps its slot until the maxima have passed: whoever waits beside one
+        is left out. So is who waits for its availability group, when so many of that died or were taken away that the
+        floor cannot be kept any more: the hub's operator reads that, and nobody else can help.
         """
         devices = {device.path: device for device in self.region.devices if device.is_up}
         for wave in self.region.control.rows.waves.values():
             is_held = self.region.control.is_held(wave.release)
-            if wave.shown_state is not WaveState.RUNNING or is_held or wave.wave_id in self.facts.closed:
+            if wave.shown_state is not WaveState.RUNNING or is_held:
                 continue
             there = [path for path in wave.devices if path in devices]
-            waiting = [path for path in there if not is_final(wave.outcomes.get(path), ATTEMPTS)]
+            waiting = [
+                path
+                for path in there
+                if not is_final(wave.outcomes.get(path), ATTEMPTS) and not self._is_short(wave, devices[path], devices)
+            ]
             if any(devices[path].progress.state is UpdateState.AWAITING_SIGNOFF for path in waiting):
                 continue
             if waiting:
                 states = dict(Counter(devices[path].progress.state.name for path in waiting))
                 self.facts.fail("P6", f"wave {wave.wave_id} runs on, and waits for {len(waiting)} devices: {states}")
+
+    def _is_short(self, wave: Wave, device: DeviceNode, devices: Mapping[str, DeviceNode]) -> bool:
+        """Whether a floor of the policy cannot be kept without that device by all who are there."""
+        for floor in wave.policy.guardrails.availability:
+            members = {
+                f"{device.hub.path}/device/{name}"
+                for group in STORE_CONFIG.groups
+                if (group.role, group.group) == (floor.role, floor.group)
+                for name in group.devices
+            }
+            if device.path in members and len((members & devices.keys()) - {device.path}) < floor.min_up:
+                return True
+        return False
 
     def over(self) -> None:
         """M3: past their expiry nobody holds a halted or expired order as live, and all waves are closed."""

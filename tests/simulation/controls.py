@@ -14,18 +14,20 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from control import permits
-from control.ledger import HUB_KINDS, HaltRule, Move, Outcome, beats, decide
+from control.ledger import HUB_KINDS, HaltRule, Move, beats, decide
 from control.permits import Issue
 from control.rollout import Candidate, choose_cohort, choose_devices, name_of, region_of, wave_size
 from storehub.intents import origin_of
+from tests.simulation import regaining
 from tests.simulation.links import FLEET
 from tests.simulation.parents import Parent
-from tests.simulation.rows import ATTEMPTS, Registry, Rows, Wave
+from tests.simulation.rows import ATTEMPTS, Registry, Rows, Wave, ranked_of
 from tests.simulation.words import MINT, Trust, decode, encode, sign
 from wavemesh.errors import LocalError
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, Policy
 from wavemesh.session.frames import Answer, Resource, ResourceKey, ResourceVersion
+from wavemesh.trust.kept import KEPT_KIND, KeptReport
 from wavemesh.trust.statements import (
     DeviceOutcome,
     Envelope,
@@ -68,9 +70,6 @@ class Control(Parent):
         self.rows = Rows(MINT.name())
         self.devices: set[str] = set()
         self.stores: set[str] = set()
-        self.replayed: dict[str, set[ResourceKey]] = {}
-        """By region: what it refused as a replay since control was restored from a backup."""
-        self.was_restored = False
         self._dirty: set[str] = set()
         self._changed = False
 
@@ -87,7 +86,6 @@ class Control(Parent):
     def restore(self, rows: Rows) -> None:
         """Go on from a backup; halts that came after it are forgotten here, and only here."""
         self.rows = rows
-        self.was_restored = True
         self.world.facts.forgot([wave for wave in rows.waves.values() if wave.state is not WaveState.HALTED])
 
     def do(self, work: Any, *arguments: Any) -> None:
@@ -134,7 +132,7 @@ class Control(Parent):
 
     def _until_due(self) -> float:
         now = self.clock.now()
-        times = [HOLD_RESIGN_S]
+        times = [(self.rows.holds_signed_at - now).total_seconds() + HOLD_RESIGN_S]
         for wave in self.rows.waves.values():
             ends = [wave.expires_at]
             if wave.state is WaveState.HALTED and wave.ended_at is not None:
@@ -171,8 +169,11 @@ class Control(Parent):
         self.publish(EVERYBODY, ResourceKey("tuf", "metadata"), encode(self.trust), urgent=True)
 
     def publish_holds(self) -> None:
-        """The hold list, signed now."""
-        holds = HoldList(self.rows.hold_epoch, self.rows.holds, self.clock.now())
+        """The hold list, signed anew where that is due."""
+        rows, now = self.rows, self.clock.now()
+        if now - rows.holds_signed_at >= timedelta(seconds=HOLD_RESIGN_S):
+            rows.holds_signed_at = now
+        holds = HoldList(rows.hold_epoch, rows.holds, rows.holds_signed_at)
         self.publish(EVERYBODY, ResourceKey("holds", "fleet"), encode(sign(holds)), urgent=True)
 
     # -- what operators do ------------------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ class Control(Parent):
         wave = self.rows.waves.get(wave_id)
         if wave is not None and wave.state is WaveState.PLANNED and not self.is_held(wave.release):
             wave.state = WaveState.RUNNING
-            self._change(wave)
+            self.change(wave)
             self.settle(wave_id)
 
     def pause(self, wave_id: str, origin: str, reason: str) -> None:
@@ -211,15 +212,15 @@ class Control(Parent):
         wave = self.rows.waves.get(wave_id)
         if wave is not None and wave.state not in _ENDED and wave.pauses.get(origin) != reason:
             self.note("pauses", f"{wave_id} by {origin}")
-            wave.pauses[origin] = reason
-            self._change(wave)
+            wave.pauses[origin], wave.paused_at[origin] = reason, self.clock.now()
+            self.change(wave)
 
     def resume(self, wave_id: str, origin: str) -> None:
         """Lift an origin's pause."""
         wave = self.rows.waves.get(wave_id)
         if wave is not None and wave.state not in _ENDED and wave.pauses.pop(origin, None) is not None:
             self.note("resumes", f"{wave_id} by {origin}")
-            self._change(wave)
+            self.change(wave)
             self.settle(wave_id)
 
     def halt(self, wave_id: str, reason: str) -> None:
@@ -233,11 +234,16 @@ class Control(Parent):
         others = tuple(one for one in self.rows.holds if one.release != release)
         self.rows.holds = (*others, Hold(release, "", "as the night has it")) if is_held else others
         self.rows.hold_epoch += 1
+        self.rows.holds_signed_at = self.clock.now()
         self.note("holds", f"epoch {self.rows.hold_epoch}: {[one.release for one in self.rows.holds]}")
         self.publish_holds()
+        self.holds_changed(release)
+
+    def holds_changed(self, release: str) -> None:
+        """Open waves of that release need the new epoch."""
         for wave in list(self.rows.waves.values()):
             if wave.release == release and wave.state not in _ENDED:
-                self._change(wave)
+                self.change(wave)
                 self.settle(wave.wave_id)
 
     def revoke(self, release: str) -> None:
@@ -281,7 +287,7 @@ class Control(Parent):
             self._halt(wave, decision.reason, is_by_itself=True)
         elif decision.move is Move.CLOSE:
             wave.state, wave.reason, wave.ended_at = WaveState.CLOSED, decision.reason, now
-            self._close(wave)
+            self.close(wave)
         elif wave.shown_state is WaveState.RUNNING and not self.is_held(wave.release):
             self._issue(wave)
         elif (
@@ -289,7 +295,7 @@ class Control(Parent):
             and wave.ended_at is not None
             and now >= min(wave.expires_at, wave.ended_at + timedelta(seconds=HALT_SETTLE_S))
         ):
-            self._close(wave)
+            self.close(wave)
 
     def settle_all(self) -> None:
         """Settle every wave that is not closed."""
@@ -339,11 +345,11 @@ class Control(Parent):
         self.note("halts", f"{wave.wave_id}: {reason}")
         wave.state, wave.reason, wave.ended_at = WaveState.HALTED, reason, self.clock.now()
         self.world.facts.halted(wave, is_by_itself=is_by_itself)
-        self._change(wave)
+        self.change(wave)
         self._withdraw_permits(wave)
         self.later(HALT_SETTLE_S + 1.0, self._tick)
 
-    def _close(self, wave: Wave) -> None:
+    def close(self, wave: Wave) -> None:
         now = self.clock.now()
         self.note("closes", f"{wave.wave_id}: {wave.reason}")
         self.world.facts.closing(wave)
@@ -357,7 +363,7 @@ class Control(Parent):
         self._withdraw_permits(wave)
         self._publish_policy(wave)
 
-    def _change(self, wave: Wave) -> None:
+    def change(self, wave: Wave) -> None:
         wave.generation += 1
         self._publish_orders(wave)
 
@@ -379,6 +385,7 @@ class Control(Parent):
                 expires_at=wave.expires_at,
                 pauses=tuple(Pause(origin, why) for origin, why in sorted(wave.pauses.items())),
                 planned_at=wave.planned_at,
+                pauses_taken=wave.pauses_taken,
             )
             urgent = order.state in {WaveState.PAUSED, WaveState.HALTED}
             self.publish(
@@ -434,6 +441,8 @@ class Control(Parent):
                     self._keep(envelope, touched)
                 if snapshot.last and snapshot.node in self.stores:
                     self.hub_snapshot(snapshot.node, snapshot.incarnation)
+            case str() if report.kind == KEPT_KIND:
+                regaining.take(self, decode(KeptReport, report.body))
             case "intent":
                 self._submit(decode(IntentReport, report.body).intent)
             case _:
@@ -447,15 +456,7 @@ class Control(Parent):
             return
         if not by_device and outcome.kind not in HUB_KINDS:
             return
-        ranked = Outcome(
-            outcome.device,
-            outcome.attempt,
-            outcome.sequence,
-            outcome.kind,
-            outcome.gate,
-            by_device,
-            hashlib.sha256(envelope.payload).hexdigest(),
-        )
+        ranked = ranked_of(outcome, envelope.payload, by_device=by_device)
         if beats(ranked, wave.outcomes.get(outcome.device)):
             wave.outcomes[outcome.device] = ranked
             touched.add(wave.wave_id)
@@ -470,6 +471,8 @@ class Control(Parent):
         match intent.kind:
             case IntentKind.PAUSE_WAVE:
                 self.pause(intent.wave_id, origin_of(operator), intent.reason)
+                if (wave := self.rows.waves.get(intent.wave_id)) is not None:
+                    wave.pauses_taken = (*wave.pauses_taken, intent.intent_id)
             case IntentKind.RESUME_WAVE:
                 self.resume(intent.wave_id, origin_of(operator))
             case IntentKind.HALT_WAVE:

@@ -17,7 +17,7 @@ from tests.simulation.hubs import STORE_CONFIG
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from device.progress import Persist, Progress
@@ -88,6 +88,8 @@ class Facts:
         self.halts: dict[str, Halt] = {}
         self.blamed: set[str] = set()
         """Devices that did something of their own: they died, or were rolled back by hand."""
+        self.gone: set[str] = set()
+        """Devices that left, whether another came in their place or not: nobody repeats what they said."""
         self.unreached: set[tuple[str, str]] = set()
         """(wave, device) whose trial had no way to its hub, though its image is good."""
         self.forgetful: set[str] = set()
@@ -173,6 +175,11 @@ class Facts:
                         del self.inside[hardware]
         if self.checkers is not None:
             self.checkers.on_decision(hub, decision)
+
+    def withdrawn_unheard(self, path: str, orders: Sequence[str]) -> None:
+        """M3: a hub that has heard nothing takes no order from a device: its emptiness is no word of control."""
+        if orders:
+            self.fail("M3", f"{path} loses the order {orders[0]} to a hub that was never settled")
 
     def permit_signed(self, permit: Permit) -> None:
         """Control signed a permit."""

@@ -346,6 +346,7 @@ class Chaos:
         self.region.devices.remove(device)
         self.region.facts.inside.pop(device.hardware, None)
         self.region.facts.blamed.add(device.path)
+        self.region.facts.gone.add(device.path)
 
     def _replace_device(self) -> None:
         old = self._device()

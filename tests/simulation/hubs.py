@@ -39,14 +39,17 @@ from tests.simulation.words import decode, encode
 from wavemesh.errors import GateError, LocalError, PeerError
 from wavemesh.identity.nodes import NodeId
 from wavemesh.session.frames import Answer
+from wavemesh.session.showing import Showing
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
 from wavemesh.trust.freshness import RELEASE_MAX_AGE, ClockSource
 from wavemesh.trust.statements import Envelope, HealthPing, HealthPingAnswer, HubStatus, WaveState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.simulation.engine import World
     from tests.simulation.links import Stream
-    from wavemesh.session.frames import Ask
+    from wavemesh.session.frames import Ask, Hello, Resource, ResourceKey
     from wavemesh.session.upstream import SessionUpstream
 
 PASS_PAUSE_S = 3.0
@@ -100,7 +103,7 @@ class StoreHub(MiddleNode):
         self._asks = Asks.__new__(Asks)
         self._asks._hub = hub
         self.statuses = Statuses(hub, None, upstream.set_status)  # type: ignore[arg-type]  # views are for people
-        self.registry = DeviceRegistry(hub, self._asks, self._device_changed)
+        self.registry = _Watched(self, hub, self._asks, self._device_changed)
         downstream = self.serve(self.registry)
         hub.changed = downstream.changed
         hub.wake_upstream = upstream.wake
@@ -241,6 +244,29 @@ class _Relayed:
             hub.say(stream, ask, None if self._authority == "control" else "hub", state)
 
 
+class _Watched(DeviceRegistry):
+    """The hub's registry, whose emptiness is told to the checkers while it has never settled."""
+
+    def __init__(self, node: StoreHub, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._node = node
+        self._came: dict[str, tuple[ResourceKey, ...]] = {}
+
+    async def child_connected(self, child: NodeId, hello: Hello) -> None:
+        self._came[child.path] = tuple(one.key for one in hello.held if one.key.type == "order")
+        await super().child_connected(child, hello)
+
+    def desired(self, child: NodeId) -> Mapping[ResourceKey, Resource]:
+        wanted = super().desired(child)
+        hub = self._node.hub
+        if not hub.has_settled:
+            heard = hub.store.waves
+            gone = [key for key in self._came.get(child.path, ()) if key not in wanted]
+            unheard = [key.name for key in gone if key.name.split("/")[0] not in heard]
+            self._node.world.facts.withdrawn_unheard(child.path, unheard)
+        return wanted
+
+
 class _RingingBell(Bell):
     """The hub's bell, heard by the simulation."""
 
@@ -273,6 +299,7 @@ class SuperHub(MiddleNode):
         self.acceptance = Acceptance(self.path, b"", authorities)
         shelf = self.shelf = Shelf(self.path)
         tracing: Any = Quiet()
+        showing = Showing(log.append)
         sink = RegionSink(
             store=store,
             resources=self.resources,
@@ -280,6 +307,7 @@ class SuperHub(MiddleNode):
             shelf=shelf,
             clock=self.clock,
             tracing=tracing,
+            showing=showing,
             changed=self._region_changed,
         )
         upstream = self.dial(log, sink)
@@ -294,6 +322,7 @@ class SuperHub(MiddleNode):
             authorities=authorities,
             clock=self.clock,
             tracing=tracing,
+            showing=showing,
             appended=upstream.wake,
         )
         self.relay = _Relay(self, upstream)

@@ -261,7 +261,7 @@ def _() -> Patch:
     def make(change: Any) -> Any:
         return lambda self, wave: None if wave.state is WaveState.HALTED else change(self, wave)
 
-    return instead(Control, "_change", make)
+    return instead(Control, "change", make)
 
 
 @mutant("orders-kept", "Control closes a wave and leaves its orders in force.")

@@ -93,6 +93,8 @@ class Region:
         self.super_hubs = [SuperHub(self.world, path) for path in regions]
         self.stores: list[StoreHub] = []
         self.devices: list[DeviceNode] = []
+        self.made = 0
+        """Devices that ever were: each is a piece of hardware of its own, whatever its name."""
         self.twins: list[StoreHub] = []
         for hub in self.super_hubs:
             self._join(hub, self.control, WAN_S)
@@ -121,7 +123,8 @@ class Region:
 
     def add_device(self, hub: StoreHub, name: str) -> DeviceNode:
         """A new device of a store, registered at control."""
-        node = DeviceNode(self.world, f"{hub.path}/device/{name}", self.releases["old"], len(self.devices))
+        node = DeviceNode(self.world, f"{hub.path}/device/{name}", self.releases["old"], self.made)
+        self.made += 1
         self.connect(node, hub)
         self.devices.append(node)
         self.control.devices.add(node.path)

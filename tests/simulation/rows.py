@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from control.ledger import Outcome
 from control.permits import Issue, StoreShare
+from tests.simulation.engine import EPOCH
 from tests.simulation.words import Trust, decode
-from wavemesh.policy.gates import Gate
 from wavemesh.trust.statements import (
     DeviceStatus,
     Hold,
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from control.ledger import Outcome
     from tests.simulation.controls import Control
     from wavemesh.identity.nodes import NodeId
     from wavemesh.policy.document import Policy
     from wavemesh.session.frames import Hello, Report, Resource, ResourceKey, StatusEntry
+    from wavemesh.trust.statements import DeviceOutcome
 
 ATTEMPTS = 3
 
@@ -45,6 +47,8 @@ class Wave:
     ended_at: datetime | None = None
     closed_at: datetime | None = None
     pauses: dict[str, str] = field(default_factory=dict)
+    paused_at: dict[str, datetime] = field(default_factory=dict)
+    pauses_taken: tuple[str, ...] = ()
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     issues: dict[str, Issue] = field(default_factory=dict)
 
@@ -80,8 +84,22 @@ class Rows:
     bound: dict[str, str] = field(default_factory=dict)
     hold_epoch: int = 1
     holds: tuple[Hold, ...] = ()
+    holds_signed_at: datetime = EPOCH
     intents: set[str] = field(default_factory=set)
     runs: dict[str, str] = field(default_factory=dict)
+
+
+def ranked_of(outcome: DeviceOutcome, payload: bytes, *, by_device: bool) -> Outcome:
+    """What the ledger must know of it."""
+    return Outcome(
+        outcome.device,
+        outcome.attempt,
+        outcome.sequence,
+        outcome.kind,
+        outcome.gate,
+        by_device,
+        hashlib.sha256(payload).hexdigest(),
+    )
 
 
 class Registry:
@@ -106,8 +124,6 @@ class Registry:
     async def verdict(self, child: NodeId, accepted: Sequence[Resource], rejected: Sequence[Any]) -> None:
         for one in rejected:
             self._control.note("region-refused", f"{one.key.type}/{one.key.name}: {one.gate}")
-            if self._control.was_restored and one.gate == Gate.REPLAY.value:
-                self._control.replayed.setdefault(child.path, set()).add(one.key)
 
     async def status(self, child: NodeId, entries: Sequence[StatusEntry]) -> None:
         control = self._control

@@ -34,6 +34,7 @@ import superhub.service
 import superhub.sink
 import superhub.store
 import wavemesh.session.downstream
+import wavemesh.session.showing
 import wavemesh.session.sqlite
 from wavemesh.codec.statements import MalformedStatementError
 from wavemesh.errors import GateError
@@ -69,6 +70,7 @@ _MODULES = (
     superhub.sink,
     superhub.store,
     wavemesh.session.downstream,
+    wavemesh.session.showing,
     wavemesh.session.sqlite,
 )
 CONTROL_KEY = "control"

@@ -36,6 +36,7 @@ from wavemesh.telemetry import batches as t
 from wavemesh.telemetry import uploads
 from wavemesh.trust import cachestats as c
 from wavemesh.trust import enrolments as e
+from wavemesh.trust import kept
 from wavemesh.trust import quotes as q
 from wavemesh.trust import statements as s
 from wavemesh.v1 import artifact_pb2, enrolment_pb2, envelope_pb2, origin_pb2, report_pb2, rollout_pb2, telemetry_pb2
@@ -79,6 +80,7 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.SnapshotReport: report_pb2.SnapshotReport,
     s.IntentReport: report_pb2.IntentReport,
     s.EventReport: report_pb2.EventReport,
+    kept.KeptReport: report_pb2.KeptReport,
     s.DeviceStatus: report_pb2.DeviceStatus,
     s.LocalPause: report_pb2.HubStatus.Pause,
     s.SwapWait: report_pb2.HubStatus.Wait,
@@ -109,6 +111,7 @@ _MAX_BYTES: Mapping[type, int] = {
     s.SnapshotReport: MAX_REPORT_BYTES,
     s.IntentReport: MAX_REPORT_BYTES,
     s.EventReport: MAX_REPORT_BYTES,
+    kept.KeptReport: MAX_REPORT_BYTES,
     uploads.LogUpload: MAX_LOG_BYTES,
     t.TelemetryUpload: MAX_ASK_BYTES,
     u.OriginUrlsRequest: MAX_ASK_BYTES,
@@ -140,6 +143,7 @@ _MAX_LENGTH_BYTES: Mapping[str, int] = {
     "trust_root": 48 * 1024,
     "policy_yaml": 256 * 1024,
     "payload": MAX_STATEMENT_BYTES,
+    "content": kept.MAX_KEPT_BYTES,
     "roots": 256 * 1024,
     "timestamp": 64 * 1024,
     "snapshot": 256 * 1024,
@@ -158,6 +162,7 @@ _MAX_COUNTS: Mapping[str, int] = {
     "holds": 10_000,
     "revocations": 8192,
     "pauses": 256,
+    "pauses_taken": 64,
     "local_pauses": 1024,
     "roots": 64,
     "delegated": 64,

@@ -128,7 +128,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """Refuses an incarnation whose report numbers are behind the parent's cursor."""
+    """Refuses an incarnation whose report numbers are behind the parent's cursor, or that gave way to a newer one."""
 
     reports_through: int
 

@@ -111,7 +111,8 @@ class ChildRegistry(Protocol):
 
     async def admit(self, child: NodeId, hello: Hello) -> int:
         """Check that this child may connect (raise ForbiddenError or BusyError) and return the cursor of that
-        incarnation: the highest report number whose effect is durable here, 0 for an unknown incarnation.
+        incarnation: the highest report number whose effect is durable here, 0 for an unknown incarnation. An
+        incarnation that gave way to a newer one gets a cursor not below the child's next number: it is fenced.
         """
         ...
 

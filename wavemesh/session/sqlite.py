@@ -177,12 +177,21 @@ class SqliteCursors:
         """Read and move cursors in that database."""
         self._database = database
 
-    async def cursor(self, child_path: str, incarnation: str) -> int:
-        """The highest report number whose effect is durable, 0 for an unknown incarnation."""
+    async def admission(self, child_path: str, incarnation: str, next_number: int) -> int:
+        """The cursor to admit a child by that will next send ``next_number``; 0 for an unknown incarnation.
+
+        An incarnation that gave way to a newer one has nothing more to say, whatever its numbers: it is the disk of an
+        earlier day, or a copy. Its cursor is not below its next number, so it is fenced, and tells all it holds.
+        """
         row = await self._database.fetch_one(
-            "SELECT through FROM session_cursors WHERE child_path = ? AND incarnation = ?", (child_path, incarnation)
+            "SELECT through, EXISTS (SELECT 1 FROM session_cursors AS newer "
+            "WHERE newer.child_path = heard.child_path AND newer.id > heard.id) AS gave_way "
+            "FROM session_cursors AS heard WHERE child_path = ? AND incarnation = ?",
+            (child_path, incarnation),
         )
-        return 0 if row is None else int(row["through"])
+        if row is None:
+            return 0
+        return max(int(row["through"]), next_number) if row["gave_way"] else int(row["through"])
 
     async def advance(self, tx: Transaction, child_path: str, incarnation: str, through: int) -> None:
         """Move the cursor in the caller's transaction; it never goes back."""

@@ -132,7 +132,10 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class WaveOrder:
-    """Control's order for one wave at one store; ``store`` is a path, ``devices`` are names within the store."""
+    """Control's order for one wave at one store; ``store`` is a path, ``devices`` are names within the store.
+
+    ``pauses_taken`` are intents to pause that control acted on: ``pauses`` says which of them are in force.
+    """
 
     payload_type: ClassVar[str] = _PREFIX + "order.v1"
     wave_id: str
@@ -150,6 +153,7 @@ class WaveOrder:
     expires_at: datetime
     pauses: tuple[Pause, ...] = ()
     planned_at: datetime | None = None
+    pauses_taken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

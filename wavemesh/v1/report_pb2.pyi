@@ -354,6 +354,38 @@ class IntentReport(_message.Message):
 Global___IntentReport: _TypeAlias = IntentReport  # noqa: Y015
 
 @_typing.final
+class KeptReport(_message.Message):
+    """Report kind "kept": what a hub refused as older than a word of control that it holds, and this is that word. Also sent
+    when the last word on a wave is taken back. A control restored from a backup takes its own newer words up again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """Type of the resource: "tuf", "holds", "revocations", "order", "permit", "closed"."""
+    name: _builtins.str
+    """Its name."""
+    content: _builtins.bytes
+    """Its content as held, with control's signature in it. At most 192 KiB; what is larger is not shown."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        name: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptReport: _TypeAlias = KeptReport  # noqa: Y015
+
+@_typing.final
 class EventReport(_message.Message):
     """Report kind "event": something an operator or auditor wants to know, kept in control's audit."""
 

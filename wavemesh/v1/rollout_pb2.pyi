@@ -161,6 +161,7 @@ class WaveOrder(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PAUSES_FIELD_NUMBER: _builtins.int
     PLANNED_AT_FIELD_NUMBER: _builtins.int
+    PAUSES_TAKEN_FIELD_NUMBER: _builtins.int
     wave_id: _builtins.str
     """The wave."""
     generation: _builtins.int
@@ -203,6 +204,12 @@ class WaveOrder(_message.Message):
         gets a permit. Absent in orders of control before 0.2.
         """
 
+    @_builtins.property
+    def pauses_taken(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the intents to pause this wave that control has acted on, the latest 64: whether these pauses are in force,
+        pauses says. A hub's own pause of such an intent gives way to that, for control may have lifted it already.
+        """
+
     def __init__(
         self,
         *,
@@ -221,10 +228,11 @@ class WaveOrder(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         pauses: _abc.Iterable[Global___Pause] | None = ...,
         planned_at: _timestamp_pb2.Timestamp | None = ...,
+        pauses_taken: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "planned_at", b"planned_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "device_class", b"device_class", "devices", b"devices", "expires_at", b"expires_at", "generation", b"generation", "hardware_revision", b"hardware_revision", "issued_at", b"issued_at", "least_hold_epoch", b"least_hold_epoch", "pauses", b"pauses", "planned_at", b"planned_at", "policy_digest", b"policy_digest", "release", b"release", "state", b"state", "store", b"store", "wave_id", b"wave_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "device_class", b"device_class", "devices", b"devices", "expires_at", b"expires_at", "generation", b"generation", "hardware_revision", b"hardware_revision", "issued_at", b"issued_at", "least_hold_epoch", b"least_hold_epoch", "pauses", b"pauses", "pauses_taken", b"pauses_taken", "planned_at", b"planned_at", "policy_digest", b"policy_digest", "release", b"release", "state", b"state", "store", b"store", "wave_id", b"wave_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -708,7 +708,9 @@ Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
 
 @_typing.final
 class Fenced(_message.Message):
-    """The child must take a new incarnation, send a full snapshot of its outcomes, and come again."""
+    """The child must take a new incarnation, send a full snapshot of its outcomes, and come again: the numbers of this one
+    are behind what the parent knows of it, or it gave way to a newer one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -97,7 +97,7 @@ async def test_restart_keeps_what_no_snapshot_covers(database: Database) -> None
 
 async def test_cursors_move_in_the_transaction_and_never_back(database: Database) -> None:
     cursors = SqliteCursors(database)
-    assert await cursors.cursor("store", "i") == 0
+    assert await cursors.admission("store", "i", 1) == 0
 
     async def move(incarnation: str, through: int) -> None:
         async with database.transaction() as tx:
@@ -105,12 +105,27 @@ async def test_cursors_move_in_the_transaction_and_never_back(database: Database
 
     await move("i", 5)
     await move("i", 3)
-    assert await cursors.cursor("store", "i") == 5
-    assert await cursors.cursor("other", "i") == 0
+    assert await cursors.admission("store", "i", 1) == 5
+    assert await cursors.admission("other", "i", 1) == 0
     for number in range(MAX_INCARNATIONS):
         await move(f"j{number}", 1)
-    assert await cursors.cursor("store", "i") == 0
-    assert await cursors.cursor("store", "j0") == 1
+    assert await cursors.admission("store", "i", 1) == 0
+    assert await cursors.admission("store", f"j{MAX_INCARNATIONS - 1}", 1) == 1
+
+
+async def test_an_incarnation_that_gave_way_is_fenced_whatever_its_numbers(database: Database) -> None:
+    """M3, P6: permits are bound to the newest incarnation; one that came before it, from a copy, must not stay."""
+    cursors = SqliteCursors(database)
+    async with database.transaction() as tx:
+        await cursors.advance(tx, "store", "first", 7)
+        await cursors.advance(tx, "other", "first", 7)
+    assert await cursors.admission("store", "first", 8) == 7
+    async with database.transaction() as tx:
+        await cursors.advance(tx, "store", "copy", 2)
+    assert await cursors.admission("store", "first", 8) == 8
+    assert await cursors.admission("store", "first", 3) == 7
+    assert await cursors.admission("store", "copy", 3) == 2
+    assert await cursors.admission("other", "first", 8) == 7
 
 
 async def test_resources_are_served_under_versions_of_this_hub(database: Database) -> None:

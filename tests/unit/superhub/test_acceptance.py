@@ -149,6 +149,26 @@ def test_nothing_goes_back(acceptance: Acceptance, trust_keys: TrustKeys) -> Non
             acceptance.accept(one, NOW)
 
 
+def test_a_wave_that_is_over_stays_over(acceptance: Acceptance, trust_keys: TrustKeys) -> None:
+    """P6: control restored from a backup may come to higher numbers before it hears of the halt that it forgot."""
+
+    def offer(generation: int, state: WaveState) -> None:
+        acceptance.accept(signed(trust_keys, "142/store-208", "order", order(generation, state=state)), NOW)
+
+    offer(2, WaveState.HALTED)
+    offer(3, WaveState.HALTED)
+    for state in (WaveState.RUNNING, WaveState.PAUSED, WaveState.PLANNED):
+        with refused("replay", "halted for ever"):
+            offer(9, state)
+    closed = signed(trust_keys, "142", "closed", WaveClosed("142", WaveState.HALTED, NOW))
+    acceptance.accept(closed, NOW)
+    acceptance.forget(ResourceKey("order", "142/store-208"))
+    with refused("replay", "closed for ever"):
+        offer(9, WaveState.HALTED)
+    acceptance.forget(closed.key)
+    offer(9, WaveState.RUNNING)
+
+
 def test_nothing_is_believed_without_trust_metadata(fleet_ca: FleetCa, trust_keys: TrustKeys) -> None:
     bare = Acceptance(REGION, trust_keys.pinned_root, Authorities([fleet_ca.certificate]))
     with refused("signature", "before any trust metadata"):
