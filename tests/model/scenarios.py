@@ -69,7 +69,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "parent-crash": _session(
         Plot((_A,), (_GIVE, _TAKE), _kinds("crash-parent")), Plot((_A_ONE,), (_GIVE,), _kinds("crash-parent"))
     ),
-    "two-children": _session(Plot((_A_ONE, _B), (_GIVE, _GIVE_B), _kinds()), Plot((_A_ONE, _B), (), _kinds())),
+    "two-children": _session(Plot((_A, _B), (_GIVE, _GIVE_B), _kinds()), Plot((_A_ONE, _B), (), _kinds())),
     "child-restore": _session(
         Plot((_A,), (_GIVE,), _kinds("restore-child")), Plot((_A_ONE,), (), _kinds("restore-child"))
     ),

@@ -33,14 +33,14 @@ COUNTS = {
     "urgent": 2336,
     "parent-crash": 790,
     "two-children": 4804,
-    "child-restore": 1518,
-    "parent-restore": 842,
+    "child-restore": 1059,
+    "parent-restore": 839,
     "child-clone": 2688,
     "permits": 640,
     "halt": 1439,
     "hub-crash": 1726,
-    "hub-restore": 3028,
-    "control-restore": 219,
+    "hub-restore": 1131,
+    "control-restore": 205,
     "power": 308,
 }
 A = (("A", (Report(OUTCOME, b"a1"),)),)
