@@ -33,6 +33,7 @@ COUNTS = {
     "urgent": 2336,
     "parent-crash": 790,
     "two-children": 4804,
+    "shared-crash": 5003,
     "child-restore": 1059,
     "parent-restore": 839,
     "child-clone": 2688,
