@@ -12,12 +12,10 @@ that was written before anything started. Imports no product code. Exit code 1 i
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.evidence import (
@@ -31,9 +29,11 @@ from lab.evidence import (
     swaps,
     wave_state,
 )
+from lab.verdicts import Judged, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lab.evidence import Outcome
 
@@ -168,22 +168,12 @@ def explain(verdict: Verdict) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge from the command line; 2 when there is nothing to judge by."""
-    parser = argparse.ArgumentParser(prog="python -m bench.truth", description=__doc__.partition("\n")[0])
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a fleet's directory, kept by --keep")
-    parser.add_argument("--json", metavar="FILE", help="write the verdict as JSON; - is standard output")
-    arguments = parser.parse_args(argv)
-    try:
-        verdict = judge(arguments.directory)
-    except EvidenceError as exc:
-        sys.stderr.write(f"error: {exc}\n")
-        return 2
-    sys.stderr.write("".join(f"{line}\n" for line in explain(verdict)))
-    text = json.dumps({"holds": verdict.holds, **asdict(verdict)}) + "\n"
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    elif arguments.json:
-        Path(arguments.json).write_text(text, encoding="utf-8")
-    return 0 if verdict.holds else 1
+    return command("bench.truth", __doc__, _judged, argv)
+
+
+def _judged(directory: Path) -> Judged:
+    verdict = judge(directory)
+    return Judged(verdict.holds, "".join(f"{line}\n" for line in explain(verdict)), asdict(verdict))
 
 
 if __name__ == "__main__":

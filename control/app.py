@@ -40,8 +40,10 @@ from control.waves import Waves
 from wavemesh import __version__
 from wavemesh.errors import LocalError
 from wavemesh.identity.credentials import NodeCredentials
+from wavemesh.identity.files import sweep_pairs
 from wavemesh.identity.nodes import Role
 from wavemesh.runtime.config import load_config
+from wavemesh.runtime.durable import Disk
 from wavemesh.runtime.grpc import make_server, serve_health, set_serving
 from wavemesh.runtime.peers import Peers
 from wavemesh.session import downstream as session
@@ -315,6 +317,7 @@ def _credentials(directory: Path, clock: Clock) -> NodeCredentials:
     if credentials.node_id.role is not Role.CONTROL:
         msg = f"{directory / 'identity'} is the identity of {credentials.node_id.uri}, which is no control"
         raise NotControlError(msg)
+    sweep_pairs(directory / "identity", Disk())
     return credentials
 
 

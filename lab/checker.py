@@ -7,12 +7,10 @@ exit code 0 only if all hold, 1 if one does not, 2 if there is nothing to check.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.evidence import (
@@ -27,9 +25,11 @@ from lab.evidence import (
     slot_sha256,
     swaps,
 )
+from lab.verdicts import Judged, command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from lab.evidence import Outcome
 
@@ -229,27 +229,18 @@ def _words(outcome: Outcome | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m lab.checker", description=__doc__.partition("\n")[0])
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a demo's directory")
-    parser.add_argument("--json", metavar="FILE", help="write the findings as JSON; - is stdout")
-    arguments = parser.parse_args(argv)
-    try:
-        findings = check(arguments.directory)
-    except EvidenceError as exc:
-        sys.stderr.write(f"error: {exc}\n")
-        return 2
-    table = sys.stderr if arguments.json == "-" else sys.stdout
+    return command("lab.checker", __doc__, _judged, argv)
+
+
+def _judged(directory: Path) -> Judged:
+    findings = check(directory)
+    lines = []
     for finding in findings:
-        table.write(f"{'yes' if finding.holds else 'NO '}  {finding.fact}\n")
+        lines.append(f"{'yes' if finding.holds else 'NO '}  {finding.fact}")
         if not finding.holds:
-            table.write("".join(f"       {line}\n" for line in finding.seen.split("; ")))
-    if arguments.json:
-        text = json.dumps({"holds": all(f.holds for f in findings), "facts": [asdict(f) for f in findings]})
-        if arguments.json == "-":
-            sys.stdout.write(text + "\n")
-        else:
-            Path(arguments.json).write_text(text + "\n", encoding="utf-8")
-    return 0 if all(finding.holds for finding in findings) else 1
+            lines += [f"       {line}" for line in finding.seen.split("; ")]
+    told = "".join(f"{line}\n" for line in lines)
+    return Judged(all(finding.holds for finding in findings), told, {"facts": [asdict(one) for one in findings]})
 
 
 if __name__ == "__main__":

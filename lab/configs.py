@@ -18,7 +18,7 @@ def control_config(lab: Lab) -> str:
 listen = "{lab.address("control")}"
 tick_s = 0.5
 heartbeat_s = {lab.heartbeat_s}
-halt_settle_s = 30.0
+halt_settle_s = {lab.halt_settle_s}
 delivery_wait_s = 1.0
 drain_s = 1.0
 """

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 KINDS = ("", "pending", "refused", "updated", "rolled_back", "failed", "silent", "unknown", "inconclusive")
 # From the first durable step towards the reboot until the agent knows how it ended.
 SWAP_STATES = frozenset({"ARMED", "TRIAL", "COMMITTING", "ROLLING_BACK", "AWAITING_SIGNOFF"})
+_SPENT = frozenset({"updated", "rolled_back", "failed"})
+_PERMITTED = "SELECT device, store FROM permits WHERE wave_id = ?"
 _DATABASES = {".sqlite", ".sqlite3", ".db"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -158,7 +160,31 @@ def permits_in_force(control: Path, wave: str, store: str) -> set[str]:
         wave,
         store,
     )
-    return {str(row[0]) for row in rows if not (row[2] and str(row[1]).lower() in {"updated", "rolled_back", "failed"})}
+    return {str(row[0]) for row in rows if not (row[2] and str(row[1]).lower() in _SPENT)}
+
+
+def permitted(control: Path, wave: str) -> dict[str, str]:
+    """Devices (paths) that control ever issued a permit of that wave for, written off or not, and their stores."""
+    return {str(row[0]): str(row[1]) for row in _query(control, _PERMITTED, wave)}
+
+
+def permits_unspent(control: Path, wave: str) -> set[str]:
+    """Devices (paths) that may still swap by a permit: one was issued, and no final word of the device is known.
+
+    As ``permits_in_force``, but for all stores, and a permit that was written off may be in somebody's hands.
+    """
+    spent = {
+        str(row[0])
+        for row in _query(control, "SELECT device, kind, by_device FROM outcomes WHERE wave_id = ?", wave)
+        if row[2] and str(row[1]).lower() in _SPENT
+    }
+    return permitted(control, wave).keys() - spent
+
+
+def is_closed(control: Path, wave: str) -> bool:
+    """Whether control has said its last word on a wave."""
+    rows = _query(control, "SELECT closed_at FROM waves WHERE wave_id = ?", wave)
+    return bool(rows) and rows[0][0] is not None
 
 
 def wave_state(control: Path, wave: str) -> str:

@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 READY_TIMEOUT_S = 60.0
 _PAGE_SIZE = 1000
+_SIGNERS = ("release-1", "release-3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Draft:
     names: ReleaseNames
     firmware: Path
     age: timedelta = timedelta()
-    keys: tuple[str, ...] = ("release-1", "release-3")
+    keys: tuple[str, ...] = _SIGNERS
     regions: tuple[str, ...] = (topology.REGION,)
     bundle: Path | None = None
 
@@ -141,6 +142,26 @@ def hold(lab: Lab, release: str, reason: str) -> None:
     """Put a release on hold."""
     request = operator_pb2.SetHoldRequest(release=release, held=True, reason=reason)
     _control(lab, lambda stub: stub.SetHold(request, timeout=CALL_TIMEOUT_S))
+
+
+def revoke(lab: Lab, release: str, reason: str) -> None:
+    """Take a release back for ever, by the release keys; done again it changes nothing."""
+    published = _control(
+        lab, lambda stub: stub.ListReleases(operator_pb2.ListReleasesRequest(), timeout=CALL_TIMEOUT_S)
+    )
+    directory = lab.directory / "releases" / f"{release}-revoked"
+    if releasing.create_revocation(directory, release, reason, releasing.Base.of(published), datetime.now(UTC)) is None:
+        return
+    releasing.sign(directory, [load_signer(offline_key(lab, name)) for name in _SIGNERS], datetime.now(UTC))
+    request = operator_pb2.PublishReleaseRequest(targets=releasing.signed_targets(directory))
+    _control(lab, lambda stub: stub.PublishRelease(request, timeout=CALL_TIMEOUT_S))
+
+
+def counts(lab: Lab, wave: str) -> dict[str, int]:
+    """How many outcomes of each kind control tells of a wave, by the ledger's words."""
+    request = operator_pb2.GetWaveRequest(wave_id=wave)
+    told = _control(lab, lambda stub: stub.GetWave(request, timeout=CALL_TIMEOUT_S)).wave.counts
+    return {field.name: value for field, value in told.ListFields()}
 
 
 def plan(lab: Lab, wave: str, policy: bytes) -> operator_pb2.Wave:

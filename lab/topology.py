@@ -80,6 +80,11 @@ class Lab:
         """Seconds between heartbeats of control's and the stores' sessions."""
         return 1.0
 
+    @property
+    def halt_settle_s(self) -> float:
+        """Seconds from a halt to control's last word on the wave."""
+        return 30.0
+
     def launcher(self, name: str) -> tuple[str, ...]:
         """What a process's command is put behind; nothing, where all are on one machine."""
         del name

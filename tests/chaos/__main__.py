@@ -2,7 +2,8 @@
 
 The lab's processes run wave after wave while a script drawn from the seed breaks them, their disks, clocks and links;
 an independent checker reads what came of it. Prints a line a fault on stderr and a table at the end. Exit code 0 only
-if nothing is lost, counted twice, bricked, over the limit, untrue, corrupt, orphaned or stuck; 2 for bad input.
+if nothing is lost, counted twice, bricked, over the limit, untrue, corrupt, orphaned or stuck, no bad release was kept,
+no stop exposed more than was outstanding, and no rollback or halt was missed; 2 for bad input.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from lab import processes
 from tests.chaos import place, tampering
+from tests.chaos.plots import Plot
 from tests.chaos.run import ChaosRun, Result, Telling
 from wavemesh.errors import WavemeshError
 
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MOST_MINUTES = 24 * 60
-_COUNTS = ("lost", "duplicated", "bricked", "over_limit", "untrue", "corrupt", "orphans", "stuck")
+_COUNTS = (
+    *("lost", "duplicated", "bricked", "over_limit", "untrue", "exposed", "escaped", "unreturned", "ignored"),
+    *("miscounted", "unexercised", "corrupt", "orphans", "stuck"),
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -40,6 +45,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tamper", action="store_true", help="then falsify each fact and see that the checker finds it"
     )
+    parser.add_argument(
+        *("--plot", "--plots"),
+        action="extend",
+        nargs="+",
+        default=[],
+        choices=[plot.value for plot in Plot],
+        help="what the waves are about, in this order and over again (default: all, in an order of the seed's)",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="an empty directory to run in, which stays")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -48,6 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     obstacle = "" if options.inside or options.network == "proxies" else place.obstacle()
     if options.network == "sites" and obstacle:
         parser.error(f"--network sites: {obstacle}")
+    if options.tamper and options.plot and not {plot.value for plot in tampering.NEEDED} <= set(options.plot):
+        parser.error(f"--tamper needs --plot {' '.join(plot.value for plot in tampering.NEEDED)} among the plots")
     if options.keep is not None and options.keep.exists() and any(options.keep.iterdir()):
         parser.error(f"--keep {options.keep}: not empty")
     if options.network == "auto":
@@ -63,16 +78,17 @@ def run(options: argparse.Namespace) -> int:
     say = Telling(lambda line: (sys.stderr.write(line), sys.stderr.flush()))
     lab, network = place.build_sites(directory) if options.network == "sites" else place.build_plain(directory)
     try:
-        chaos = ChaosRun(lab, network, options.seed, say)
+        chaos = ChaosRun(lab, network, options.seed, say, [Plot(name) for name in options.plot])
         try:
             chaos.play(options.minutes, result)
         finally:
             chaos.finish(result)
     finally:
         processes.kill(lab, list(processes.commands(lab)))
-    unseen = tampering.unseen(directory) if options.tamper and result.holds else []
-    if unseen:
-        result.found["unseen"] = unseen
+    if options.tamper and result.holds:
+        result.falsified, unseen = tampering.falsified(directory)
+        if unseen:
+            result.found["unseen"] = unseen
     _show(result, directory, say)
     if options.json:
         text = json.dumps({"holds": result.holds, **asdict(result)}) + "\n"
@@ -88,9 +104,11 @@ def run(options: argparse.Namespace) -> int:
 def _show(result: Result, directory: Path, say: Telling) -> None:
     """The table, and with a violation where to look."""
     rows = [(kind, count) for kind, count in result.faults.items()]
+    rows += [(f"halt {plot}", count) for plot, count in result.halts.items()]
     rows += [("at once", result.at_once), ("ended", len(result.ended_by_themselves)), ("waves", result.waves)]
+    rows += [("falsified", result.falsified)] if result.falsified else []
     rows += [(kind, getattr(result, kind)) for kind in _COUNTS]
-    sys.stderr.write("".join(f"{name:12}{count:6}\n" for name, count in rows))
+    sys.stderr.write("".join(f"{name:18}{count:6}\n" for name, count in rows))
     if result.holds:
         return
     events = "".join(f"  {line}\n" for line in say.last)

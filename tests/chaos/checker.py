@@ -2,14 +2,20 @@
 
 Judged from slots' bytes, boot environments, the boards' records and the nodes' databases alone, against
 ``DIR/expected.json``, which the run writes: stores and devices, images by version, the swap limit, and the waves so
-far, each of which takes every device. What is found wrong, by kind:
+far (``tests/chaos/waves.py``), each of which takes every device. What is found wrong, by kind:
 
-* *lost*: a target without a final outcome at control, or with another one there than at its hub, or with another one at
-  the super hub, which forgets a wave once control has closed it;
+* *lost*: a target without a final outcome at control, but in a wave that was halted, or with another one there than at
+  its hub, or with another one at the super hub, which forgets a wave once control has closed it;
 * *duplicated*: an outcome that is in a ledger twice, at two hubs, or for no target of the wave;
 * *bricked*: the boot environment is unreadable, a trial is left over, or what the device boots is no whole image;
 * *over_limit*: more devices of a store than the limit between arming and outcome, by what they told their boards;
 * *untrue*: the last update that control counts is not what the device runs;
+* *exposed*: a device that ARMED without a permit, or in a wave that was stopped without one that was outstanding then;
+* *escaped*: a bad release that was committed, or is counted as an update;
+* *unreturned*: a device that rolled back, or never swapped, and does not run its previous image to the byte;
+* *ignored*: a device that an operator rolled back, and control has another outcome of it;
+* *miscounted*: counts that a node told and its ledger does not have; a halt too many or too few by the ratio;
+* *unexercised*: a plot that had no effect, so that its checks have shown nothing;
 * *corrupt*: a database that SQLite's own check finds fault with.
 
 Exit code 1 if anything is wrong, 2 if there is nothing to judge by.
@@ -17,13 +23,11 @@ Exit code 1 if anything is wrong, 2 if there is nothing to judge by.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sqlite3
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.evidence import (
@@ -33,34 +37,51 @@ from lab.evidence import (
     database,
     hub_ledger,
     most_at_once,
+    permitted,
     slot_sha256,
     swaps,
+    wave_state,
 )
+from lab.verdicts import Judged, command
+from tests.chaos import waves
+from tests.chaos.waves import FINAL, Boards, Seen, Wave, read_waves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from lab.evidence import Outcome
 
-FINAL = frozenset({"updated", "rolled_back", "failed", "silent", "refused", "inconclusive"})
+
+_COUNTED = frozenset({"outcomes", "gates", "halts"})
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What was found wrong, in words, and how many outcomes of each kind control counts."""
+    """What was found wrong, in words; how many outcomes of each kind, and by which gate, control counts; which waves of
+    which plot were halted.
+    """
 
     outcomes: dict[str, int] = field(default_factory=dict)
+    gates: dict[str, int] = field(default_factory=dict)
+    halts: dict[str, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     duplicated: list[str] = field(default_factory=list)
     bricked: list[str] = field(default_factory=list)
     over_limit: list[str] = field(default_factory=list)
     untrue: list[str] = field(default_factory=list)
+    exposed: list[str] = field(default_factory=list)
+    escaped: list[str] = field(default_factory=list)
+    unreturned: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    miscounted: list[str] = field(default_factory=list)
+    unexercised: list[str] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
 
     @property
     def wrong(self) -> dict[str, list[str]]:
         """The findings by kind."""
-        return {kind: found for kind, found in asdict(self).items() if kind != "outcomes"}
+        return {kind: found for kind, found in asdict(self).items() if kind not in _COUNTED}
 
     @property
     def holds(self) -> bool:
@@ -81,7 +102,7 @@ class Run:
             self.images: dict[str, dict[str, Any]] = expected["images"]
             self.first_version: str = expected["first_version"]
             self.swap_limit: int = expected["swap_limit"]
-            self.waves: list[dict[str, str]] = expected["waves"]
+            self.waves: list[Wave] = read_waves(expected["waves"], dict.fromkeys(self.paths, self.first_version))
         except (OSError, ValueError, KeyError) as exc:
             raise EvidenceError(f"{path}: {exc!r}") from exc
         self.directory = directory
@@ -90,36 +111,49 @@ class Run:
         """A device's directory."""
         return self.directory / "devices" / name
 
-    def ledgers(self, wave: str) -> dict[str, list[Outcome]]:
-        """The wave's ledger at each node that has one; raises EvidenceError."""
-        found = {"control": control_ledger(self.directory / "control", wave)}
-        found["superhub"] = hub_ledger(self.directory / "superhub", wave)
-        return found | {store: hub_ledger(self.directory / "stores" / store, wave) for store in self.stores}
+    @property
+    def paths_by_store(self) -> dict[str, list[str]]:
+        """The devices of each store, by path."""
+        return {store: [self.paths[name] for name in names] for store, names in self.stores.items()}
+
+    def see(self, wave: Wave) -> Seen:
+        """What nodes have of the wave; raises EvidenceError."""
+        control = self.directory / "control"
+        found = {"control": control_ledger(control, wave.name)}
+        found["superhub"] = hub_ledger(self.directory / "superhub", wave.name)
+        found |= {store: hub_ledger(self.directory / "stores" / store, wave.name) for store in self.stores}
+        return Seen(found, frozenset(permitted(control, wave.name)), wave_state(control, wave.name))
 
 
 def check(directory: Path) -> Verdict:
     """Look at everything; raises EvidenceError when there is nothing to judge by."""
     run = Run(directory)
     verdict = Verdict(corrupt=list(_corrupt(directory)))
+    boards = Boards({name: run.device(name) for name in run.paths}, run.paths)
     updated_to = dict.fromkeys(run.paths, run.first_version)
+    names = {path: name for name, path in run.paths.items()}
     counted: Counter[str] = Counter()
+    gates: Counter[str] = Counter()
+    halts: Counter[str] = Counter()
     for wave in run.waves:
         try:
-            ledgers = run.ledgers(wave["wave"])
+            seen = run.see(wave)
         except EvidenceError as exc:
-            verdict.lost.append(f"{wave['wave']}: {exc}")
+            verdict.lost.append(f"{wave.name}: {exc}")
             continue
-        verdict.duplicated += _duplicated(run, wave["wave"], ledgers)
-        verdict.lost += _lost(run, wave["wave"], ledgers)
-        names = {path: name for name, path in run.paths.items()}
-        for outcome in ledgers["control"]:
+        _judge(run, wave, seen, boards, verdict)
+        halts[wave.plot.value] += seen.state == "halted"
+        for outcome in seen.ledgers["control"]:
             counted[outcome.kind] += 1
+            gates[outcome.gate] += 1
             if outcome.kind == "updated" and outcome.device in names:
-                updated_to[names[outcome.device]] = wave["version"]
+                updated_to[names[outcome.device]] = wave.version
     verdict.outcomes = dict(sorted(counted.items()))
+    verdict.gates = {gate: count for gate, count in sorted(gates.items()) if gate}
+    verdict.halts = {plot: count for plot, count in sorted(halts.items()) if count}
     for name in run.paths:
         try:
-            version = _running(run, name)
+            version = running(run, name)
         except EvidenceError as exc:
             verdict.bricked.append(str(exc))
             continue
@@ -129,21 +163,34 @@ def check(directory: Path) -> Verdict:
     return verdict
 
 
-def _lost(run: Run, wave: str, ledgers: dict[str, list[Outcome]]) -> Iterator[str]:
-    by_device = {where: {outcome.device: outcome for outcome in ledger} for where, ledger in ledgers.items()}
+def _judge(run: Run, wave: Wave, seen: Seen, boards: Boards, verdict: Verdict) -> None:
+    """What is to be said of one wave; what it came to in the end, only once it is over."""
+    verdict.duplicated += _duplicated(run, wave.name, seen.ledgers)
+    verdict.lost += _lost(run, wave, seen)
+    verdict.exposed += waves.exposed(wave, seen, boards, run.paths_by_store)
+    verdict.escaped += waves.escaped(wave, seen, boards)
+    if wave.is_over:
+        verdict.unreturned += waves.unreturned(wave, seen, run.paths)
+        verdict.ignored += waves.ignored(wave, seen, run.paths)
+        verdict.miscounted += waves.miscounted(wave, seen, run.paths_by_store)
+        verdict.unexercised += waves.unexercised(wave, seen)
+
+
+def _lost(run: Run, wave: Wave, seen: Seen) -> Iterator[str]:
+    by_device = {where: {outcome.device: outcome for outcome in ledger} for where, ledger in seen.ledgers.items()}
     for store, names in run.stores.items():
         for name in names:
             path = run.paths[name]
             at_control, at_hub = by_device["control"].get(path), by_device[store].get(path)
-            if at_control is None or at_control.kind not in FINAL:
-                yield f"{wave} {name}: control has {_words(at_control)}"
+            if (at_control is None or at_control.kind not in FINAL) and seen.state != "halted":
+                yield f"{wave.name} {name}: control has {_words(at_control)}"
             at_superhub = by_device["superhub"].get(path, at_hub)
             for above, outcome in (("control", at_control), ("superhub", at_superhub)):
                 if outcome != at_hub:
-                    yield f"{wave} {name}: {above} has {_words(outcome)}, {store} {_words(at_hub)}"
+                    yield f"{wave.name} {name}: {above} has {_words(outcome)}, {store} {_words(at_hub)}"
 
 
-def _duplicated(run: Run, wave: str, ledgers: dict[str, list[Outcome]]) -> Iterator[str]:
+def _duplicated(run: Run, wave: str, ledgers: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
     for where, ledger in ledgers.items():
         counted = Counter(outcome.device for outcome in ledger)
         yield from (f"{wave} {path}: {times} times at {where}" for path, times in counted.items() if times > 1)
@@ -151,7 +198,7 @@ def _duplicated(run: Run, wave: str, ledgers: dict[str, list[Outcome]]) -> Itera
         yield from (f"{wave} {path}: no target, but counted at {where}" for path in sorted(set(counted) - targets))
 
 
-def _running(run: Run, name: str) -> str:
+def running(run: Run, name: str) -> str:
     """The version that the device boots; EvidenceError when that is nothing whole."""
     environment: Any = boot_environment(run.device(name))
     if environment["trial"] is not None:
@@ -192,25 +239,16 @@ def _words(outcome: Outcome | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.chaos.checker", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a run's directory, kept by --keep")
-    parser.add_argument("--json", metavar="FILE", help="write the verdict as JSON; - is stdout")
-    arguments = parser.parse_args(argv)
-    try:
-        verdict = check(arguments.directory)
-    except EvidenceError as exc:
-        sys.stderr.write(f"error: {exc}\n")
-        return 2
-    for kind, found in verdict.wrong.items():
-        sys.stderr.write(f"{kind:11}{len(found):5}\n" + "".join(f"      {text}\n" for text in found))
-    text = json.dumps({"holds": verdict.holds, **asdict(verdict)}) + "\n"
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    elif arguments.json:
-        Path(arguments.json).write_text(text, encoding="utf-8")
-    return 0 if verdict.holds else 1
+    return command("tests.chaos.checker", __doc__ or "", _judged, argv)
+
+
+def _judged(directory: Path) -> Judged:
+    verdict = check(directory)
+    rows = [
+        f"{kind:11}{len(found):5}\n" + "".join(f"      {text}\n" for text in found)
+        for kind, found in verdict.wrong.items()
+    ]
+    return Judged(verdict.holds, "".join(rows), asdict(verdict))
 
 
 if __name__ == "__main__":

@@ -12,22 +12,33 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import topology
+from edgectl.contexts import Contexts, save_contexts
+from lab import operations, topology
 from lab.images import build_small_images
 from lab.provision import free_ports, furnish
 from lab.topology import STORES, Lab, port_names
 from tests.chaos.network import UPLINK, Machines, Proxies, add_namespace, inside, join
+from tests.chaos.plots import Plot
 from tests.chaos.script import Kind
+from wavemesh.identity.ca import FleetCa, write_node
+from wavemesh.identity.nodes import NodeId
 
 if TYPE_CHECKING:
+    import random
+
     from tests.chaos.network import Network
 
+_STORE_OPERATOR = "bob"
+_SLACK = timedelta(minutes=5)
 IMAGE_BYTES = 256 * 1024
-CLOCKS = Path(__file__).resolve().parent / "clocks"
-_NAMESPACES = Path("/run/netns")
+MARK_BYTES = 16
+WRONGS = Path(__file__).resolve().parent / "wrongs"
+NAMESPACES = Path("/run/netns")
 _CLOUD, _SUPERHUB = "10.99.0.1", "10.99.255.1"
 _HUB_DISK, _DEVICE_DISK = "64m", "8m"
 _TOOLS = ("unshare", "nsenter", "ip", "tc", "iptables", "mount", "umount")
@@ -44,10 +55,15 @@ class ChaosLab(Lab):
         """Half as often as in the lab: a busy machine shall not end more sessions than the faults do."""
         return 2.0
 
+    @property
+    def halt_settle_s(self) -> float:
+        """A run has many halts, and late outcomes count all the same."""
+        return 6.0
+
     def launcher(self, name: str) -> tuple[str, ...]:
         """Give the process a clock that is wrong when its directory says so."""
         del name
-        return ("/usr/bin/env", f"PYTHONPATH={CLOCKS}")
+        return ("/usr/bin/env", f"PYTHONPATH={WRONGS}")
 
 
 class SiteLab(ChaosLab):
@@ -76,7 +92,7 @@ class SiteLab(ChaosLab):
     def launcher(self, name: str) -> tuple[str, ...]:
         """Start it at its site."""
         site = self.site(name)
-        prefix = ("nsenter", f"--net={_NAMESPACES / site}") if site else ()
+        prefix = ("nsenter", f"--net={NAMESPACES / site}") if site else ()
         return (*prefix, *super().launcher(name))
 
 
@@ -111,8 +127,8 @@ def build_sites(directory: Path) -> tuple[Lab, Network]:
     """The lab at its sites; only inside ``enter``. Raises WavemeshError or CalledProcessError."""
     stores = dict(STORES)
     lab = SiteLab(directory.resolve(), free_ports(port_names(stores)), stores)
-    _NAMESPACES.mkdir(parents=True, exist_ok=True)
-    inside("", "mount", "-t", "tmpfs", "tmpfs", str(_NAMESPACES))
+    NAMESPACES.mkdir(parents=True, exist_ok=True)
+    inside("", "mount", "-t", "tmpfs", "tmpfs", str(NAMESPACES))
     inside("", "ip", "link", "set", "lo", "up")
     region = topology.REGION
     for site in (region, *lab.stores):
@@ -140,8 +156,28 @@ def build_plain(directory: Path) -> tuple[Lab, Network]:
     return lab, Proxies(lab)
 
 
+def contexts_of_the_store(lab: Lab) -> Path:
+    """The contexts of a second operator: pauses are kept per operator, and one stands in a store."""
+    return lab.directory / "contexts-store.toml"
+
+
+def save_contexts_of_all(lab: Lab) -> None:
+    """For ``edgectl``: control's operator and the store's."""
+    known = operations.contexts(lab)
+    save_contexts(lab.contexts_path, known)
+    own = {name: replace(context, identity=_store_operator(lab)) for name, context in known.contexts.items()}
+    save_contexts(contexts_of_the_store(lab), Contexts(known.current, own))
+
+
+def _store_operator(lab: Lab) -> Path:
+    return lab.operator_dir.with_name(_STORE_OPERATOR)
+
+
 def _fill(lab: Lab) -> None:
     furnish(lab, build_small_images(lab.directory / "source", IMAGE_BYTES))
+    now = datetime.now(UTC)
+    ca, bob = FleetCa.load(lab.offline_dir / "ca"), NodeId(topology.FLEET, f"operator/{_STORE_OPERATOR}")
+    write_node(_store_operator(lab), ca, bob, not_before=now - _SLACK, not_after=now + timedelta(days=2))
     for node in node_dirs(lab).values():
         set_clock(node, 0)
 
@@ -151,6 +187,19 @@ def set_clock(node: Path, offset_s: int) -> None:
     temporary = node / "clock.tmp"
     temporary.write_text(f"{offset_s:+}\n", encoding="utf-8")
     temporary.rename(node / "clock")
+
+
+def regress(lab: Lab, firmware: Path, version: str, plot: Plot, seeded: random.Random) -> None:
+    """Write the image of a release that is good or bad as the plot has it.
+
+    What is wrong with it is in its first bytes, which ``tests/chaos/wrongs`` reads on the slot that runs; that it does
+    not get as far as that is for the boards to know, by its version.
+    """
+    firmware.write_bytes(plot.value.encode().ljust(MARK_BYTES, b"\0") + seeded.randbytes(IMAGE_BYTES - MARK_BYTES))
+    if plot is Plot.UNBOOTABLE:
+        for device in lab.devices:
+            with (lab.device_dir(device) / "hardware" / "unbootable").open("a", encoding="utf-8") as file:
+                file.write(f"{version}\n")
 
 
 def kinds(lab: Lab) -> frozenset[Kind]:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.chaos import place
+from tests.chaos.injector import Injector
 from tests.chaos.network import Machines, add_namespace, flaps_down, verb_at
-from tests.chaos.script import LINK_KINDS, Kind
+from tests.chaos.script import LINK_KINDS, Fault, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,7 +166,7 @@ while input():
 """
     (tmp_path / "device.py").write_text(program)
     place.set_clock(tmp_path, 0)
-    command = ["/usr/bin/env", f"PYTHONPATH={place.CLOCKS}", sys.executable, "-m", "device", "--dir", str(tmp_path)]
+    command = ["/usr/bin/env", f"PYTHONPATH={place.WRONGS}", sys.executable, "-m", "device", "--dir", str(tmp_path)]
     with subprocess.Popen(command, cwd=tmp_path, stdin=PIPE, stdout=PIPE, text=True) as node:
         assert node.stdin is not None
         assert node.stdout is not None
@@ -175,3 +176,50 @@ while input():
             node.stdin.flush()
             assert abs(float(node.stdout.readline()) - offset_s - time.time()) < 4
         node.kill()
+
+
+@pytest.mark.parametrize(
+    ("running", "mark", "shows_scanner", "proxy"),
+    [
+        ("B", b"no-scanner", False, ""),
+        ("A", b"no-network", True, ""),
+        ("B", b"no-network", True, "http://127.0.0.1:9"),
+        ("B", b"good", True, ""),
+    ],
+)
+def test_an_image_does_to_its_device_what_its_first_bytes_say(
+    tmp_path: Path, *, running: str, mark: bytes, shows_scanner: bool, proxy: str
+) -> None:
+    """Slot A holds a good release, B the one that is marked; a network that is lost is lost on the slot that runs."""
+    for directory in ("slots", "run", "hardware/usb"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "slots" / "A.img").write_bytes(b"good".ljust(64, b"\0"))
+    (tmp_path / "slots" / "B.img").write_bytes(mark.ljust(16, b"\0") + b"x" * 48)
+    (tmp_path / "run" / "boot.json").write_text(f'{{"slot": "{running}"}}')
+    (tmp_path / "device.py").write_text("import os; print(os.environ.get('grpc_proxy', ''))")
+    place.set_clock(tmp_path, 0)
+    command = ["/usr/bin/env", f"PYTHONPATH={place.WRONGS}", sys.executable, "-m", "device", "--dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == proxy
+    shown = {slot: "scanner" in (tmp_path / "hardware" / "usb" / f"{slot}.txt").read_text() for slot in ("A", "B")}
+    assert shown == {"A": True, "B": shows_scanner}
+
+
+@pytest.mark.parametrize("target", ["control", "superhub", "s-1", "d-1"])
+def test_a_clock_that_is_struck_is_wrong_for_a_while_and_right_again(tmp_path: Path, target: str) -> None:
+    lab = place.ChaosLab(tmp_path, {}, {"s-1": ("d-1",)})
+    node = place.node_dirs(lab)[target]
+    node.mkdir(parents=True)
+    place.set_clock(node, 0)
+    told: list[str] = []
+    injector = Injector(lab, Machines({}), (), told.append)
+    injector.strike(Fault(1, 0.0, Kind.CLOCK, target, 0.0, -7200))
+    assert int((node / "clock").read_text()) == -7200
+    assert injector.counts[Kind.CLOCK] == len(told) == 1
+    injector.tick()
+    assert int((node / "clock").read_text()) == 0
+    injector.strike(Fault(2, 0.0, Kind.CLOCK, target, 60.0, 9))
+    injector.tick()
+    assert int((node / "clock").read_text()) == 9
+    injector.heal()
+    assert int((node / "clock").read_text()) == 0

@@ -444,7 +444,7 @@ class PermitWorld:
     def _restore_hub(self) -> None:
         assert self.hub_backup is not None
         self.faults += 1
-        self.hubs["hub"] = self.hub_backup
+        self.hubs["hub"], self.hub_backup = self.hub_backup, None  # nobody reads it again: faults are single
         self._drop_sessions()
 
     def _back_up_control(self) -> None:
@@ -453,7 +453,7 @@ class PermitWorld:
     def _restore_control(self) -> None:
         assert self.control_backup is not None
         self.faults += 1
-        self.control = self.control_backup
+        self.control, self.control_backup = self.control_backup, None  # as a hub's
 
 
 def _merged(held: tuple[tuple[str, Outcome], ...], *incoming: Outcome) -> tuple[tuple[str, Outcome], ...]:

@@ -3,7 +3,7 @@
 That they are split is sound. Sessions and permits meet in what ``permits.py`` takes for granted, and that is what the
 session scenarios find. Children share nothing in the machines, and each invariant speaks of one child: what one child
 does at a moment says nothing about another's, so one child is explored with everything and two with what they share,
-the parent's crash. Faults are single, so each kind has a scenario of its own.
+the parent and its crash. Faults are single, so each kind has a scenario of its own.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "parent-crash": _session(
         Plot((_A,), (_GIVE, _TAKE), _kinds("crash-parent")), Plot((_A_ONE,), (_GIVE,), _kinds("crash-parent"))
     ),
-    "two-children": _session(Plot((_A_ONE, _B), (_GIVE, _GIVE_B), _kinds()), Plot((_A_ONE, _B), (), _kinds())),
+    "two-children": _session(Plot((_A, _B), (_GIVE, _GIVE_B), _kinds()), Plot((_A_ONE, _B), (), _kinds())),
+    "shared-crash": _session(
+        Plot((_A_ONE, _B), (_GIVE,), _kinds("crash-parent")), Plot((_A_ONE, ("B", ())), (), _kinds("crash-parent"))
+    ),
     "child-restore": _session(
         Plot((_A,), (_GIVE,), _kinds("restore-child")), Plot((_A_ONE,), (), _kinds("restore-child"))
     ),

@@ -22,7 +22,6 @@ from wavemesh.session.child import (
     ChildMachine,
     RestartLog,
 )
-from wavemesh.session.faults import SessionViolationError
 from wavemesh.session.frames import (
     HeldResource,
     Hello,
@@ -59,6 +58,7 @@ from tests.model.streams import (
     Node,
     ParentDisk,
     Plot,
+    received,
 )
 
 
@@ -276,12 +276,7 @@ class SessionWorld:
         """One frame, and what it leads to but for storing resources."""
         link = self._link(place)
         assert link.child is not None
-        frame, *rest = link.down
-        link.down = tuple(rest)
-        try:
-            link.child.receive(frame, NOW)
-        except SessionViolationError as error:
-            raise BrokenError(PROTOCOL, str(error)) from error
+        link.down = received(link.child, link.down)
         link.child_work = tuple(link.child.take_effects())
         if not any(isinstance(effect, ApplyResources) for effect in link.child_work):
             self.child_works(place)
@@ -290,12 +285,7 @@ class SessionWorld:
         """One frame, and what it leads to but for applying reports."""
         link = self._link(place)
         assert link.parent is not None
-        frame, *rest = link.up
-        link.up = tuple(rest)
-        try:
-            link.parent.receive(frame, NOW)
-        except SessionViolationError as error:
-            raise BrokenError(PROTOCOL, str(error)) from error
+        link.up = received(link.parent, link.up)
         link.parent_work = tuple(link.parent.take_effects())
         if not any(isinstance(effect, ApplyReports) for effect in link.parent_work):
             self.parent_works(place)
@@ -423,7 +413,8 @@ class SessionWorld:
         assert self.parent_backup is not None
         self._crash_parent()
         self._forget(self.parent_backup)
-        self.is_parent_old = True
+        # Nobody reads it again: faults are single.
+        self.parent_backup, self.is_parent_old = None, True
 
     def _clone(self) -> None:
         self.faults += 1
@@ -490,7 +481,7 @@ def _restore(world: SessionWorld, *, name: str) -> None:
         if world.links[place].node == name:
             _lose_child_end(world, place=place, is_fault=False)
     world.faults += 1
-    node.disk = node.backup
+    node.disk, node.backup = node.backup, None  # as the parent's
     world.left -= {node.disk.incarnation}
     kept = {report.body for report in node.disk.log} | set(node.disk.outcomes)
     node.owes = tuple(body for body in node.owes if body in kept or world.parent.times(node.path, body))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from tests.model.explorer import BrokenError
 from tests.model.frozen import copied, frozen
+from wavemesh.session.faults import SessionViolationError
 from wavemesh.session.parent import ParentEffect, ParentMachine, ParentOptions
 
 if TYPE_CHECKING:
@@ -112,6 +114,27 @@ class Plot:
     faults: frozenset[str]
     redials: int = 0
     promises_all: bool = True
+
+
+F = TypeVar("F")
+F_contra = TypeVar("F_contra", contravariant=True)
+
+
+class Receiver(Protocol[F_contra]):
+    """A machine at one end of a stream."""
+
+    def receive(self, frame: F_contra, now: float) -> None:
+        """Take a frame; raises SessionViolationError."""
+        ...
+
+
+def received(machine: Receiver[F], frames: tuple[F, ...]) -> tuple[F, ...]:
+    """Let a machine read the first of the frames that are under way to it; those that are left."""
+    try:
+        machine.receive(frames[0], NOW)
+    except SessionViolationError as error:
+        raise BrokenError(PROTOCOL, str(error)) from error
+    return frames[1:]
 
 
 @dataclass(slots=True)

@@ -211,6 +211,31 @@ def test_a_halt_over_a_good_release(region: Any) -> None:
     assert _failed(region, "C2")
 
 
+@pytest.mark.parametrize(
+    ("what", "state", "is_found"),
+    [
+        ("as it should be", WaveState.CLOSED, False),
+        ("one pending", WaveState.CLOSED, True),
+        ("one pending", WaveState.HALTED, False),
+        ("one pending, expired", WaveState.CLOSED, False),
+        ("a stranger", WaveState.CLOSED, True),
+    ],
+)
+def test_a_wave_that_closes_without_all_outcomes_or_with_others(
+    region: Any, *, what: str, state: WaveState, is_found: bool
+) -> None:
+    wave = next(iter(region.control.rows.waves.values()))
+    now = region.control.clock.now()
+    wave.state, wave.expires_at = state, now - timedelta(hours=1) if "expired" in what else now + timedelta(hours=1)
+    wave.outcomes = dict.fromkeys(wave.devices)
+    if "pending" in what:
+        del wave.outcomes[wave.devices[0]]
+    if "stranger" in what:
+        wave.outcomes["region/midwest/store/x/device/y"] = None
+    region.facts.closing(wave)
+    assert _failed(region, "H7") is is_found
+
+
 def test_a_bad_image_found_healthy_and_an_empty_slot_booted(region: Any) -> None:
     device = region.devices[0]
     label = device.slots.label(device.record.boot.slot)

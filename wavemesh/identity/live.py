@@ -16,7 +16,7 @@ from wavemesh.identity.binding import binding_of
 from wavemesh.identity.ca import certificates_pem
 from wavemesh.identity.certificates import load_certificate, validity_problem
 from wavemesh.identity.credentials import NodeCredentials
-from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, install_pair
+from wavemesh.identity.files import CA_FILE, CERTIFICATE_FILE, KEY_FILE, install_pair, sweep_pairs
 from wavemesh.identity.keys import SoftwareKeys
 from wavemesh.runtime.durable import Disk
 
@@ -99,9 +99,14 @@ class LiveCredentials:
 
     @classmethod
     def load(cls, directory: Path, disk: Disk | None = None, keys: Keys | None = None) -> LiveCredentials:
-        """Read the pair in use; ``keys`` as for NodeCredentials. Raises CredentialsError, IdentitySwitchError."""
-        keys = keys or SoftwareKeys()
-        return cls(directory, NodeCredentials.load(directory, keys), disk or Disk(), keys)
+        """Read the pair in use and remove what cut renewals have left beside it; ``keys`` as for NodeCredentials.
+
+        Raises CredentialsError, IdentitySwitchError.
+        """
+        disk, keys = disk or Disk(), keys or SoftwareKeys()
+        first = NodeCredentials.load(directory, keys)
+        sweep_pairs(directory, disk)
+        return cls(directory, first, disk, keys)
 
     @property
     def current(self) -> NodeCredentials:
