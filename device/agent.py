@@ -328,6 +328,6 @@ def _is_other_work(before: Progress, after: Progress) -> bool:
     """Whether the present activity no longer fits; a new generation of an order alone does not change the work."""
     if before.state is not after.state or (before.target is None) is not (after.target is None):
         return True
-    if before.target is None or after.target is None:
+    if before.target is None or after.target is None or before.target is after.target:
         return False
     return replace(before.target, order_generation=after.target.order_generation) != after.target

@@ -11,7 +11,7 @@ import logging
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from storehub.ledger import Entry
 from storehub.records import DeviceRecord, Disposition, SlotRecord
@@ -36,8 +36,9 @@ from wavemesh.trust.envelope import sign_as_node
 from wavemesh.trust.statements import DeviceOutcome, DeviceStatus, IntentKind, Lease, LeaseGrant, UpdateState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from storehub.belief import HeldPermit
     from storehub.hub import Hub
     from storehub.swaps import Inference, Slot, Wait
     from wavemesh.policy.document import Policy
@@ -52,6 +53,7 @@ SINCE_FACT = "incarnation_since"
 NOTHING = Decision((), (), (), ())
 
 
+K, S, V = TypeVar("K"), TypeVar("S"), TypeVar("V")
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -65,6 +67,49 @@ def _word(entry: Entry) -> Word:
     return Word(outcome.kind, outcome.attempt, outcome.sequence, entry.by_device, entry.received_at, outcome.gate)
 
 
+def _permit(held: HeldPermit) -> PermitView:
+    return PermitView(held.permit.attempts, held.permit.expires_at, held.permit.hub_incarnation)
+
+
+def _device(path: str, record: DeviceRecord, since: datetime | None, *, is_heard: bool) -> DeviceView:
+    status = record.status
+    return DeviceView(
+        path=path,
+        state=status.state,
+        wave_id=status.wave_id,
+        attempt=status.attempt,
+        said_at=status.at,
+        seen_at=record.seen_at,
+        connected_since=since,
+        heard_in_session=is_heard,
+        gate=status.gate,
+    )
+
+
+class _Seen(Generic[K, S, V]):
+    """What a pass sees of sources that are replaced and never changed: made again only for those that were replaced.
+
+    So a pass costs a store of 300 devices what happened since the last one, and a look at each.
+    """
+
+    def __init__(self, make: Callable[[S], V]) -> None:
+        self._make = make
+        self._known: dict[K, tuple[S, V]] = {}
+
+    def of(self, sources: Iterable[tuple[K, S]]) -> dict[K, V]:
+        """One value for each source; what has no source any more is forgotten."""
+        before, make = self._known, self._make
+        known = self._known = {}
+        seen: dict[K, V] = {}
+        for key, source in sources:
+            pair = before.get(key)
+            if pair is None or pair[0] is not source:
+                pair = (source, make(source))
+            known[key] = pair
+            seen[key] = pair[1]
+        return seen
+
+
 class Scheduler:
     """The loop around the decision."""
 
@@ -74,6 +119,10 @@ class Scheduler:
         self._occupied = 0
         self._started_at = hub.clock.now()
         self.waits: tuple[Wait, ...] = ()
+        self._devices: dict[str, tuple[DeviceRecord | None, datetime | None, bool, DeviceView]] = {}
+        self._permits = _Seen[tuple[str, str], "HeldPermit", PermitView](_permit)
+        self._words = _Seen[tuple[str, str], Entry, Word](_word)
+        self._targets = _Seen[str, "WaveOrder", frozenset[str]](self._paths)
 
     async def run(self) -> None:
         """Decide for as long as the hub runs."""
@@ -125,20 +174,19 @@ class Scheduler:
         """Everything a decision looks at."""
         hub, config = self._hub, self._hub.config
         since = hub.store.fact(SINCE_FACT)
+        orders = hub.belief.orders
+        targets = self._targets.of(orders.items())
         return HubView(
             now=hub.clock.now(),
             timing=Timing(config.lease_s, config.watchdog_s, config.witness_s),
             incarnation=hub.log.incarnation,
             incarnation_since=from_stamp(int(since)) if since else hub.clock.now(),
             default_limit=config.max_concurrent_swaps,
-            waves=tuple(self._wave(order) for _, order in sorted(hub.belief.orders.items())),
-            devices={path: self._device(path) for path in {*hub.store.devices, *hub.present}},
-            permits={
-                key: PermitView(held.permit.attempts, held.permit.expires_at, held.permit.hub_incarnation)
-                for key, held in hub.belief.permits.items()
-            },
+            waves=tuple(self._wave(orders[wave_id], targets[wave_id]) for wave_id in sorted(orders)),
+            devices=self._see_devices(),
+            permits=self._permits.of(hub.belief.permits.items()),
             slots={device: record.slot for device, record in hub.store.slots.items()},
-            words={key: _word(e) for key, e in self._open_entries()},
+            words=self._words.of(self._open_entries()),
             rollbacks=self._rollbacks(),
             started_at=self._started_at,
         )
@@ -150,7 +198,10 @@ class Scheduler:
             for device, entry in self._hub.store.ledger(wave_id).items():
                 yield (wave_id, device), entry
 
-    def _wave(self, order: WaveOrder) -> WaveView:
+    def _paths(self, order: WaveOrder) -> frozenset[str]:
+        return frozenset(self._hub.device_path(name) for name in order.devices)
+
+    def _wave(self, order: WaveOrder, devices: frozenset[str]) -> WaveView:
         hub, config = self._hub, self._hub.config
         policy = hub.belief.policies.get(order.policy_digest)
         limit = policy.guardrails.max_concurrent_swaps if policy else config.max_concurrent_swaps
@@ -158,7 +209,7 @@ class Scheduler:
         return WaveView(
             wave_id=order.wave_id,
             leasable=hub.standing(order).standing is Standing.LIVE,
-            devices=frozenset(hub.device_path(name) for name in order.devices),
+            devices=devices,
             expires_at=order.expires_at,
             max_concurrent_swaps=limit,
             trial_s=trial_s + config.trial_allowance_s,
@@ -177,21 +228,20 @@ class Scheduler:
             if members.get((group.role, group.group)) != frozenset()
         )
 
-    def _device(self, path: str) -> DeviceView:
-        presence = self._hub.present.get(path)
-        record = self._hub.store.devices.get(path) or _never_heard(path)
-        status = record.status
-        return DeviceView(
-            path=path,
-            state=status.state,
-            wave_id=status.wave_id,
-            attempt=status.attempt,
-            said_at=status.at,
-            seen_at=record.seen_at,
-            connected_since=presence.since if presence else None,
-            heard_in_session=presence is not None and presence.is_heard,
-            gate=status.gate,
-        )
+    def _see_devices(self) -> dict[str, DeviceView]:
+        """All devices ever heard or connected; one of which nothing is new since the last pass is seen as it was."""
+        records, present, before = self._hub.store.devices, self._hub.present, self._devices
+        known = self._devices = {}
+        views: dict[str, DeviceView] = {}
+        for path in records.keys() | present.keys():
+            record, presence = records.get(path), present.get(path)
+            since, is_heard = (None, False) if presence is None else (presence.since, presence.is_heard)
+            seen = before.get(path)
+            if seen is None or seen[0] is not record or seen[1] != since or seen[2] is not is_heard:
+                seen = (record, since, is_heard, _device(path, record or _never_heard(path), since, is_heard=is_heard))
+            known[path] = seen
+            views[path] = seen[3]
+        return views
 
     def _rollbacks(self) -> tuple[RollbackWish, ...]:
         relayed = {record.intent_id for record in self._hub.store.slots.values() if record.intent_id}

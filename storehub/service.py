@@ -93,7 +93,8 @@ class DeviceRegistry:
     def desired(self, child: NodeId) -> Mapping[ResourceKey, Resource]:
         """What the device should hold now."""
         hub = self._hub
-        orders = {name: o for name, o in hub.belief.orders.items() if hub.path == o.store and child.name in o.devices}
+        path, name = hub.path, child.name
+        orders = {wave: o for wave, o in hub.belief.orders.items() if path == o.store and name in o.devices}
         policies = {order.policy_digest for order in orders.values()}
         wanted: dict[ResourceKey, Resource] = {}
         for resource in self._shared():
@@ -285,8 +286,8 @@ class DeviceRegistry:
 
     def _note_connection(self, child: NodeId) -> None:
         record = self._hub.store.devices.get(child.path)
+        connected = child.path in self._hub.present
         if record is not None:
-            connected = child.path in self._hub.present
             self._hub.store.touch_device(replace(record, status=replace(record.status, connected=connected)))
             self._status_changed(child.path)
         self._hub.bell.ring()

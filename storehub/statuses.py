@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from wavemesh.codec.statements import encode
-from wavemesh.identity.nodes import NodeId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,5 +55,6 @@ class Statuses:
             record = self._hub.store.devices.get(path)
             if record is not None:
                 connected = path in self._hub.present
-                name = NodeId(self._hub.credentials.node_id.fleet, path).name
-                self._set_status(f"device/{name}", encode(replace(record.status, connected=connected)))
+                status = record.status
+                shown = status if status.connected is connected else replace(status, connected=connected)
+                self._set_status(f"device/{path.rsplit('/', 1)[1]}", encode(shown))

@@ -21,7 +21,7 @@ from storehub.intents import origin_of
 from tests.simulation.links import FLEET
 from tests.simulation.parents import Parent
 from tests.simulation.rows import ATTEMPTS, Registry, Rows, Wave
-from tests.simulation.words import MINT, Trust, decode, encode, sign
+from tests.simulation.words import MINT, Trust, decode, encode, node_of, sign
 from wavemesh.errors import LocalError
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, Policy
@@ -440,7 +440,7 @@ class Control(Parent):
                 pass
 
     def _keep(self, envelope: Envelope, touched: set[str]) -> None:
-        signer, outcome = NodeId.parse(envelope.signatures[0].keyid), decode(DeviceOutcome, envelope.payload)
+        signer, outcome = node_of(envelope.signatures[0].keyid), decode(DeviceOutcome, envelope.payload)
         wave = self.rows.waves.get(outcome.wave_id)
         by_device = signer.role is Role.DEVICE
         if wave is None or outcome.device not in wave.devices or outcome.attempt > ATTEMPTS:
@@ -463,7 +463,7 @@ class Control(Parent):
                 self.rows.runs[outcome.device] = outcome.firmware_sha256
 
     def _submit(self, envelope: Envelope) -> None:
-        operator, intent = NodeId.parse(envelope.signatures[0].keyid), decode(OperatorIntent, envelope.payload)
+        operator, intent = node_of(envelope.signatures[0].keyid), decode(OperatorIntent, envelope.payload)
         if intent.intent_id in self.rows.intents:
             return
         self.rows.intents.add(intent.intent_id)

@@ -153,7 +153,8 @@ class _Secrets:
 
 
 @cache
-def _node(uri: str) -> NodeId:
+def node_of(uri: str) -> NodeId:
+    """The node with that SPIFFE id, parsed once."""
     return NodeId.parse(uri)
 
 
@@ -164,7 +165,7 @@ def _sign_as_node(statement: Any, credentials: Any) -> Envelope:
 def _verify_node(
     envelope: Envelope, cls: type, authorities: Any, now: datetime, expect: Role | str | None = None
 ) -> tuple[NodeId, Any]:
-    signer, statement = _node(envelope.signatures[0].keyid), decode(cls, envelope.payload)
+    signer, statement = node_of(envelope.signatures[0].keyid), decode(cls, envelope.payload)
     if isinstance(expect, Role) and signer.role is not expect:
         raise SignatureGateError(f"signed by {signer.uri}, which is no {expect.value}")
     if isinstance(expect, str) and signer.path != expect:

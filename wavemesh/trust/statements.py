@@ -89,6 +89,9 @@ class UpdateState(enum.Enum):
     AWAITING_SIGNOFF = 12
     REFUSED = 13
 
+    # Members are one of a kind, and looked up for each device in each pass: Enum's own hash is a call in Python.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True, slots=True)
 class Digest:
