@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from device.bootenv import Boot, BootEnvironmentError, SlotName
-from device.orders import Facts
+from device.orders import Facts, Judge, Judgement
 from wavemesh.trust.freshness import check_time_trusted
 from wavemesh.trust.statements import SlotContent
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wavemesh.artifacts.transfer import ArtifactClient
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
+    from wavemesh.trust.statements import WaveOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Equipment:
     record: BootRecord
     tracing: Tracing
     installer: Installer | None = None
+    _judge: Judge = field(default_factory=Judge, compare=False, repr=False)
     _known: list[tuple[tuple[object, ...], Facts]] = field(default_factory=list, compare=False, repr=False)
     """The last facts, and what they rest on: every step asks for them, and seldom do they change."""
 
@@ -95,6 +97,10 @@ class Equipment:
         return (
             SlotContent(slot.value) if label is None else SlotContent(slot.value, label.firmware.sha256, label.version)
         )
+
+    def judge(self, order: WaveOrder) -> Judgement:
+        """What an order means to this device now."""
+        return self._judge.judge(order, self.sink.belief, self.facts(), self.clock.now())
 
     def packed_boot(self) -> Boot | None:
         """What the packed last known good would boot as, None without one and when just that runs."""

@@ -47,6 +47,7 @@ MAX_EARLIER = 8
 SNAPSHOT_OUTCOMES = 32
 PING_RESERVE = 100
 
+_NOTHING_KNOWN = WaveRecord()
 _FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED})
 
 
@@ -131,7 +132,7 @@ class DeviceStore:
         outcome, notice = words.outcome, words.notice
         document = _with_intent(replace(self.document, progress=progress), progress.intent_id)
         if progress.state is UpdateState.ARMED:
-            record = document.waves.get(progress.wave_id, WaveRecord())
+            record = document.waves.get(progress.wave_id, _NOTHING_KNOWN)
             burned = replace(record, burned=max(record.burned, progress.attempt))
             document = _with_wave(document, progress.wave_id, burned)
         if outcome is not None and progress.wave_id:
@@ -173,11 +174,11 @@ class DeviceStore:
 
     def burned(self, wave_id: str) -> int:
         """Attempts burned in a wave."""
-        return self.document.waves.get(wave_id, WaveRecord()).burned
+        return self.document.waves.get(wave_id, _NOTHING_KNOWN).burned
 
     def evidence(self, wave_id: str) -> tuple[DeviceOutcome, ...]:
         """What this device said in a wave, the oldest first: refusals and rollbacks, and its latest word."""
-        record = self.document.waves.get(wave_id, WaveRecord())
+        record = self.document.waves.get(wave_id, _NOTHING_KNOWN)
         words = (*record.earlier, record.envelope) if record.envelope else ()
         return tuple(decode(DeviceOutcome, decode(Envelope, word).payload) for word in words)
 
@@ -215,7 +216,7 @@ class DeviceStore:
             held[one.key] = one
         document = replace(before, held=tuple(held.values()), **changes)  # type: ignore[arg-type]  # mypy cannot type **changes
         for wave_id, generation in generations.items():
-            record = document.waves.get(wave_id, WaveRecord())
+            record = document.waves.get(wave_id, _NOTHING_KNOWN)
             if generation > record.generation:
                 document = _with_wave(document, wave_id, replace(record, generation=generation))
         if document != before:
@@ -225,7 +226,7 @@ class DeviceStore:
 
     def close_wave(self, wave_id: str) -> None:
         """Forget the outcome of a wave that control closed; never to be taken up again."""
-        record = self.document.waves.get(wave_id, WaveRecord())
+        record = self.document.waves.get(wave_id, _NOTHING_KNOWN)
         if not record.closed:
             self._commit(_with_wave(self.document, wave_id, replace(record, envelope=b"", earlier=(), closed=True)))
 
@@ -268,8 +269,8 @@ class DeviceStore:
 
     def _said(self, document: Document, progress: Progress, outcome: Outcome) -> Said | None:
         """The outcome with its numbers, if this change says it and no earlier one did."""
-        before = self.document.waves.get(progress.wave_id, WaveRecord())
-        record = document.waves.get(progress.wave_id, WaveRecord())
+        before = self.document.waves.get(progress.wave_id, _NOTHING_KNOWN)
+        record = document.waves.get(progress.wave_id, _NOTHING_KNOWN)
         if record.sequence == before.sequence:
             return None
         return Said(outcome, record.attempt, record.sequence)
@@ -277,7 +278,7 @@ class DeviceStore:
     def _with_outcome(
         self, document: Document, progress: Progress, outcome: Outcome, boot_id: str, facts: Facts
     ) -> Document:
-        record = document.waves.get(progress.wave_id, WaveRecord())
+        record = document.waves.get(progress.wave_id, _NOTHING_KNOWN)
         if (record.attempt, record.kind, record.gate) == (progress.attempt, outcome.kind.value, outcome.gate):
             return document
         statement = DeviceOutcome(

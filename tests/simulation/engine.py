@@ -48,6 +48,7 @@ class Entry(NamedTuple):
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine of the product to its end: here nothing that it awaits ever has to be waited for."""
     try:
+        coroutine.send(None)
         for _ in range(MAX_YIELDS):
             coroutine.send(None)
     except StopIteration as stop:

@@ -33,11 +33,10 @@ from superhub.statuses import StatusRelay
 from superhub.store import RegionStore
 from tests.simulation.disk import HubDatabase, HubDisk
 from tests.simulation.engine import EPOCH, drive
-from tests.simulation.links import FLEET
+from tests.simulation.links import node_at
 from tests.simulation.parents import MiddleNode, Quiet, credentials_of
 from tests.simulation.words import decode, encode
 from wavemesh.errors import GateError, LocalError, PeerError
-from wavemesh.identity.nodes import NodeId
 from wavemesh.session.frames import Answer
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
 from wavemesh.trust.freshness import RELEASE_MAX_AGE, ClockSource
@@ -298,7 +297,7 @@ class SuperHub(MiddleNode):
         )
         self.relay = _Relay(self, upstream)
         registry = RegionRegistry(
-            node_id=NodeId(FLEET, self.path),
+            node_id=node_at(self.path),
             epoch=self.resources.epoch,
             shelf=shelf,
             cursors=cursors,

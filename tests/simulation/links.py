@@ -13,6 +13,7 @@ drawn from its back-off once the parent can be reached.
 from __future__ import annotations
 
 from collections import deque
+from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +215,7 @@ class Stream:
             epoch=downstream.registry.epoch,
             now=self.world.now,
         )
-        proof = SimpleNamespace(node_id=NodeId(FLEET, self.child.path))
+        proof = SimpleNamespace(node_id=node_at(self.child.path))
         self.session = _Session(downstream, proof, None, machine)  # type: ignore[arg-type]
         self.session.pump = SimpleNamespace(wake=self.wake_parent, cut=self._superseded, spawn=None)
         downstream._streams.add(self.session)
@@ -251,8 +252,10 @@ class Stream:
         self._feed()
         self._quiet(machine)
         while (frame := machine.next_frame(now)) is not None:
-            self.child.step("send")
-            self._note(self.child, frame, "sends")
+            if self.child.crash_in is not None:
+                self.child.step("send")
+            if self.world.is_traced:
+                self._note(self.child, frame, "sends")
             self.link.send(self, frame, is_up=True)
             self._feed()
         if machine.end is not None:
@@ -290,10 +293,12 @@ class Stream:
         machine = self.machine
         try:
             machine.receive(frame, self.world.now)
-            self._note(self.child, frame, "hears")
+            if self.world.is_traced:
+                self._note(self.child, frame, "hears")
             while effects := machine.take_effects():
                 for effect in effects:
-                    self.child.step(type(effect).__name__)
+                    if self.child.crash_in is not None:
+                        self.child.step(type(effect).__name__)
                     if isinstance(effect, Answered):
                         self._answered(effect.answer)
                     else:
@@ -348,8 +353,10 @@ class Stream:
                 drive(session.prepare())
             self._quiet(machine)
             while (frame := machine.next_frame(self.world.now)) is not None:
-                self.parent.step("send")
-                self._note(self.parent, frame, "sends")
+                if self.parent.crash_in is not None:
+                    self.parent.step("send")
+                if self.world.is_traced:
+                    self._note(self.parent, frame, "sends")
                 self.link.send(self, frame, is_up=False)
                 if session.is_stale:
                     drive(session.prepare())
@@ -375,10 +382,12 @@ class Stream:
         session, machine = self.session, self.session.machine
         try:
             machine.receive(frame, self.world.now)
-            self._note(self.parent, frame, "hears")
+            if self.world.is_traced:
+                self._note(self.parent, frame, "hears")
             while effects := machine.take_effects():
                 for effect in effects:
-                    self.parent.step(type(effect).__name__)
+                    if self.parent.crash_in is not None:
+                        self.parent.step(type(effect).__name__)
                     if isinstance(effect, AnswerAsk):
                         self.parent.answer(self, effect.ask)  # type: ignore[attr-defined]
                     else:
@@ -472,13 +481,17 @@ class Stream:
             self.link.send(self, END, is_up=False)
 
     def _note(self, node: Node, frame: Any, what: str) -> None:
-        if not self.world.is_traced:
-            return
         peer = self.parent if node is self.child else self.child
         node.note(f"{what} {type(frame).__name__}", f"{peer.label} {_brief(frame)}")
 
 
 FLEET = "retail.example"
+
+
+@cache
+def node_at(path: str) -> NodeId:
+    """The node of the fleet with that path, made once."""
+    return NodeId(FLEET, path)
 
 
 def _brief(frame: Any) -> str:

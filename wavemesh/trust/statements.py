@@ -71,6 +71,8 @@ class OutcomeKind(enum.Enum):
     UNKNOWN = 7
     INCONCLUSIVE = 8
 
+    __hash__ = object.__hash__  # as for UpdateState
+
 
 class UpdateState(enum.Enum):
     """States of the device's update machine; values as in report.proto."""
