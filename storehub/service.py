@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from storehub.hub import Presence
@@ -28,6 +27,7 @@ from wavemesh.codec.statements import MalformedStatementError, decode, encode
 from wavemesh.errors import BusyError, ForbiddenError, GateError, PeerError
 from wavemesh.identity.nodes import is_for
 from wavemesh.policy.gates import Gate
+from wavemesh.replacement import replaced
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.trust.envelope import EarlySignatureError, verify_node
 from wavemesh.trust.statements import (
@@ -249,7 +249,7 @@ class DeviceRegistry:
             if status.device != child.path:
                 msg = f"status of {status.device} sent by {child.path}"
                 raise PeerError(msg)
-            await self._keep(replace(status, connected=True))
+            await self._keep(replaced(status, connected=True))
 
     async def _keep(self, status: DeviceStatus) -> None:
         hub = self._hub
@@ -288,7 +288,7 @@ class DeviceRegistry:
         record = self._hub.store.devices.get(child.path)
         connected = child.path in self._hub.present
         if record is not None:
-            self._hub.store.touch_device(replace(record, status=replace(record.status, connected=connected)))
+            self._hub.store.touch_device(replaced(record, status=replaced(record.status, connected=connected)))
             self._status_changed(child.path)
         self._hub.bell.ring()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from wavemesh.codec.statements import encode
+from wavemesh.replacement import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ class Statuses:
             self._pass_on_devices()
             status = self._views.hub_status()
             # Compared without its time, so that a hub in which nothing happens says so rarely.
-            shape = encode(replace(status, at=_EPOCH))
+            shape = encode(replaced(status, at=_EPOCH))
             if shape != last_hub or waited_s >= self._hub.config.hub_status_interval_s:
                 self._set_status("hub", encode(status))
                 last_hub, waited_s = shape, 0.0
@@ -56,5 +56,5 @@ class Statuses:
             if record is not None:
                 connected = path in self._hub.present
                 status = record.status
-                shown = status if status.connected is connected else replace(status, connected=connected)
+                shown = status if status.connected is connected else replaced(status, connected=connected)
                 self._set_status(f"device/{path.rsplit('/', 1)[1]}", encode(shown))

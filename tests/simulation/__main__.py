@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.kinds import Fault
-from tests.simulation.run import Result, run_seed, run_untraced
+from tests.simulation.run import Result, many_nights, run_seed, run_untraced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -28,9 +28,10 @@ _PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 def results(seeds: Sequence[int], jobs: int) -> Iterator[Result]:
     """Each seed's result, in the order in which they are found."""
     if jobs == 1:
+        many_nights()
         yield from map(run_untraced, seeds)
         return
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    with multiprocessing.get_context("fork").Pool(jobs, many_nights) as pool:
         yield from pool.imap_unordered(run_untraced, seeds, chunksize=8)
 
 
