@@ -214,7 +214,7 @@ class DeviceStore:
         for one, content in added:
             self._file.store_content(one.digest, content)
             held[one.key] = one
-        document = replaced(before, held=tuple(held.values()), **changes)  # type: ignore[arg-type]  # mypy cannot type **changes
+        document = replaced(before, held=tuple(held.values()), **changes)
         for wave_id, generation in generations.items():
             record = document.waves.get(wave_id, _NOTHING_KNOWN)
             if generation > record.generation:

@@ -11,7 +11,7 @@ import logging
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from storehub.ledger import Entry
 from storehub.records import DeviceRecord, Disposition, SlotRecord
@@ -28,7 +28,6 @@ from storehub.swaps import (
     WaveView,
     Word,
     decide,
-    occupants,
 )
 from wavemesh.codec.statements import encode
 from wavemesh.errors import LocalError
@@ -36,7 +35,7 @@ from wavemesh.trust.envelope import sign_as_node
 from wavemesh.trust.statements import DeviceOutcome, DeviceStatus, IntentKind, Lease, LeaseGrant, UpdateState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
     from storehub.belief import HeldPermit
     from storehub.hub import Hub
@@ -53,7 +52,6 @@ SINCE_FACT = "incarnation_since"
 NOTHING = Decision((), (), (), ())
 
 
-K, S, V = TypeVar("K"), TypeVar("S"), TypeVar("V")
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -86,30 +84,6 @@ def _device(path: str, record: DeviceRecord, since: datetime | None, *, is_heard
     )
 
 
-class _Seen(Generic[K, S, V]):
-    """What a pass sees of sources that are replaced and never changed: made again only for those that were replaced.
-
-    So a pass costs a store of 300 devices what happened since the last one, and a look at each.
-    """
-
-    def __init__(self, make: Callable[[S], V]) -> None:
-        self._make = make
-        self._known: dict[K, tuple[S, V]] = {}
-
-    def of(self, sources: Iterable[tuple[K, S]]) -> dict[K, V]:
-        """One value for each source; what has no source any more is forgotten."""
-        before, make = self._known, self._make
-        known = self._known = {}
-        seen: dict[K, V] = {}
-        for key, source in sources:
-            pair = before.get(key)
-            if pair is None or pair[0] is not source:
-                pair = (source, make(source))
-            known[key] = pair
-            seen[key] = pair[1]
-        return seen
-
-
 class Scheduler:
     """The loop around the decision."""
 
@@ -120,9 +94,10 @@ class Scheduler:
         self._started_at = hub.clock.now()
         self.waits: tuple[Wait, ...] = ()
         self._devices: dict[str, tuple[DeviceRecord | None, datetime | None, bool, DeviceView]] = {}
-        self._permits = _Seen[tuple[str, str], "HeldPermit", PermitView](_permit)
-        self._words = _Seen[tuple[str, str], Entry, Word](_word)
-        self._targets = _Seen[str, "WaveOrder", frozenset[str]](self._paths)
+        self._words: dict[tuple[str, str], tuple[Entry, Word]] = {}
+        self._believed_at = -1
+        self._permits: dict[tuple[str, str], PermitView] = {}
+        self._targets: dict[str, frozenset[str]] = {}
 
     async def run(self) -> None:
         """Decide for as long as the hub runs."""
@@ -143,23 +118,21 @@ class Scheduler:
         """
         hub = self._hub
         if self._is_noted() and not hub.clock_guard.is_due(hub.clock.now()):
-            view = self.view()
-            decision = decide(view)
+            decision = decide(self.view())
             if decision == NOTHING:
-                self._note(view, decision)
+                self._note(decision)
                 return decision
         async with hub.store.database.transaction() as tx:
             await self._note_incarnation(tx)
             await hub.clock_guard.tick(tx, hub.clock.now())
-            view = self.view()
-            decision = decide(view)
-            self._note(view, decision)
+            decision = decide(self.view())
+            self._note(decision)
             await self._persist(tx, decision)
         self._tell(decision)
         return decision
 
-    def _note(self, view: HubView, decision: Decision) -> None:
-        self._occupied, self.waits = len(occupants(view)), decision.waits
+    def _note(self, decision: Decision) -> None:
+        self._occupied, self.waits = len(decision.inside), decision.waits
         before, self._hub.recalled = self._hub.recalled, decision.recalled
         for device in sorted(before ^ decision.recalled):
             self._hub.changed(device)
@@ -175,7 +148,11 @@ class Scheduler:
         hub, config = self._hub, self._hub.config
         since = hub.store.fact(SINCE_FACT)
         orders = hub.belief.orders
-        targets = self._targets.of(orders.items())
+        if self._believed_at != hub.belief.changes:
+            self._believed_at = hub.belief.changes
+            self._permits = {key: _permit(held) for key, held in hub.belief.permits.items()}
+            self._targets = {wave_id: self._paths(order) for wave_id, order in orders.items()}
+        targets = self._targets
         return HubView(
             now=hub.clock.now(),
             timing=Timing(config.lease_s, config.watchdog_s, config.witness_s),
@@ -184,9 +161,9 @@ class Scheduler:
             default_limit=config.max_concurrent_swaps,
             waves=tuple(self._wave(orders[wave_id], targets[wave_id]) for wave_id in sorted(orders)),
             devices=self._see_devices(),
-            permits=self._permits.of(hub.belief.permits.items()),
+            permits=self._permits,
             slots={device: record.slot for device, record in hub.store.slots.items()},
-            words=self._words.of(self._open_entries()),
+            words=self._see_words(),
             rollbacks=self._rollbacks(),
             started_at=self._started_at,
         )
@@ -242,6 +219,15 @@ class Scheduler:
             known[path] = seen
             views[path] = seen[3]
         return views
+
+    def _see_words(self) -> dict[tuple[str, str], Word]:
+        """All outcomes that count, those that are as they were as they were."""
+        before = self._words
+        known = self._words = {}
+        for key, entry in self._open_entries():
+            seen = before.get(key)
+            known[key] = seen if seen is not None and seen[0] is entry else (entry, _word(entry))
+        return {key: seen[1] for key, seen in known.items()}
 
     def _rollbacks(self) -> tuple[RollbackWish, ...]:
         relayed = {record.intent_id for record in self._hub.store.slots.values() if record.intent_id}

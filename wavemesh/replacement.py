@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 def replaced(value: T, **changes: Any) -> T:
     """The same value but for these fields; raises TypeError for one that it does not have."""
-    cls = type(value)
+    cls: Any = type(value)
     names, numbers, read = _shape(cls)
     fields = list(read(value))
     for name, new in changes.items():
@@ -28,7 +28,7 @@ def replaced(value: T, **changes: Any) -> T:
             msg = f"{cls.__name__} has no field {name!r}"
             raise TypeError(msg)
         fields[numbers[name]] = new
-    made = cls.__new__(cls)
+    made: T = cls.__new__(cls)
     for _ in map(object.__setattr__, repeat(made), names, fields):
         pass
     return made
@@ -39,7 +39,7 @@ def _shape(cls: type) -> tuple[tuple[str, ...], dict[str, int], Callable[[Any], 
     """Names of the fields, their places, and what reads all of them at once."""
     fields = dataclasses.fields(cls)
     names = tuple(field.name for field in fields)
-    if len(names) < 2 or hasattr(cls, "__post_init__") or not all(field.init for field in fields):  # noqa: PLR2004
+    if len(names) < 2 or hasattr(cls, "__post_init__") or not all(field.init for field in fields):
         msg = f"{cls.__name__} is no plain value of several fields: use dataclasses.replace"
         raise TypeError(msg)
     return names, {name: number for number, name in enumerate(names)}, attrgetter(*names)

@@ -362,6 +362,8 @@ class Control(Parent):
         self._publish_orders(wave)
 
     def _publish_orders(self, wave: Wave) -> None:
+        if self.world.facts.words is not None:
+            self.world.facts.words.ordered(wave)
         for store, devices in wave.targets.items():
             order = WaveOrder(
                 wave_id=wave.wave_id,
@@ -458,6 +460,8 @@ class Control(Parent):
         )
         if beats(ranked, wave.outcomes.get(outcome.device)):
             wave.outcomes[outcome.device] = ranked
+            if self.world.facts.words is not None:
+                self.world.facts.words.kept(wave, ranked)
             touched.add(wave.wave_id)
             if by_device and outcome.firmware_sha256:
                 self.rows.runs[outcome.device] = outcome.firmware_sha256

@@ -233,6 +233,8 @@ class DeviceNode(Node):
 
     def poke(self) -> None:
         """What is held changed, or something that an activity waits for."""
+        if self.world.facts.words is not None and hasattr(self, "equipment"):
+            self.world.facts.words.heard(self)
         self._levels = True
         if isinstance(self._activity, Clear):
             self._activity.look_soon()
@@ -337,6 +339,9 @@ class DeviceNode(Node):
                 self.crashed()
                 return
             grew = False
+        else:
+            if self.world.facts.words is not None:
+                self.world.facts.words.said(self, words.outcome)
         self.world.facts.persisted(self, words)
         if grew:
             self.status.wake()

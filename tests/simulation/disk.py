@@ -179,6 +179,8 @@ class DeviceFile:
                 if not self.has_reserve or not may_cost_reserve:
                     raise DiskFullError("the disk is full")
                 self.has_reserve = False
+            if self.node.world.facts.words is not None:
+                self.node.world.facts.words.wrote(self.node, self.document, document)
         self.document = document
         if self.node is not None:
             self.node.step("what follows the write")

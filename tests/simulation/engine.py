@@ -167,9 +167,7 @@ class Node:
     def later(self, delay: float, action: Callable[..., None], *arguments: Any) -> None:
         """Have this life of the node do something, if it lasts so long."""
         world = self.world
-        heappush(
-            world._heap, (world.now + delay, next(world._numbers), self._act, (self.life, action, arguments))
-        )
+        heappush(world._heap, (world.now + delay, next(world._numbers), self._act, (self.life, action, arguments)))
 
     def _act(self, life: int, action: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if life == self.life:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from device.progress import Persist, Progress
     from tests.simulation.checkers import Checkers
+    from tests.simulation.checks_of_words import Words
     from tests.simulation.devices import DeviceNode
     from tests.simulation.hubs import StoreHub
     from tests.simulation.rows import Wave
@@ -79,6 +80,7 @@ class Facts:
 
     def __init__(self) -> None:
         self.checkers: Checkers | None = None
+        self.words: Words | None = None
         self.world: Any = None
         self.qualities: dict[str, Quality] = {}
         self.inside: dict[int, Swap] = {}
@@ -146,6 +148,8 @@ class Facts:
         swap = Swap(node.path, node.hardware, node.hub, progress.wave_id, progress.attempt, until)
         if self.checkers is not None:
             self.checkers.on_arm(node, swap)
+        if self.words is not None:
+            self.words.on_arm(node)
         self.inside[node.hardware] = swap
         self.burned.add((node.path, node.hardware, progress.wave_id, progress.attempt))
 
@@ -173,9 +177,13 @@ class Facts:
                         del self.inside[hardware]
         if self.checkers is not None:
             self.checkers.on_decision(hub, decision)
+        if self.words is not None:
+            self.words.on_decision(hub, decision)
 
     def permit_signed(self, permit: Permit) -> None:
         """Control signed a permit."""
+        if self.words is not None:
+            self.words.permit_signed(permit)
         self.permits.setdefault((permit.wave_id, permit.device), []).append(permit)
         if permit.wave_id in self.halts:
             self.fail("P6", f"a permit of {permit.device} was signed after the halt of wave {permit.wave_id}")
@@ -191,11 +199,16 @@ class Facts:
         self.halts[wave.wave_id] = Halt(self.world.now, frozenset(exposed))
         if is_by_itself and self.checkers is not None:
             self.checkers.on_halt(wave)
+        if is_by_itself and self.words is not None:
+            self.words.on_halt(wave)
 
     def forgot(self, waves: Iterable[Wave]) -> None:
         """Control was restored, and does not know that these were halted, if they were: it may permit them again."""
-        for wave in waves:
+        forgotten = tuple(waves)
+        for wave in forgotten:
             self.halts.pop(wave.wave_id, None)
+        if self.words is not None:
+            self.words.forgot(forgotten)
 
     def closing(self, wave: Wave) -> None:
         """Control is about to say its last word on a wave."""

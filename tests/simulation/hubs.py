@@ -135,6 +135,8 @@ class StoreHub(MiddleNode):
             self.note("no-scheduling", str(error))
             self._pass_by(self.world.now + POLL_S)
             return
+        if self.world.facts.words is not None:
+            self.world.facts.words.passed(self)
         if decision != NOTHING:
             self.note("decides", _told(decision))
             self.world.facts.decided(self, decision)

@@ -21,7 +21,7 @@ from tests.simulation.engine import drive
 from wavemesh.errors import BusyError, WavemeshError
 from wavemesh.identity.nodes import NodeId
 from wavemesh.session.backoff import delay_s
-from wavemesh.session.child import Answered, ChildMachine, ChildState
+from wavemesh.session.child import Answered, ChildMachine, ChildState, RestartLog
 from wavemesh.session.downstream import _Session
 from wavemesh.session.faults import SessionViolationError
 from wavemesh.session.frames import Fenced, Hello, ReportBatch, ResourceUpdate, StatusUpdate
@@ -297,12 +297,7 @@ class Stream:
                 self._note(self.child, frame, "hears")
             while effects := machine.take_effects():
                 for effect in effects:
-                    if self.child.crash_in is not None:
-                        self.child.step(type(effect).__name__)
-                    if isinstance(effect, Answered):
-                        self._answered(effect.answer)
-                    else:
-                        drive(self.upstream.perform(self, effect))  # type: ignore[arg-type]
+                    self._perform_child(effect)
                 machine.work_done(self.world.now)
         except SessionViolationError as error:
             self.world.facts.violation(self.child.path, str(error))
@@ -311,6 +306,15 @@ class Stream:
             self.close_child(SessionEnd(Ending.REFUSED, str(error)))
         else:
             self._flow_child()
+
+    def _perform_child(self, effect: Any) -> None:
+        self.child.step(type(effect).__name__)
+        if isinstance(effect, Answered):
+            self._answered(effect.answer)
+            return
+        if isinstance(effect, RestartLog) and self.world.facts.words is not None:
+            self.world.facts.words.restarted(self.child, self.parent)
+        drive(self.upstream.perform(self, effect))  # type: ignore[arg-type]
 
     def ask(self, kind: str, body: bytes, answered: Callable[[Answer | None], None]) -> None:
         """Ask the parent; ``answered`` hears None when the session ends first. Raises LinkDownError, BusyError."""

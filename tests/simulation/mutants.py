@@ -88,12 +88,12 @@ def catch(name: str, first: int, most: int, tries: int = MOST_SEEDS) -> Catch:
     mutant = next(one for one in MUTANTS if one.name == name)
     began_s = time.perf_counter()
     seeds: Sequence[int] = range(first, first + most)
-    if mutant.shows_by:
+    if mutant.shows_by and not mutant.tale:
         seeds = sorted(seeds, key=lambda seed: -sum(_faults(seed)[fault] for fault in mutant.shows_by))
     for seed in seeds[:tries]:
-        found = run_untraced(seed, mutant.patches()).failures
+        found = run_untraced(seed, mutant.patches(), mutant.tale).failures
         failures = [failure for failure in found if not failure.startswith("code:")]  # a mutant must run to be found
-        if failures and not run_untraced(seed).failures:
+        if failures and not run_untraced(seed, tale=mutant.tale).failures:
             return Catch(name, seed, failures[0], round(time.perf_counter() - began_s, 1))
     return Catch(name, 0, "", round(time.perf_counter() - began_s, 1))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.board import CLASS, REVISION
 from tests.simulation.checkers import Checkers
+from tests.simulation.checks_of_words import Words
 from tests.simulation.controls import Control
 from tests.simulation.devices import DeviceNode
 from tests.simulation.engine import EPOCH, World
@@ -101,6 +102,7 @@ class Region:
         self.policy = self._policy(self.rng)
         self.plan = self._plan(self.rng)
         self.facts.checkers = Checkers(self)
+        self.facts.words = Words(self)
 
     @property
     def hubs(self) -> list[MiddleNode]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation import words
 from tests.simulation.faults import Chaos
 from tests.simulation.region import LAST_S, NIGHT_S, QUIET_S, Region
+from tests.simulation.tales import TALES
 from wavemesh.errors import WavemeshError
 
 if TYPE_CHECKING:
@@ -51,8 +52,13 @@ class Result:
     excused: Counter[str]
 
 
-def run_seed(seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), keeps_trace: bool = True) -> Result:
-    """Run one night; ``patches`` are entered around it (mutants patch a rule of the product or of the harness)."""
+def run_seed(
+    seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), keeps_trace: bool = True, tale: str = ""
+) -> Result:
+    """Run one night, with a tale of ``tales.py`` if one is named.
+
+    ``patches`` are entered around it (mutants patch a rule of the product or of the harness).
+    """
     words.fresh()
     with ExitStack() as stack:
         stack.enter_context(_no_collections())
@@ -64,6 +70,8 @@ def run_seed(seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), 
         world.is_traced = keeps_trace
         chaos = Chaos(region)
         chaos.plan()
+        if tale:
+            TALES[tale](region, chaos)
         try:
             _night(region, chaos)
         except _BROKEN as error:
@@ -74,13 +82,15 @@ def run_seed(seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), 
 
 def _night(region: Region, chaos: Chaos) -> None:
     """Eight hours with faults, then time to converge, then past the expiry of every wave."""
-    world, checkers = region.world, region.facts.checkers
+    world, checkers, words_said = region.world, region.facts.checkers, region.facts.words
     assert checkers is not None
+    assert words_said is not None
     region.begin()
     world.run(NIGHT_S)
     chaos.end()
     world.run(NIGHT_S + QUIET_S)
     checkers.quiet()
+    words_said.quiet()
     world.run(NIGHT_S + QUIET_S + LAST_S)
     checkers.over()
 
@@ -108,9 +118,9 @@ def many_nights() -> None:
 _ran = itertools.count(1)
 
 
-def run_untraced(seed: int, patches: Sequence[AbstractContextManager[Any]] = ()) -> Result:
+def run_untraced(seed: int, patches: Sequence[AbstractContextManager[Any]] = (), tale: str = "") -> Result:
     """One of many nights, without the trace, which is large to pass between processes."""
-    result = run_seed(seed, patches=patches, keeps_trace=False)
+    result = run_seed(seed, patches=patches, keeps_trace=False, tale=tale)
     if next(_ran) % NIGHTS_A_COLLECTION == 0:
         gc.collect()
     return result
