@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.simulation.hubs import StoreHub
     from tests.simulation.region import Region
     from tests.simulation.rows import Wave
-    from wavemesh.trust.statements import Permit
+    from wavemesh.trust.statements import Permit, WaveOrder
 
 _BAD = frozenset({OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED, OutcomeKind.SILENT})
 _ENDED = frozenset({WaveState.HALTED, WaveState.CLOSED})
@@ -59,22 +59,30 @@ class Words:
             self.facts.fail("P6", f"the order of halted wave {wave.wave_id} says {wave.state.name} again")
 
     def heard(self, node: DeviceNode) -> None:
-        """What a device holds changed: what it knows of halts."""
+        """P6, M3: what a device holds changed: a halt that it heard of stays one, whatever older order it is shown."""
         for order in node.equipment.sink.orders():
-            if order.state is WaveState.HALTED and order.wave_id not in self._unsure:
-                self._devices_stopped.add((node.hardware, order.wave_id))
+            if order.wave_id not in self._unsure:
+                self._stays_halted(node.path, node.hardware, order, self._devices_stopped)
+
+    def passed(self, hub: StoreHub) -> None:
+        """P6, M3: the same of a hub; those whose disk was restored, replaced or copied may know less than before."""
+        if hub.path in self.facts.forgetful:
+            return
+        for order in hub.hub.belief.orders.values():
+            if order.wave_id not in self._unsure:
+                self._stays_halted(hub.path, id(hub), order, self._hubs_stopped)
+
+    def _stays_halted(self, path: str, who: int, order: WaveOrder, known: set[tuple[int, str]]) -> None:
+        if order.state is WaveState.HALTED:
+            known.add((who, order.wave_id))
+        elif order.state is not WaveState.CLOSED and (who, order.wave_id) in known:
+            self.facts.fail("P6", f"{path} holds {order.wave_id} as {order.state.name}, and had heard of its halt")
 
     def on_arm(self, node: DeviceNode) -> None:
         """P6: a device that has heard of a halt arms no more in that wave, whatever older order it is shown."""
         wave_id = node.progress.wave_id
         if (node.hardware, wave_id) in self._devices_stopped and wave_id not in self._unsure:
             self.facts.fail("P6", f"{node.path} arms in {wave_id}, of whose halt it had heard")
-
-    def passed(self, hub: StoreHub) -> None:
-        """A hub looked at everything: what it knows of halts."""
-        for order in hub.hub.belief.orders.values():
-            if order.state is WaveState.HALTED and order.wave_id not in self._unsure:
-                self._hubs_stopped.add((id(hub), order.wave_id))
 
     def on_decision(self, hub: StoreHub, decision: Any) -> None:
         """P6: no lease of a wave whose halt this hub knew, unless it lost its memory since, or must know by now.

@@ -170,11 +170,11 @@ class Facts:
 
     def decided(self, hub: StoreHub, decision: Any) -> None:
         """A hub persisted a decision; what it gave up on is outside any swap of its own."""
+        now = hub.clock.now()
         for slot in decision.ended:
-            if hub.clock.now() >= slot.until:
-                for hardware, swap in list(self.inside.items()):
-                    if swap.device == slot.device and swap.hub is hub:
-                        del self.inside[hardware]
+            for hardware, swap in list(self.inside.items()):
+                if swap.device == slot.device and swap.hub is hub and now >= swap.until:
+                    del self.inside[hardware]
         if self.checkers is not None:
             self.checkers.on_decision(hub, decision)
         if self.words is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -95,6 +96,7 @@ class Region:
         self.stores: list[StoreHub] = []
         self.devices: list[DeviceNode] = []
         self.twins: list[StoreHub] = []
+        self._made = itertools.count()  # of devices, replaced ones too: no two boards are one
         for hub in self.super_hubs:
             self._join(hub, self.control, WAN_S)
         self._open_store(self.super_hubs[0], "big", BIG)
@@ -123,7 +125,7 @@ class Region:
 
     def add_device(self, hub: StoreHub, name: str) -> DeviceNode:
         """A new device of a store, registered at control."""
-        node = DeviceNode(self.world, f"{hub.path}/device/{name}", self.releases["old"], len(self.devices))
+        node = DeviceNode(self.world, f"{hub.path}/device/{name}", self.releases["old"], next(self._made))
         self.connect(node, hub)
         self.devices.append(node)
         self.control.devices.add(node.path)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TALES: dict[str, Tale] = {}
 LOOK_S = 2.0
+LAST_MINUTE_S = 60.0
 _IN_SWAP = frozenset({UpdateState.ARMED, UpdateState.TRIAL, UpdateState.COMMITTING, UpdateState.ROLLING_BACK})
 
 
@@ -42,6 +43,14 @@ def tale(name: str) -> Callable[[Tale], Tale]:
 def _begun(region: Region) -> float:
     """When the first wave is planned."""
     return region.plan.waves[0][0]
+
+
+def _is_long(region: Region) -> None:
+    """One wave over everybody, two at a time, and of a good release: it would be over before the story is told."""
+    region.plan.waves = ((_begun(region), "new", 100),)
+    guardrails = replace(region.policy.guardrails, max_concurrent_swaps=2, availability=())
+    region.policy = replace(region.policy, guardrails=guardrails)
+    _is_good(region)
 
 
 def _is_good(region: Region) -> None:
@@ -95,26 +104,31 @@ def _(region: Region, _chaos: Chaos) -> None:
 @tale("armed-in-the-last-minute")
 def _(region: Region, _chaos: Chaos) -> None:
     """The first tills with a lease may reboot in its last minute only, and are not heard from then on for a while."""
-    _is_good(region)
+    _is_long(region)
     policy = region.policy
-    region.policy = replace(policy, verification=replace(policy.verification, health_authority=HealthAuthority.EITHER))
+    region.policy = replace(
+        policy,
+        guardrails=replace(policy.guardrails, halt_rollback_ratio=1.0),
+        verification=replace(policy.verification, health_authority=HealthAuthority.EITHER),
+    )
     store, world = region.stores[0], region.world
     first: set[str] = set()
     gone: set[str] = set()
 
     def look() -> None:
-        for device in [one for one in region.devices if one.link.parent is store and one.is_up]:
-            wave_id = device.progress.wave_id
+        here = [device for device in region.devices if device.link.parent is store and device.path not in gone]
+        for device in here:
+            wave_id = device.progress.wave_id if device.is_up else ""
             grant = device.equipment.sink.grant(wave_id) if wave_id else None
-            if grant is not None and device.path not in gone:
+            left_s = (grant.lease.expires_at - device.clock.now()).total_seconds() if grant is not None else 0.0
+            if grant is not None and not gone:
                 first.add(device.path)
-                left_s = (grant.lease.expires_at - device.clock.now()).total_seconds()
-                device.gates.inhibition = bad("inhibited", "payment open", "open", "closed") if left_s > 60.0 else None
-            if device.path in first and device.path not in gone and device.progress.state in _IN_SWAP:
+            if device.path in first and device.is_up and device.progress.state in _IN_SWAP:
                 gone.add(device.path)
-                device.gates.inhibition = None
                 _keep_cut(region, device.link, world.now, world.now + 900.0)
-        if len(gone) < 10 and world.now < _begun(region) + HOUR_S:
+            waits = not gone if device.path not in first else not 0.0 < left_s < LAST_MINUTE_S
+            device.gates.inhibition = bad("inhibited", "payment open", "open", "closed") if waits else None
+        if world.now < _begun(region) + HOUR_S and (not gone or first - gone):
             world.after(LOOK_S, look)
         else:
             for device in region.devices:
@@ -126,7 +140,7 @@ def _(region: Region, _chaos: Chaos) -> None:
 @tale("older-disk-above")
 def _(region: Region, _chaos: Chaos) -> None:
     """A wave is halted; then its super hub goes on from a disk of before, and cannot reach control."""
-    _is_good(region)
+    _is_long(region)
     world, above, control = region.world, region.super_hubs[0], region.control
     begun = _begun(region) + world.rng("tale").uniform(300.0, 900.0)
     backup: list[bytes] = []
