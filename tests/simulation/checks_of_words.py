@@ -65,12 +65,20 @@ class Words:
                 self._stays_halted(node.path, node.hardware, order, self._devices_stopped)
 
     def passed(self, hub: StoreHub) -> None:
-        """P6, M3: the same of a hub; those whose disk was restored, replaced or copied may know less than before."""
+        """P6, M3, M5: the same of a hub, and that a halt reaches it.
+
+        Sessions that stood at the halt and stand still have passed it on, however slow their links: a blocked one would
+        have ended. Hubs whose disk was restored, replaced or copied are left out, since they may know less than before.
+        """
         if hub.path in self.facts.forgetful:
             return
         for order in hub.hub.belief.orders.values():
-            if order.wave_id not in self._unsure:
-                self._stays_halted(hub.path, id(hub), order, self._hubs_stopped)
+            if order.wave_id in self._unsure:
+                continue
+            self._stays_halted(hub.path, id(hub), order, self._hubs_stopped)
+            halt = self.facts.halts.get(order.wave_id)
+            if halt is not None and order.state not in _ENDED and self._has_reached(hub, halt.at):
+                self.facts.fail("M5", f"{hub.path} holds {order.wave_id} as {order.state.name}: no halt reached it")
 
     def _stays_halted(self, path: str, who: int, order: WaveOrder, known: set[tuple[int, str]]) -> None:
         if order.state is WaveState.HALTED:
@@ -85,23 +93,12 @@ class Words:
             self.facts.fail("P6", f"{node.path} arms in {wave_id}, of whose halt it had heard")
 
     def on_decision(self, hub: StoreHub, decision: Any) -> None:
-        """P6: no lease of a wave whose halt this hub knew, unless it lost its memory since, or must know by now.
-
-        Sessions that stood at the halt and stand still have passed it on, however slow their links: a blocked one would
-        have ended. Hubs whose disk was restored, replaced or copied are left out, since they may know less than before.
-        """
+        """P6: no lease of a wave of whose halt this hub had heard, with the same disk as now."""
         if hub.path in self.facts.forgetful:
             return
         for slot in decision.granted:
-            if slot.wave_id in self._unsure or not slot.attempt:
-                continue
-            if (id(hub), slot.wave_id) in self._hubs_stopped:
+            if slot.wave_id not in self._unsure and (id(hub), slot.wave_id) in self._hubs_stopped:
                 self.facts.fail("P6", f"{hub.path} lets {slot.device} into {slot.wave_id}, of whose halt it had heard")
-            halt = self.facts.halts.get(slot.wave_id)
-            if halt is not None and self._has_reached(hub, halt.at):
-                self.facts.fail(
-                    "P6", f"{hub.path} lets {slot.device} into {slot.wave_id}, and has not heard of its halt"
-                )
 
     def _has_reached(self, hub: StoreHub, at: float) -> bool:
         """Whether what control said at that time must have reached the hub."""

@@ -199,8 +199,9 @@ def _(region: Region, chaos: Chaos) -> None:
 @tale("hub-that-crashes")
 def _(region: Region, _chaos: Chaos) -> None:
     """A store hub dies again and again, at one of its next effects, while its devices tell what became of them."""
+    _is_long(region)
     world, store, rng = region.world, region.stores[0], region.world.rng("tale")
-    end = _begun(region) + HOUR_S
+    end = _begun(region) + 2 * HOUR_S
 
     def crash() -> None:
         if store.is_up and store.crash_in is None:
