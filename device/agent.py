@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from device.bootenv import MAX_TRIES, BootEnvironmentError
@@ -48,6 +47,7 @@ from device.staging import Staging
 from device.trial import Trial
 from device.update import ACTIVITY, Activity, advance
 from wavemesh.errors import GateError
+from wavemesh.replacement import replaced
 from wavemesh.runtime.durable import DiskFaultError
 from wavemesh.trust.statements import UpdateState
 
@@ -328,6 +328,6 @@ def _is_other_work(before: Progress, after: Progress) -> bool:
     """Whether the present activity no longer fits; a new generation of an order alone does not change the work."""
     if before.state is not after.state or (before.target is None) is not (after.target is None):
         return True
-    if before.target is None or after.target is None:
+    if before.target is None or after.target is None or before.target is after.target:
         return False
-    return replace(before.target, order_generation=after.target.order_generation) != after.target
+    return replaced(before.target, order_generation=after.target.order_generation) != after.target

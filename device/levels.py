@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from device.orders import Actionable, Done, Gone, Judgement, Refused, Stopped, judge
+from device.orders import Actionable, Done, Gone, Refused, Stopped
 from device.progress import (
     Declined,
     Event,
@@ -55,7 +55,7 @@ def events_of(equipment: Equipment, progress: Progress) -> Iterator[Event]:
 
 def _current(equipment: Equipment, progress: Progress, order: WaveOrder | None) -> Iterator[Event]:
     """The wave under way."""
-    judgement = Gone() if order is None else _judge(equipment, order)
+    judgement = Gone() if order is None else equipment.judge(order)
     match judgement:
         case Stopped():
             yield Halted(f"wave {progress.wave_id} is halted")
@@ -73,7 +73,7 @@ def _next(equipment: Equipment, progress: Progress, orders: list[WaveOrder]) -> 
     for order in orders:
         if store.is_finished(order.wave_id):
             continue
-        judgement = _judge(equipment, order)
+        judgement = equipment.judge(order)
         burned = store.burned(order.wave_id)
         match judgement:
             case Actionable(target):
@@ -92,10 +92,6 @@ def _next(equipment: Equipment, progress: Progress, orders: list[WaveOrder]) -> 
 
 def _declined(refused: Refused, wave_id: str, burned: int) -> Declined:
     return Declined(wave_id, burned, refused.gate, refused.evidence, refused.observed, refused.required)
-
-
-def _judge(equipment: Equipment, order: WaveOrder) -> Judgement:
-    return judge(order, equipment.sink.belief, equipment.facts(), equipment.clock.now())
 
 
 def _intents(equipment: Equipment, progress: Progress) -> Iterator[Event]:

@@ -120,6 +120,29 @@ def judge(order: WaveOrder, belief: Belief, facts: Facts, now: datetime) -> Judg
     return _judge_release(order, policy, belief.trusted, belief.holds, facts)
 
 
+class Judge:
+    """Judges, and remembers: a device looks at all it holds at every step, and little of that changes between two."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._belief: Belief | None = None
+        self._facts: Facts | None = None
+        self._known: dict[str, tuple[WaveOrder, Judgement]] = {}
+
+    def judge(self, order: WaveOrder, belief: Belief, facts: Facts, now: datetime) -> Judgement:
+        """As ``judge``; the same order by the same belief and facts means the same until it expires."""
+        if belief is not self._belief or facts is not self._facts:
+            self._belief, self._facts = belief, facts
+            self._known.clear()
+        known = self._known.get(order.wave_id)
+        if known is not None and known[0] is order and now < order.expires_at:
+            return known[1]
+        judgement = judge(order, belief, facts, now)
+        if now < order.expires_at:
+            self._known[order.wave_id] = (order, judgement)
+        return judgement
+
+
 def may_arm(order: WaveOrder) -> bool:
     """Whether the wave lets devices ARM now: running, and nobody pauses it."""
     return order.state is WaveState.RUNNING and not order.pauses

@@ -6,6 +6,7 @@ Metadata comes first within an update, whatever its order, because everything el
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from device.belief import (
@@ -44,6 +45,17 @@ MAX_ALERTS_PER_UPDATE = 20
 VERIFIED_AT_A_TIME = 32
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is believed, as the agent asks for it: found once after each change, asked for at every step."""
+
+    belief: Belief
+    orders: tuple[WaveOrder, ...]
+    intents: tuple[OperatorIntent, ...]
+    closed: tuple[WaveClosed, ...]
+    holds: tuple[HoldList, ...]
+
+
 class DeviceSink:
     """Implements ``wavemesh.session.seams.ResourceSink``."""
 
@@ -65,6 +77,7 @@ class DeviceSink:
         self._source = source
         self._changed = changed
         self._believed: dict[ResourceKey, Statement] = {}
+        self._told: _Told | None = None
         self._sizes: dict[ResourceKey, int] = {}
         self._heard = store.document.clock_floor
         self._recall()
@@ -74,9 +87,7 @@ class DeviceSink:
     @property
     def belief(self) -> Belief:
         """Metadata, policies and holds, as orders are judged by them."""
-        policies = {one.digest: one.policy for one in self._believed.values() if isinstance(one, NamedPolicy)}
-        holds = next((one for one in self._believed.values() if isinstance(one, HoldList)), None)
-        return Belief(self._verifier.trusted, policies, holds)
+        return self._tell().belief
 
     @property
     def trusted(self) -> TrustedMetadata | None:
@@ -88,24 +99,39 @@ class DeviceSink:
         """Why the clock may be believed now."""
         return self._source
 
-    def orders(self) -> list[WaveOrder]:
+    def orders(self) -> tuple[WaveOrder, ...]:
         """All orders, the newest first."""
-        found = [one for one in self._believed.values() if isinstance(one, WaveOrder)]
-        return sorted(found, key=lambda order: (order.issued_at, order.wave_id), reverse=True)
+        return self._tell().orders
 
     def grant(self, wave_id: str) -> Grant | None:
         """The lease and permit for a wave."""
         found = self._believed.get(ResourceKey("lease", wave_id))
         return found if isinstance(found, Grant) else None
 
-    def intents(self) -> list[OperatorIntent]:
+    def intents(self) -> tuple[OperatorIntent, ...]:
         """Operators' intents, the oldest first."""
-        found = [one for one in self._believed.values() if isinstance(one, OperatorIntent)]
-        return sorted(found, key=lambda intent: (intent.issued_at, intent.intent_id))
+        return self._tell().intents
 
-    def closed(self) -> list[WaveClosed]:
+    def closed(self) -> tuple[WaveClosed, ...]:
         """Waves that control closed."""
-        return [one for one in self._believed.values() if isinstance(one, WaveClosed)]
+        return self._tell().closed
+
+    def _tell(self) -> _Told:
+        trusted = self._verifier.trusted
+        if self._told is None or self._told.belief.trusted is not trusted:
+            believed = self._believed.values()
+            policies = {one.digest: one.policy for one in believed if isinstance(one, NamedPolicy)}
+            orders = [one for one in believed if isinstance(one, WaveOrder)]
+            intents = [one for one in believed if isinstance(one, OperatorIntent)]
+            holds = tuple(one for one in believed if isinstance(one, HoldList))
+            self._told = _Told(
+                Belief(trusted, policies, holds[0] if holds else None),
+                tuple(sorted(orders, key=lambda order: (order.issued_at, order.wave_id), reverse=True)),
+                tuple(sorted(intents, key=lambda intent: (intent.issued_at, intent.intent_id))),
+                tuple(one for one in believed if isinstance(one, WaveClosed)),
+                holds,
+            )
+        return self._told
 
     @property
     def clock_floor(self) -> datetime:
@@ -142,10 +168,10 @@ class DeviceSink:
             self._log.alert(f"refused {len(rejected) - MAX_ALERTS_PER_UPDATE} more of the same update")
         removed = [key for key in removed if key.type not in _KEPT]
         for key in removed:
-            self._believed.pop(key, None)
+            self._disbelieve(key)
             self._sizes.pop(key, None)
         floor = self._floor()
-        epoch = max([self._store.document.hold_epoch, *(one.epoch for one in self._holds())])
+        epoch = max([self._store.document.hold_epoch, *(one.epoch for one in self._tell().holds)])
         generations = {order.wave_id: order.generation for order in self.orders()}
         self._store.store_resources(accepted, removed, generations, clock_floor=floor, hold_epoch=epoch)
         if any(held.key.type == "revocations" for held, _ in accepted):
@@ -212,12 +238,12 @@ class DeviceSink:
                 continue
             content = self._store.content(held)
             if content is None:
-                self._believed.pop(held.key, None)
+                self._disbelieve(held.key)
                 continue
             try:
                 self._believe(held.key, self._verifier.verify(held.key, content, now, None))
             except GateError as error:
-                self._believed[held.key] = Unproven()
+                self._believe(held.key, Unproven())
                 self._log.alert(f"no longer believed: {held.key.type}/{held.key.name}: {error}")
 
     def _recall(self) -> None:
@@ -227,7 +253,7 @@ class DeviceSink:
         metadata = contents.pop(ResourceKey("tuf", "metadata"), None)
         try:
             if metadata is not None:
-                self._believed[ResourceKey("tuf", "metadata")] = self._verifier.recall(metadata)
+                self._believe(ResourceKey("tuf", "metadata"), self._verifier.recall(metadata))
             # Revocations first: what a revoked hub signed is not believed again.
             for key, content in sorted(contents.items(), key=lambda one: _ORDER.get(one[0].type, 3)):
                 if content is not None:
@@ -245,8 +271,13 @@ class DeviceSink:
     def _believe(self, key: ResourceKey, statement: Statement) -> None:
         """From now on; what was taken back counts at once, as nobody is served here whose stream it would end."""
         self._believed[key] = statement
+        self._told = None
         if isinstance(statement, RevocationList):
             self._verifier.enforce(statement)
+
+    def _disbelieve(self, key: ResourceKey) -> None:
+        self._believed.pop(key, None)
+        self._told = None
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -257,6 +288,3 @@ class DeviceSink:
 
     def _floor(self) -> datetime:
         return max(self._store.document.clock_floor, self._heard)
-
-    def _holds(self) -> list[HoldList]:
-        return [one for one in self._believed.values() if isinstance(one, HoldList)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from device.update import BEFORE_ARM
 from wavemesh.codec.statements import encode
+from wavemesh.replacement import replaced
 from wavemesh.trust.statements import DeviceStatus, UpdateState
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class StatusReporter:
         now_s = self._equipment.clock.monotonic()
         said, self._shown = self._shown, status
         is_fresh = now_s - self._shown_at_s < self._equipment.config.timing.status_interval_s
-        if is_fresh and said is not None and replace(said, at=status.at) == status:
+        if is_fresh and said is not None and (said == status or replaced(said, at=status.at) == status):
             return  # the same a moment ago: a step shows where it is before and after its effects
         self._shown_at_s = now_s
         self._upstream.set_status(STATUS_KEY, encode(status))

@@ -9,7 +9,6 @@ The log holds at most ``MAX_REPORTS``; a full one takes a new incarnation, whose
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from device import refusals
@@ -17,6 +16,7 @@ from device.progress import Outcome, Persist, Progress
 from device.state import MAX_INSTALLED, MAX_INTENTS, MAX_WAVES, Document, StateFile, StoredReport, WaveRecord
 from device.steps import Said
 from wavemesh.codec.statements import decode, encode
+from wavemesh.replacement import replaced
 from wavemesh.session.frames import HeldResource, Report, ResourceKey
 from wavemesh.trust.envelope import sign_as_node
 from wavemesh.trust.statements import (
@@ -47,6 +47,7 @@ MAX_EARLIER = 8
 SNAPSHOT_OUTCOMES = 32
 PING_RESERVE = 100
 
+_NOTHING_KNOWN = WaveRecord()
 _FINAL = frozenset({OutcomeKind.UPDATED, OutcomeKind.ROLLED_BACK, OutcomeKind.FAILED})
 
 
@@ -101,7 +102,7 @@ class DeviceStore:
         dropped = min(through - document.acknowledged, len(document.reports))
         if dropped > 0:
             kept = document.reports[dropped:]
-            self._commit(replace(document, reports=kept, acknowledged=document.acknowledged + dropped))
+            self._commit(replaced(document, reports=kept, acknowledged=document.acknowledged + dropped))
 
     @property
     def sent_through(self) -> int:
@@ -111,7 +112,7 @@ class DeviceStore:
     async def mark_sent(self, through: int) -> None:
         """Reports up to ``through`` are about to be sent."""
         if through > self.sent_through:
-            self._commit(replace(self.document, sent_through=through))
+            self._commit(replaced(self.document, sent_through=through))
 
     def note_link(self, *, is_connected: bool) -> None:
         """A session opened or ended. What is appended in one is marked as sent in the same write (see ``_commit``)."""
@@ -129,10 +130,10 @@ class DeviceStore:
         Returns whether a report was appended.
         """
         outcome, notice = words.outcome, words.notice
-        document = _with_intent(replace(self.document, progress=progress), progress.intent_id)
+        document = _with_intent(replaced(self.document, progress=progress), progress.intent_id)
         if progress.state is UpdateState.ARMED:
-            record = document.waves.get(progress.wave_id, WaveRecord())
-            burned = replace(record, burned=max(record.burned, progress.attempt))
+            record = document.waves.get(progress.wave_id, _NOTHING_KNOWN)
+            burned = replaced(record, burned=max(record.burned, progress.attempt))
             document = _with_wave(document, progress.wave_id, burned)
         if outcome is not None and progress.wave_id:
             document = self._with_outcome(document, progress, outcome, boot_id, facts)
@@ -168,16 +169,16 @@ class DeviceStore:
             named = _bounded(subject, refusals.MAX_SUBJECT_BYTES)
             event = self._event(document.progress.wave_id, refusals.EVENT_KIND, gate, named, detail)
             told = refusals.Refusal(refusals.kind_of(subject), gate, now, event.body)
-            document = replace(document, refusals=refusals.with_refusal(document.refusals, told))
+            document = replaced(document, refusals=refusals.with_refusal(document.refusals, told))
             self._commit(self._with_report(document, event))
 
     def burned(self, wave_id: str) -> int:
         """Attempts burned in a wave."""
-        return self.document.waves.get(wave_id, WaveRecord()).burned
+        return self.document.waves.get(wave_id, _NOTHING_KNOWN).burned
 
     def evidence(self, wave_id: str) -> tuple[DeviceOutcome, ...]:
         """What this device said in a wave, the oldest first: refusals and rollbacks, and its latest word."""
-        record = self.document.waves.get(wave_id, WaveRecord())
+        record = self.document.waves.get(wave_id, _NOTHING_KNOWN)
         words = (*record.earlier, record.envelope) if record.envelope else ()
         return tuple(decode(DeviceOutcome, decode(Envelope, word).payload) for word in words)
 
@@ -213,11 +214,11 @@ class DeviceStore:
         for one, content in added:
             self._file.store_content(one.digest, content)
             held[one.key] = one
-        document = replace(before, held=tuple(held.values()), **changes)  # type: ignore[arg-type]  # mypy cannot type **changes
+        document = replaced(before, held=tuple(held.values()), **changes)
         for wave_id, generation in generations.items():
-            record = document.waves.get(wave_id, WaveRecord())
+            record = document.waves.get(wave_id, _NOTHING_KNOWN)
             if generation > record.generation:
-                document = _with_wave(document, wave_id, replace(record, generation=generation))
+                document = _with_wave(document, wave_id, replaced(record, generation=generation))
         if document != before:
             self._commit(document)
         if {one.digest for one in before.held} - {one.digest for one in document.held}:
@@ -225,9 +226,9 @@ class DeviceStore:
 
     def close_wave(self, wave_id: str) -> None:
         """Forget the outcome of a wave that control closed; never to be taken up again."""
-        record = self.document.waves.get(wave_id, WaveRecord())
+        record = self.document.waves.get(wave_id, _NOTHING_KNOWN)
         if not record.closed:
-            self._commit(_with_wave(self.document, wave_id, replace(record, envelope=b"", earlier=(), closed=True)))
+            self._commit(_with_wave(self.document, wave_id, replaced(record, envelope=b"", earlier=(), closed=True)))
 
     def note_intent(self, intent_id: str) -> None:
         """Remember an intent that was carried out."""
@@ -235,17 +236,17 @@ class DeviceStore:
 
     def note_probed(self, slot: str) -> None:
         """Remember that a slot can be written."""
-        self._commit(replace(self.document, probed_slots=(*self.document.probed_slots, slot)))
+        self._commit(replaced(self.document, probed_slots=(*self.document.probed_slots, slot)))
 
     def note_logs_uploaded(self, through: int) -> None:
         """Remember which log lines the hub has; on a full disk DiskFullError, and they are told again."""
-        self._commit(replace(self.document, logs_uploaded=through), may_cost_reserve=False)
+        self._commit(replaced(self.document, logs_uploaded=through), may_cost_reserve=False)
 
     def next_ping(self) -> int:
         """A number that no ping of this device had before; reserved durably in blocks."""
         self._ping_counter += 1
         if self._ping_counter > self.document.ping_ceiling:
-            self._commit(replace(self.document, ping_ceiling=self._ping_counter + PING_RESERVE))
+            self._commit(replaced(self.document, ping_ceiling=self._ping_counter + PING_RESERVE))
         return self._ping_counter
 
     # --- changes -----------------------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ class DeviceStore:
         elif self._is_connected and document.next_number > self.document.next_number:
             # It is sent in a moment. Only a log that the hub welcomed in this run may say so: one restored from an
             # older state that marks what it appended offline would hide that other reports had these numbers.
-            document = replace(document, sent_through=document.next_number - 1)
+            document = replaced(document, sent_through=document.next_number - 1)
         self._file.commit(document, copies=copies, may_cost_reserve=may_cost_reserve)
 
     def _traced(
@@ -268,8 +269,8 @@ class DeviceStore:
 
     def _said(self, document: Document, progress: Progress, outcome: Outcome) -> Said | None:
         """The outcome with its numbers, if this change says it and no earlier one did."""
-        before = self.document.waves.get(progress.wave_id, WaveRecord())
-        record = document.waves.get(progress.wave_id, WaveRecord())
+        before = self.document.waves.get(progress.wave_id, _NOTHING_KNOWN)
+        record = document.waves.get(progress.wave_id, _NOTHING_KNOWN)
         if record.sequence == before.sequence:
             return None
         return Said(outcome, record.attempt, record.sequence)
@@ -277,7 +278,7 @@ class DeviceStore:
     def _with_outcome(
         self, document: Document, progress: Progress, outcome: Outcome, boot_id: str, facts: Facts
     ) -> Document:
-        record = document.waves.get(progress.wave_id, WaveRecord())
+        record = document.waves.get(progress.wave_id, _NOTHING_KNOWN)
         if (record.attempt, record.kind, record.gate) == (progress.attempt, outcome.kind.value, outcome.gate):
             return document
         statement = DeviceOutcome(
@@ -299,7 +300,7 @@ class DeviceStore:
             slots=facts.slots,
         )
         envelope = sign_as_node(statement, self._credentials)
-        said = replace(
+        said = replaced(
             record,
             attempt=progress.attempt,
             sequence=statement.sequence,
@@ -325,7 +326,7 @@ class DeviceStore:
         return StoredReport("event", encode(report))
 
     def _with_report(self, document: Document, report: StoredReport) -> Document:
-        return replace(document, reports=(*document.reports, report))
+        return replaced(document, reports=(*document.reports, report))
 
     def _restarted(self, document: Document) -> Document:
         """A new incarnation: the log holds a snapshot of all outcomes, then the events nobody acknowledged, and the
@@ -348,7 +349,7 @@ class DeviceStore:
         told = (StoredReport("event", one.report) for one in document.refusals)
         waiting = (report for report in document.reports if report.kind == "event")
         events = tuple(dict.fromkeys((*told, *waiting)))[-MAX_EVENTS:]
-        return replace(document, incarnation=incarnation, acknowledged=0, sent_through=0, reports=(*reports, *events))
+        return replaced(document, incarnation=incarnation, acknowledged=0, sent_through=0, reports=(*reports, *events))
 
 
 def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document:
@@ -359,23 +360,23 @@ def _with_wave(document: Document, wave_id: str, record: WaveRecord) -> Document
         by_worth = sorted(waves, key=lambda name: bool(waves[name].burned or waves[name].kind or waves[name].closed))
         for name in by_worth[: len(waves) - MAX_WAVES]:
             del waves[name]
-    return replace(document, waves=waves)
+    return replaced(document, waves=waves)
 
 
 def _with_intent(document: Document, intent_id: str) -> Document:
     if not intent_id or intent_id in document.intents:
         return document
-    return replace(document, intents=(*document.intents, intent_id)[-MAX_INTENTS:])
+    return replaced(document, intents=(*document.intents, intent_id)[-MAX_INTENTS:])
 
 
 def _installed(document: Document, target: Target) -> Document:
     """The floor of what ran here rises, and the wave that brought an image is remembered."""
     if target.rollback_floor:
-        document = replace(document, rollback_floor=target.rollback_floor)
+        document = replaced(document, rollback_floor=target.rollback_floor)
     if target.firmware is None:
         return document
     images = [*(document.installed_by | {target.firmware.sha256: target.wave_id}).items()]
-    return replace(document, installed_by=dict(images[-MAX_INSTALLED:]))
+    return replaced(document, installed_by=dict(images[-MAX_INSTALLED:]))
 
 
 def _bounded(text: str, most: int = MAX_EVIDENCE_BYTES) -> str:

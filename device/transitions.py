@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from device.progress import (
@@ -19,6 +18,7 @@ from device.progress import (
     Step,
     Unhealthy,
 )
+from wavemesh.replacement import replaced
 from wavemesh.trust.statements import ROLLBACK_FAILED, OutcomeKind, UpdateState
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def to(progress: Progress, state: UpdateState, *effects: Effect, **changes: Any)
     """Go to a state: forget the gate unless it is given, persist, then the other effects."""
     outcome, notice = changes.pop("outcome", None), changes.pop("notice", None)
     changes = {"gate": "", "evidence": "", "observed": "", "required": "", **changes}
-    return Step(replace(progress, state=state, **changes), (Persist(outcome, notice), *effects))
+    return Step(replaced(progress, state=state, **changes), (Persist(outcome, notice), *effects))
 
 
 def said_by_gate(said: Progress | GateRefused | Obstructed | Unhealthy) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def stay_put(progress: Progress, active: Boot, why: str) -> Step:
     evidence = f"rollback failed: {why}"
     if progress.target is None:
         return to(fresh(progress), S.IDLE, Disarm(), evidence=evidence, notice=notice)
-    settled = replace(progress, return_to=None, returns=0)
+    settled = replaced(progress, return_to=None, returns=0)
     if progress.target.boot != active:
         return to(settled, S.ROLLED_BACK, Disarm(), gate=progress.gate, evidence=evidence, notice=notice)
     return to(

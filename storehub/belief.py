@@ -114,6 +114,8 @@ class Belief:
         self.permits: dict[tuple[str, str], HeldPermit] = {}
         self.closed: dict[str, WaveClosed] = {}
         self.intents: dict[str, HeldIntent] = {}
+        self.changes = 0
+        """How often what is believed changed: what was made of it may be kept until then."""
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
@@ -213,6 +215,7 @@ class Belief:
     def accept(self, key: ResourceKey, finding: Finding) -> None:
         """Believe what was judged; what only waited for trust is judged by ``reconsider``."""
         self._found[key] = finding
+        self.changes += 1
         match finding:
             case TrustedMetadata():
                 self.trusted = finding
@@ -248,6 +251,7 @@ class Belief:
 
     def forget(self, key: ResourceKey) -> None:
         """Stop believing what the parent took back; trust, holds and revocations only ever change for newer ones."""
+        self.changes += 1
         match self._found.pop(key, None):
             case HeldPolicy(digest=digest):
                 self.policies.pop(digest, None)

@@ -28,7 +28,6 @@ from storehub.swaps import (
     WaveView,
     Word,
     decide,
-    occupants,
 )
 from wavemesh.codec.statements import encode
 from wavemesh.errors import LocalError
@@ -38,6 +37,7 @@ from wavemesh.trust.statements import DeviceOutcome, DeviceStatus, IntentKind, L
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from storehub.belief import HeldPermit
     from storehub.hub import Hub
     from storehub.swaps import Inference, Slot, Wait
     from wavemesh.policy.document import Policy
@@ -65,6 +65,25 @@ def _word(entry: Entry) -> Word:
     return Word(outcome.kind, outcome.attempt, outcome.sequence, entry.by_device, entry.received_at, outcome.gate)
 
 
+def _permit(held: HeldPermit) -> PermitView:
+    return PermitView(held.permit.attempts, held.permit.expires_at, held.permit.hub_incarnation)
+
+
+def _device(path: str, record: DeviceRecord, since: datetime | None, *, is_heard: bool) -> DeviceView:
+    status = record.status
+    return DeviceView(
+        path=path,
+        state=status.state,
+        wave_id=status.wave_id,
+        attempt=status.attempt,
+        said_at=status.at,
+        seen_at=record.seen_at,
+        connected_since=since,
+        heard_in_session=is_heard,
+        gate=status.gate,
+    )
+
+
 class Scheduler:
     """The loop around the decision."""
 
@@ -74,6 +93,11 @@ class Scheduler:
         self._occupied = 0
         self._started_at = hub.clock.now()
         self.waits: tuple[Wait, ...] = ()
+        self._devices: dict[str, tuple[DeviceRecord | None, datetime | None, bool, DeviceView]] = {}
+        self._words: dict[tuple[str, str], tuple[Entry, Word]] = {}
+        self._believed_at = -1
+        self._permits: dict[tuple[str, str], PermitView] = {}
+        self._targets: dict[str, frozenset[str]] = {}
 
     async def run(self) -> None:
         """Decide for as long as the hub runs."""
@@ -94,23 +118,21 @@ class Scheduler:
         """
         hub = self._hub
         if self._is_noted() and not hub.clock_guard.is_due(hub.clock.now()):
-            view = self.view()
-            decision = decide(view)
+            decision = decide(self.view())
             if decision == NOTHING:
-                self._note(view, decision)
+                self._note(decision)
                 return decision
         async with hub.store.database.transaction() as tx:
             await self._note_incarnation(tx)
             await hub.clock_guard.tick(tx, hub.clock.now())
-            view = self.view()
-            decision = decide(view)
-            self._note(view, decision)
+            decision = decide(self.view())
+            self._note(decision)
             await self._persist(tx, decision)
         self._tell(decision)
         return decision
 
-    def _note(self, view: HubView, decision: Decision) -> None:
-        self._occupied, self.waits = len(occupants(view)), decision.waits
+    def _note(self, decision: Decision) -> None:
+        self._occupied, self.waits = len(decision.inside), decision.waits
         before, self._hub.recalled = self._hub.recalled, decision.recalled
         for device in sorted(before ^ decision.recalled):
             self._hub.changed(device)
@@ -125,20 +147,23 @@ class Scheduler:
         """Everything a decision looks at."""
         hub, config = self._hub, self._hub.config
         since = hub.store.fact(SINCE_FACT)
+        orders = hub.belief.orders
+        if self._believed_at != hub.belief.changes:
+            self._believed_at = hub.belief.changes
+            self._permits = {key: _permit(held) for key, held in hub.belief.permits.items()}
+            self._targets = {wave_id: self._paths(order) for wave_id, order in orders.items()}
+        targets = self._targets
         return HubView(
             now=hub.clock.now(),
             timing=Timing(config.lease_s, config.watchdog_s, config.witness_s),
             incarnation=hub.log.incarnation,
             incarnation_since=from_stamp(int(since)) if since else hub.clock.now(),
             default_limit=config.max_concurrent_swaps,
-            waves=tuple(self._wave(order) for _, order in sorted(hub.belief.orders.items())),
-            devices={path: self._device(path) for path in {*hub.store.devices, *hub.present}},
-            permits={
-                key: PermitView(held.permit.attempts, held.permit.expires_at, held.permit.hub_incarnation)
-                for key, held in hub.belief.permits.items()
-            },
+            waves=tuple(self._wave(orders[wave_id], targets[wave_id]) for wave_id in sorted(orders)),
+            devices=self._see_devices(),
+            permits=self._permits,
             slots={device: record.slot for device, record in hub.store.slots.items()},
-            words={key: _word(e) for key, e in self._open_entries()},
+            words=self._see_words(),
             rollbacks=self._rollbacks(),
             started_at=self._started_at,
         )
@@ -150,7 +175,10 @@ class Scheduler:
             for device, entry in self._hub.store.ledger(wave_id).items():
                 yield (wave_id, device), entry
 
-    def _wave(self, order: WaveOrder) -> WaveView:
+    def _paths(self, order: WaveOrder) -> frozenset[str]:
+        return frozenset(self._hub.device_path(name) for name in order.devices)
+
+    def _wave(self, order: WaveOrder, devices: frozenset[str]) -> WaveView:
         hub, config = self._hub, self._hub.config
         policy = hub.belief.policies.get(order.policy_digest)
         limit = policy.guardrails.max_concurrent_swaps if policy else config.max_concurrent_swaps
@@ -158,7 +186,7 @@ class Scheduler:
         return WaveView(
             wave_id=order.wave_id,
             leasable=hub.standing(order).standing is Standing.LIVE,
-            devices=frozenset(hub.device_path(name) for name in order.devices),
+            devices=devices,
             expires_at=order.expires_at,
             max_concurrent_swaps=limit,
             trial_s=trial_s + config.trial_allowance_s,
@@ -177,21 +205,29 @@ class Scheduler:
             if members.get((group.role, group.group)) != frozenset()
         )
 
-    def _device(self, path: str) -> DeviceView:
-        presence = self._hub.present.get(path)
-        record = self._hub.store.devices.get(path) or _never_heard(path)
-        status = record.status
-        return DeviceView(
-            path=path,
-            state=status.state,
-            wave_id=status.wave_id,
-            attempt=status.attempt,
-            said_at=status.at,
-            seen_at=record.seen_at,
-            connected_since=presence.since if presence else None,
-            heard_in_session=presence is not None and presence.is_heard,
-            gate=status.gate,
-        )
+    def _see_devices(self) -> dict[str, DeviceView]:
+        """All devices ever heard or connected; one of which nothing is new since the last pass is seen as it was."""
+        records, present, before = self._hub.store.devices, self._hub.present, self._devices
+        known = self._devices = {}
+        views: dict[str, DeviceView] = {}
+        for path in records.keys() | present.keys():
+            record, presence = records.get(path), present.get(path)
+            since, is_heard = (None, False) if presence is None else (presence.since, presence.is_heard)
+            seen = before.get(path)
+            if seen is None or seen[0] is not record or seen[1] != since or seen[2] is not is_heard:
+                seen = (record, since, is_heard, _device(path, record or _never_heard(path), since, is_heard=is_heard))
+            known[path] = seen
+            views[path] = seen[3]
+        return views
+
+    def _see_words(self) -> dict[tuple[str, str], Word]:
+        """All outcomes that count, those that are as they were as they were."""
+        before = self._words
+        known = self._words = {}
+        for key, entry in self._open_entries():
+            seen = before.get(key)
+            known[key] = seen if seen is not None and seen[0] is entry else (entry, _word(entry))
+        return {key: seen[1] for key, seen in known.items()}
 
     def _rollbacks(self) -> tuple[RollbackWish, ...]:
         relayed = {record.intent_id for record in self._hub.store.slots.values() if record.intent_id}

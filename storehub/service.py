@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from storehub.hub import Presence
@@ -28,6 +27,7 @@ from wavemesh.codec.statements import MalformedStatementError, decode, encode
 from wavemesh.errors import BusyError, ForbiddenError, GateError, PeerError
 from wavemesh.identity.nodes import is_for
 from wavemesh.policy.gates import Gate
+from wavemesh.replacement import replaced
 from wavemesh.session.frames import Resource, ResourceKey, ResourceVersion
 from wavemesh.trust.envelope import EarlySignatureError, verify_node
 from wavemesh.trust.statements import (
@@ -93,7 +93,8 @@ class DeviceRegistry:
     def desired(self, child: NodeId) -> Mapping[ResourceKey, Resource]:
         """What the device should hold now."""
         hub = self._hub
-        orders = {name: o for name, o in hub.belief.orders.items() if hub.path == o.store and child.name in o.devices}
+        path, name = hub.path, child.name
+        orders = {wave: o for wave, o in hub.belief.orders.items() if path == o.store and name in o.devices}
         policies = {order.policy_digest for order in orders.values()}
         wanted: dict[ResourceKey, Resource] = {}
         for resource in self._shared():
@@ -248,7 +249,7 @@ class DeviceRegistry:
             if status.device != child.path:
                 msg = f"status of {status.device} sent by {child.path}"
                 raise PeerError(msg)
-            await self._keep(replace(status, connected=True))
+            await self._keep(replaced(status, connected=True))
 
     async def _keep(self, status: DeviceStatus) -> None:
         hub = self._hub
@@ -288,9 +289,9 @@ class DeviceRegistry:
 
     def _note_connection(self, child: NodeId) -> None:
         record = self._hub.store.devices.get(child.path)
+        connected = child.path in self._hub.present
         if record is not None:
-            connected = child.path in self._hub.present
-            self._hub.store.touch_device(replace(record, status=replace(record.status, connected=connected)))
+            self._hub.store.touch_device(replaced(record, status=replaced(record.status, connected=connected)))
             self._status_changed(child.path)
         self._hub.bell.ring()
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from wavemesh.codec.statements import encode
-from wavemesh.identity.nodes import NodeId
+from wavemesh.replacement import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +42,7 @@ class Statuses:
             self._pass_on_devices()
             status = self._views.hub_status()
             # Compared without its time and what its cache counts: a hub in which nothing happens says so rarely.
-            shape = encode(replace(status, at=_EPOCH, cache=None))
+            shape = encode(replaced(status, at=_EPOCH, cache=None))
             if shape != last_hub or waited_s >= self._hub.config.hub_status_interval_s:
                 self._set_status("hub", encode(status))
                 last_hub, waited_s = shape, 0.0
@@ -56,5 +55,6 @@ class Statuses:
             record = self._hub.store.devices.get(path)
             if record is not None:
                 connected = path in self._hub.present
-                name = NodeId(self._hub.credentials.node_id.fleet, path).name
-                self._set_status(f"device/{name}", encode(replace(record.status, connected=connected)))
+                status = record.status
+                shown = status if status.connected is connected else replaced(status, connected=connected)
+                self._set_status(f"device/{path.rsplit('/', 1)[1]}", encode(shown))

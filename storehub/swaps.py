@@ -216,7 +216,8 @@ class Wait:
 class Decision:
     """What follows, to be made durable in one transaction before any of it is sent.
 
-    ``recalled`` are devices from which an unused lease is held back for now; ``waits`` are only shown.
+    ``recalled`` are devices from which an unused lease is held back for now; ``waits`` are only shown, and so is who
+    was ``inside`` a swap before it, as far as the hub can know.
     """
 
     ended: tuple[Slot, ...]
@@ -225,6 +226,7 @@ class Decision:
     granted: tuple[Slot, ...]
     waits: tuple[Wait, ...] = field(default=(), compare=False)
     recalled: frozenset[str] = field(default=frozenset(), compare=False)
+    inside: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def decide(view: HubView) -> Decision:
@@ -232,22 +234,17 @@ def decide(view: HubView) -> Decision:
     ended = tuple(slot for slot in view.slots.values() if _is_over(slot, view))
     gone = {slot.device for slot in ended}
     inferred = (*(i for slot in ended if (i := _judge(slot, view))), *_convictions(view))
-    occupied = {device for device in view.slots if device not in gone} | _self_declared(view, gone)
+    declared, live = _self_declared(view), view.slots.keys() - gone
+    occupied, inside = live | (declared - gone), frozenset(live | declared)
     roster, waits = Roster(view, {one.device for one in inferred}), list[Wait]()
     relayed = _relay(view, occupied, roster, waits)
     swapping = {slot.device for _, slot in relayed if slot is not None}
     occupied |= swapping
-    held = frozenset(d for d in view.slots if d not in gone) | swapping
+    held = frozenset(live) | swapping
     granted = _grant(view, occupied | _unaccounted(view, gone), held, roster, waits)
     recalled = _recall(view, gone, occupied, roster)
     shown = (*recalled, *waits)
-    return Decision(ended, inferred, relayed, granted, shown, frozenset(one.device for one in recalled))
-
-
-def occupants(view: HubView) -> frozenset[str]:
-    """Devices inside a swap now, as far as the hub can know."""
-    live = {slot.device for slot in view.slots.values() if not _is_over(slot, view)}
-    return frozenset(live | _self_declared(view, set()))
+    return Decision(ended, inferred, relayed, granted, shown, frozenset(one.device for one in recalled), inside)
 
 
 def _is_over(slot: Slot, view: HubView) -> bool:
@@ -277,13 +274,11 @@ def _has_spoken(slot: Slot, view: HubView) -> bool:
     return word.is_final_refusal or (word.kind in _AFTER_BURN and word.attempt >= slot.attempt)
 
 
-def _self_declared(view: HubView, gone: set[str]) -> set[str]:
-    """Devices inside a swap by their own recent status, whose slot did not end just now and whose outcome is open."""
+def _self_declared(view: HubView) -> set[str]:
+    """Devices inside a swap by their own recent status, whose outcome is open."""
     recent = view.now - timedelta(seconds=_maxima_s(view))
     return {
-        d.path
-        for d in view.devices.values()
-        if d.state in IN_SWAP and d.path not in gone and d.seen_at > recent and not _is_settled(view, d)
+        d.path for d in view.devices.values() if d.state in IN_SWAP and d.seen_at > recent and not _is_settled(view, d)
     }
 
 
@@ -430,12 +425,12 @@ def _grant(
 ) -> tuple[Slot, ...]:
     taken = set(occupied)
     granted: list[Slot] = []
-    limit = _limit(view)
+    limit, devices, wanted = _limit(view), view.devices, UpdateState.VERIFIED
     for wave in view.waves:
         if not wave.leasable or view.now >= wave.expires_at or not _has_settled(view, wave):
             continue
         candidates = sorted(
-            (d for path in wave.devices if (d := view.devices.get(path)) and _asks(view, wave, d, held)),
+            (d for d in map(devices.get, wave.devices) if d and d.state is wanted and _asks(view, wave, d, held)),
             key=lambda d: (d.attempt, d.path),
         )
         for device in candidates:
@@ -458,8 +453,8 @@ def _has_settled(view: HubView, wave: WaveView) -> bool:
 
 
 def _asks(view: HubView, wave: WaveView, device: DeviceView, held: frozenset[str]) -> bool:
-    """Whether the device wants a lease of this wave and a permit lets it have one."""
-    if device.state is not UpdateState.VERIFIED or device.wave_id != wave.wave_id:
+    """Whether a device that is VERIFIED wants a lease of this wave and a permit lets it have one."""
+    if device.wave_id != wave.wave_id:
         return False
     if device.connected_since is None or not device.heard_in_session:
         return False

@@ -86,7 +86,8 @@ class HubSink:
         for key in removed:
             hub.belief.forget(key)
         hub.resources_changed += 1
-        hub.changed(None)
+        if any(key.type != "permit" for key in (*(resource.key for resource in accepted), *removed)):
+            hub.changed(None)  # a store has a permit for each device, and none is served before a lease carries it
         hub.bell.ring()
         return rejections
 

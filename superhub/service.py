@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from wavemesh.codec.statements import decode, encode
 from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, NotFoundError, PeerError
-from wavemesh.identity.nodes import BadNodeIdError, NodeId, Role
+from wavemesh.identity.nodes import NodeId, Role, is_name
 from wavemesh.session.frames import MAX_ASKS_IN_FLIGHT
 from wavemesh.telemetry import batches
 from wavemesh.trust.enrolments import JoinRequest
@@ -177,7 +177,4 @@ class RegionRegistry:
 
 def _is_device(store: NodeId, key: str) -> bool:
     """Whether a status key is the well-formed name of a device of that store."""
-    try:
-        return NodeId(store.fleet, f"{store.path}/{key}").role is Role.DEVICE
-    except BadNodeIdError:
-        return False
+    return store.role is Role.STORE_HUB and is_name(key.removeprefix("device/"))

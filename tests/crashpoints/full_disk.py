@@ -24,27 +24,23 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from tests.crashpoints import hub_story, storehub_cast, storehub_tale, superhub_cast, superhub_tale
 from tests.crashpoints.cut_disk import CutDisk
 from tests.crashpoints.hub_story import BOOT_S, HubStory, PlotError
 from tests.crashpoints.hub_wire import PlayedChild, PlayedUpstream
-from tests.crashpoints.storehub_cast import StoreHub
-from tests.crashpoints.storehub_tale import StoreHubTale
-from tests.crashpoints.superhub_cast import RegionHub
 from wavemesh.errors import LocalError
 from wavemesh.runtime.durable import DiskFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from tests.crashpoints.hub_tale import HubTale
     from tests.crashpoints.medium import Medium
-    from tests.crashpoints.superhub_tale import SuperHubTale
     from tests.crashpoints.virtual_time import VirtualClock
 
-HubTale: TypeAlias = "StoreHubTale | SuperHubTale"
 HUBS: dict[str, Callable[[], Sequence[HubTale]]] = {"storehub": storehub_tale.tales, "superhub": superhub_tale.tales}
 FULL_S = 300.0
 RESTART_S = 30.0
@@ -162,9 +158,7 @@ class Outcome:
 
 def run_site(tale: HubTale, at: int) -> Outcome | None:
     """The scenario with a disk that is full from the ``at``-th site on; None if it has fewer."""
-    is_store = isinstance(tale, StoreHubTale)
-    component = StoreHub() if is_store else RegionHub()
-    judge_rest = storehub_tale.judge_rest if is_store else superhub_tale.judge_rest
+    component = tale.kind.component()
     filling, standing = Filling(at), tale.begin()
     starting = running = 0
     words: list[str] = []
@@ -189,7 +183,7 @@ def run_site(tale: HubTale, at: int) -> Outcome | None:
             running, starting = running + has_run, starting + (not has_run)
             standing = replace(story.standing, elapsed_s=story.standing.elapsed_s + RESTART_S - BOOT_S)
         else:
-            problems += tale.judge(rest) or judge_rest(rest.image, rest.world, tale.scenario)
+            problems += tale.judge(rest) or tale.judge_rest(rest.image, rest.world)
             break
     else:
         problems.append(f"the hub does not start any more: {words[-1]}")

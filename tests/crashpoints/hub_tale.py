@@ -51,7 +51,7 @@ class HubTale:
         self.log.clear()
         hub, scenario = self.kind.component(), self.scenario
         rest = HubStory(hub, scenario.acts, scenario.is_over, standing, look, self.log).tell()
-        return self.judge(rest) or self._judge_rest(rest.image, rest.world)
+        return self.judge(rest) or self.judge_rest(rest.image, rest.world)
 
     def judge(self, standing: HubStanding) -> list[str]:
         """By the oracle."""
@@ -62,7 +62,7 @@ class HubTale:
         """By everything that matters."""
         return key_of(standing)
 
-    def _judge_rest(self, image: Image, world: World) -> list[str]:
+    def judge_rest(self, image: Image, world: World) -> list[str]:
         """What everybody knows in the end, the same as what was said; then what is asked of this hub alone."""
         told = ledger_of((one.kind, one.body) for child in world.children for one in child.reports)
         heard = ledger_of((kind, body) for _, _, kind, body in world.parent.heard)

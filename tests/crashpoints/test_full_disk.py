@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from storehub.scheduler import LEAST_PAUSE_S, Scheduler
-from tests.crashpoints.full_disk import HUBS, HubTale, campaign, run_site
+from tests.crashpoints.full_disk import HUBS, campaign, run_site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import multiprocessing
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.kinds import Fault
-from tests.simulation.run import Result, run_seed, run_untraced
+from tests.simulation.run import Result, many_nights, run_seed, run_untraced
 from tests.simulation.table import table
+from tests.simulation.tales import TALES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,13 +28,15 @@ TOLD_EVERY_S = 10.0
 _PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
-def results(seeds: Sequence[int], jobs: int) -> Iterator[Result]:
+def results(seeds: Sequence[int], jobs: int, tale: str = "") -> Iterator[Result]:
     """Each seed's result, in the order in which they are found."""
+    night = functools.partial(run_untraced, tale=tale)
     if jobs == 1:
-        yield from map(run_untraced, seeds)
+        many_nights()
+        yield from map(night, seeds)
         return
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        yield from pool.imap_unordered(run_untraced, seeds, chunksize=8)
+    with multiprocessing.get_context("fork").Pool(jobs, many_nights) as pool:
+        yield from pool.imap_unordered(night, seeds, chunksize=8)
 
 
 def told_meanwhile(results: Iterable[Result], count: int) -> Iterator[Result]:
@@ -78,6 +82,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1, help="how many seeds")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--trace", action="store_true", help="print the trace of each seed, up to its first violation")
+    parser.add_argument("--tale", default="", choices=sorted(TALES), help="a story that happens in every night")
     parser.add_argument("--json", metavar="FILE", help="write the summary there; - is standard output")
     parser.add_argument(
         "--markdown", metavar="FILE", help="write the table of faults there, as docs/simulation.md has it"
@@ -90,9 +95,10 @@ def main() -> int:
     seeds = range(arguments.first, arguments.first + arguments.count)
     if arguments.trace:
         for seed in seeds:
-            _print_trace(run_seed(seed))
+            _print_trace(run_seed(seed, tale=arguments.tale))
     began = time.monotonic()
-    found = list(told_meanwhile(results(seeds, arguments.jobs if arguments.count > 1 else 1), arguments.count))
+    jobs = arguments.jobs if arguments.count > 1 else 1
+    found = list(told_meanwhile(results(seeds, jobs, arguments.tale), arguments.count))
     told = summary(found, time.monotonic() - began)
     rarest = min(told["faults"], key=told["faults"].__getitem__)
     sys.stderr.write(

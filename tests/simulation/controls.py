@@ -22,7 +22,7 @@ from tests.simulation import regaining
 from tests.simulation.links import FLEET
 from tests.simulation.parents import Parent
 from tests.simulation.rows import ATTEMPTS, Registry, Rows, Wave, ranked_of
-from tests.simulation.words import MINT, Trust, decode, encode, sign
+from tests.simulation.words import MINT, Trust, decode, encode, node_of, sign
 from wavemesh.errors import LocalError
 from wavemesh.identity.nodes import NodeId, Role
 from wavemesh.policy.document import POLICY_PAYLOAD_TYPE, Policy
@@ -70,6 +70,7 @@ class Control(Parent):
         self.rows = Rows(MINT.name())
         self.devices: set[str] = set()
         self.stores: set[str] = set()
+        self.was_restored = False
         self._dirty: set[str] = set()
         self._changed = False
 
@@ -86,6 +87,7 @@ class Control(Parent):
     def restore(self, rows: Rows) -> None:
         """Go on from a backup; halts that came after it are forgotten here, and only here."""
         self.rows = rows
+        self.was_restored = True
         self.world.facts.forgot([wave for wave in rows.waves.values() if wave.state is not WaveState.HALTED])
 
     def do(self, work: Any, *arguments: Any) -> None:
@@ -368,6 +370,8 @@ class Control(Parent):
         self._publish_orders(wave)
 
     def _publish_orders(self, wave: Wave) -> None:
+        if self.world.facts.words is not None:
+            self.world.facts.words.ordered(wave)
         for store, devices in wave.targets.items():
             order = WaveOrder(
                 wave_id=wave.wave_id,
@@ -449,7 +453,7 @@ class Control(Parent):
                 pass
 
     def _keep(self, envelope: Envelope, touched: set[str]) -> None:
-        signer, outcome = NodeId.parse(envelope.signatures[0].keyid), decode(DeviceOutcome, envelope.payload)
+        signer, outcome = node_of(envelope.signatures[0].keyid), decode(DeviceOutcome, envelope.payload)
         wave = self.rows.waves.get(outcome.wave_id)
         by_device = signer.role is Role.DEVICE
         if wave is None or outcome.device not in wave.devices or outcome.attempt > ATTEMPTS:
@@ -459,12 +463,14 @@ class Control(Parent):
         ranked = ranked_of(outcome, envelope.payload, by_device=by_device)
         if beats(ranked, wave.outcomes.get(outcome.device)):
             wave.outcomes[outcome.device] = ranked
+            if self.world.facts.words is not None:
+                self.world.facts.words.kept(wave, ranked)
             touched.add(wave.wave_id)
             if by_device and outcome.firmware_sha256:
                 self.rows.runs[outcome.device] = outcome.firmware_sha256
 
     def _submit(self, envelope: Envelope) -> None:
-        operator, intent = NodeId.parse(envelope.signatures[0].keyid), decode(OperatorIntent, envelope.payload)
+        operator, intent = node_of(envelope.signatures[0].keyid), decode(OperatorIntent, envelope.payload)
         if intent.intent_id in self.rows.intents:
             return
         self.rows.intents.add(intent.intent_id)

@@ -47,10 +47,9 @@ from tests.simulation.activities import Answered, Clear, InTrial, Stage
 from tests.simulation.board import CONFIG, Authorities, BootControl, Gates, Log, Slots, Tracing
 from tests.simulation.disk import DeviceFile
 from tests.simulation.engine import EPOCH, Node
-from tests.simulation.links import FLEET, HEARTBEAT_S, Dialer
+from tests.simulation.links import HEARTBEAT_S, Dialer, node_at
 from tests.simulation.words import MINT, encode
 from wavemesh.errors import GateError, LocalError, PeerError
-from wavemesh.identity.nodes import NodeId
 from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
 from wavemesh.trust.freshness import ClockSource
 from wavemesh.trust.statements import HealthPing, UpdateState
@@ -75,7 +74,7 @@ class DeviceNode(Node):
 
     def __init__(self, world: World, path: str, base: ReleaseManifest, hardware: int) -> None:
         super().__init__(world, path)
-        self.id = NodeId(FLEET, path)
+        self.id = node_at(path)
         self.hardware = hardware
         self.file = DeviceFile(Document(MINT.name(), clock_floor=EPOCH))
         firmware = base.firmware
@@ -187,7 +186,7 @@ class DeviceNode(Node):
         )
         self.upstream = SessionUpstream(
             credentials=credentials,
-            parent=NodeId(FLEET, self.link.parent.path),
+            parent=node_at(self.link.parent.path),
             address="",
             log=store,
             sink=sink,
@@ -234,6 +233,8 @@ class DeviceNode(Node):
 
     def poke(self) -> None:
         """What is held changed, or something that an activity waits for."""
+        if self.world.facts.words is not None and hasattr(self, "equipment"):
+            self.world.facts.words.heard(self)
         self._levels = True
         if isinstance(self._activity, Clear):
             self._activity.look_soon()
@@ -288,10 +289,11 @@ class DeviceNode(Node):
             self._generation += 1
             self._activity = None
             self._staging_since = None
-            self.note(
-                f"{before.state.name} -> {step.progress.state.name}",
-                f"attempt {step.progress.attempt} {step.progress.gate} by {type(event).__name__}",
-            )
+            if self.world.is_traced:
+                self.note(
+                    f"{before.state.name} -> {step.progress.state.name}",
+                    f"attempt {step.progress.attempt} {step.progress.gate} by {type(event).__name__}",
+                )
         life = self.life
         for effect in step.effects:
             self._perform(effect)
@@ -304,7 +306,8 @@ class DeviceNode(Node):
             self._levels = True
 
     def _perform(self, effect: Any) -> None:
-        self.step(type(effect).__name__)
+        if self.crash_in is not None:
+            self.step(type(effect).__name__)
         control, facts = self.control, self.world.facts
         match effect:
             case Persist():
@@ -336,6 +339,9 @@ class DeviceNode(Node):
                 self.crashed()
                 return
             grew = False
+        else:
+            if self.world.facts.words is not None:
+                self.world.facts.words.said(self, words.outcome)
         self.world.facts.persisted(self, words)
         if grew:
             self.status.wake()

@@ -93,43 +93,60 @@ class HubTransaction:
         self._connection = database.disk.connection
         self._hooks: list[Callable[[], None]] = []
         self._before = 0
+        self._has_begun = False
 
     async def __aenter__(self) -> Self:
-        self._connection.execute("BEGIN")
         self._before = self._connection.total_changes
         return self
+
+    def _begin(self) -> None:
+        """With the first write: until then there is nothing to undo, and nobody else writes meanwhile."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._connection.execute("BEGIN")
+
+    def _end(self, how: str) -> None:
+        if self._has_begun:
+            self._connection.execute(how)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         node = self._database.node
         if kind is not None:
-            self._connection.execute("ROLLBACK")
+            self._end("ROLLBACK")
             return
         if self._connection.total_changes != self._before:
             try:
                 node.step("commit")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                self._end("ROLLBACK")
                 raise
             if node.disk_is_full:
-                self._connection.execute("ROLLBACK")
+                self._end("ROLLBACK")
                 node.note("disk-full")
                 raise DatabaseFaultError("the disk is full", path=node.path)
-        self._connection.execute("COMMIT")
+        self._end("COMMIT")
         for hook in self._hooks:
             hook()
         if self._connection.total_changes != self._before:
             node.step("what follows the commit")
 
     async def execute(self, sql: str, parameters: Any = ()) -> int:
+        self._begin()
         return self._connection.execute(sql, parameters).rowcount
 
     async def execute_many(self, sql: str, rows: Sequence[Any]) -> None:
-        self._connection.executemany(sql, rows)
+        if rows:
+            self._begin()
+            self._connection.executemany(sql, rows)
 
     async def fetch_all(self, sql: str, parameters: Any = ()) -> list[sqlite3.Row]:
+        if not sql.startswith("SELECT"):
+            self._begin()
         return self._connection.execute(sql, parameters).fetchall()
 
     async def fetch_one(self, sql: str, parameters: Any = ()) -> sqlite3.Row | None:
+        if not sql.startswith("SELECT"):  # UPDATE ... RETURNING
+            self._begin()
         row: sqlite3.Row | None = self._connection.execute(sql, parameters).fetchone()
         return row
 
@@ -162,6 +179,8 @@ class DeviceFile:
                 if not self.has_reserve or not may_cost_reserve:
                     raise DiskFullError("the disk is full")
                 self.has_reserve = False
+            if self.node.world.facts.words is not None:
+                self.node.world.facts.words.wrote(self.node, self.document, document)
         self.document = document
         if self.node is not None:
             self.node.step("what follows the write")

@@ -8,10 +8,10 @@ of its memory nothing is left but what it had made durable.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from heapq import heappop, heappush
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +48,7 @@ class Entry(NamedTuple):
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine of the product to its end: here nothing that it awaits ever has to be waited for."""
     try:
+        coroutine.send(None)
         for _ in range(MAX_YIELDS):
             coroutine.send(None)
     except StopIteration as stop:
@@ -75,11 +76,11 @@ class World:
 
     def at(self, when: float, action: Callable[..., None], *arguments: Any) -> None:
         """Have something happen, never in the past."""
-        heapq.heappush(self._heap, (max(when, self.now), next(self._numbers), action, arguments))
+        heappush(self._heap, (max(when, self.now), next(self._numbers), action, arguments))
 
     def after(self, delay: float, action: Callable[..., None], *arguments: Any) -> None:
         """Have something happen some seconds from now."""
-        self.at(self.now + delay, action, *arguments)
+        heappush(self._heap, (self.now + delay, next(self._numbers), action, arguments))
 
     def note(self, node: str, event: str, detail: Any = "") -> None:
         """Add to the trace."""
@@ -90,7 +91,7 @@ class World:
         """Let time pass; what is due at ``until`` happens too."""
         heap = self._heap
         while heap and heap[0][0] <= until:
-            self.now, _, action, arguments = heapq.heappop(heap)
+            self.now, _, action, arguments = heappop(heap)
             action(*arguments)
             self.steps += 1
         self.now = until
@@ -109,9 +110,14 @@ class WorldClock:
 
     world: World
     skew_s: float = 0.0
+    _told_s: float = -1e9
+    _told: datetime = EPOCH
 
     def now(self) -> datetime:
-        return EPOCH + timedelta(seconds=self.world.now + self.skew_s)
+        seconds = self.world.now + self.skew_s
+        if seconds != self._told_s:
+            self._told_s, self._told = seconds, EPOCH + timedelta(seconds=seconds)
+        return self._told
 
     def monotonic(self) -> float:
         return self.world.now
@@ -160,7 +166,8 @@ class Node:
 
     def later(self, delay: float, action: Callable[..., None], *arguments: Any) -> None:
         """Have this life of the node do something, if it lasts so long."""
-        self.world.after(delay, self._act, self.life, action, arguments)
+        world = self.world
+        heappush(world._heap, (world.now + delay, next(world._numbers), self._act, (self.life, action, arguments)))
 
     def _act(self, life: int, action: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if life == self.life:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from device.progress import Persist, Progress
     from tests.simulation.checkers import Checkers
+    from tests.simulation.checks_of_words import Words
     from tests.simulation.devices import DeviceNode
     from tests.simulation.hubs import StoreHub
     from tests.simulation.rows import Wave
@@ -79,6 +80,7 @@ class Facts:
 
     def __init__(self) -> None:
         self.checkers: Checkers | None = None
+        self.words: Words | None = None
         self.world: Any = None
         self.qualities: dict[str, Quality] = {}
         self.inside: dict[int, Swap] = {}
@@ -148,6 +150,8 @@ class Facts:
         swap = Swap(node.path, node.hardware, node.hub, progress.wave_id, progress.attempt, until)
         if self.checkers is not None:
             self.checkers.on_arm(node, swap)
+        if self.words is not None:
+            self.words.on_arm(node)
         self.inside[node.hardware] = swap
         self.burned.add((node.path, node.hardware, progress.wave_id, progress.attempt))
 
@@ -168,13 +172,15 @@ class Facts:
 
     def decided(self, hub: StoreHub, decision: Any) -> None:
         """A hub persisted a decision; what it gave up on is outside any swap of its own."""
+        now = hub.clock.now()
         for slot in decision.ended:
-            if hub.clock.now() >= slot.until:
-                for hardware, swap in list(self.inside.items()):
-                    if swap.device == slot.device and swap.hub is hub:
-                        del self.inside[hardware]
+            for hardware, swap in list(self.inside.items()):
+                if swap.device == slot.device and swap.hub is hub and now >= swap.until:
+                    del self.inside[hardware]
         if self.checkers is not None:
             self.checkers.on_decision(hub, decision)
+        if self.words is not None:
+            self.words.on_decision(hub, decision)
 
     def withdrawn_unheard(self, path: str, orders: Sequence[str]) -> None:
         """M3: a hub that has heard nothing takes no order from a device: its emptiness is no word of control."""
@@ -183,6 +189,8 @@ class Facts:
 
     def permit_signed(self, permit: Permit) -> None:
         """Control signed a permit."""
+        if self.words is not None:
+            self.words.permit_signed(permit)
         self.permits.setdefault((permit.wave_id, permit.device), []).append(permit)
         if permit.wave_id in self.halts:
             self.fail("P6", f"a permit of {permit.device} was signed after the halt of wave {permit.wave_id}")
@@ -198,11 +206,16 @@ class Facts:
         self.halts[wave.wave_id] = Halt(self.world.now, frozenset(exposed))
         if is_by_itself and self.checkers is not None:
             self.checkers.on_halt(wave)
+        if is_by_itself and self.words is not None:
+            self.words.on_halt(wave)
 
     def forgot(self, waves: Iterable[Wave]) -> None:
         """Control was restored, and does not know that these were halted, if they were: it may permit them again."""
-        for wave in waves:
+        forgotten = tuple(waves)
+        for wave in forgotten:
             self.halts.pop(wave.wave_id, None)
+        if self.words is not None:
+            self.words.forgot(forgotten)
 
     def closing(self, wave: Wave) -> None:
         """Control is about to say its last word on a wave."""

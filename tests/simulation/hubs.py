@@ -33,11 +33,10 @@ from superhub.statuses import StatusRelay
 from superhub.store import RegionStore
 from tests.simulation.disk import HubDatabase, HubDisk
 from tests.simulation.engine import EPOCH, drive
-from tests.simulation.links import FLEET
+from tests.simulation.links import node_at
 from tests.simulation.parents import MiddleNode, Quiet, credentials_of
 from tests.simulation.words import decode, encode
 from wavemesh.errors import GateError, LocalError, PeerError
-from wavemesh.identity.nodes import NodeId
 from wavemesh.session.frames import Answer
 from wavemesh.session.showing import Showing
 from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog, SqliteResources
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 
     from tests.simulation.engine import World
     from tests.simulation.links import Stream
+    from wavemesh.identity.nodes import NodeId
     from wavemesh.session.frames import Ask, Hello, Resource, ResourceKey
     from wavemesh.session.upstream import SessionUpstream
 
@@ -139,6 +139,8 @@ class StoreHub(MiddleNode):
             self.note("no-scheduling", str(error))
             self._pass_by(self.world.now + POLL_S)
             return
+        if self.world.facts.words is not None:
+            self.world.facts.words.passed(self)
         if decision != NOTHING:
             self.note("decides", _told(decision))
             self.world.facts.decided(self, decision)
@@ -327,7 +329,7 @@ class SuperHub(MiddleNode):
         )
         self.relay = _Relay(self, upstream)
         registry = RegionRegistry(
-            node_id=NodeId(FLEET, self.path),
+            node_id=node_at(self.path),
             epoch=self.resources.epoch,
             shelf=shelf,
             cursors=cursors,

@@ -13,6 +13,7 @@ drawn from its back-off once the parent can be reached.
 from __future__ import annotations
 
 from collections import deque
+from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from tests.simulation.engine import drive
 from wavemesh.errors import BusyError, WavemeshError
 from wavemesh.identity.nodes import NodeId
 from wavemesh.session.backoff import delay_s
-from wavemesh.session.child import Answered, ChildMachine, ChildState
+from wavemesh.session.child import Answered, ChildMachine, ChildState, RestartLog
 from wavemesh.session.downstream import _Session
 from wavemesh.session.faults import SessionViolationError
 from wavemesh.session.frames import Fenced, Hello, ReportBatch, ResourceUpdate, StatusUpdate
@@ -214,7 +215,7 @@ class Stream:
             epoch=downstream.registry.epoch,
             now=self.world.now,
         )
-        proof = SimpleNamespace(node_id=NodeId(FLEET, self.child.path))
+        proof = SimpleNamespace(node_id=node_at(self.child.path))
         self.session = _Session(downstream, proof, None, machine)  # type: ignore[arg-type]
         self.session.pump = SimpleNamespace(wake=self.wake_parent, cut=self._superseded, spawn=None)
         downstream._streams.add(self.session)
@@ -251,8 +252,10 @@ class Stream:
         self._feed()
         self._quiet(machine)
         while (frame := machine.next_frame(now)) is not None:
-            self.child.step("send")
-            self._note(self.child, frame, "sends")
+            if self.child.crash_in is not None:
+                self.child.step("send")
+            if self.world.is_traced:
+                self._note(self.child, frame, "sends")
             self.link.send(self, frame, is_up=True)
             self._feed()
         if machine.end is not None:
@@ -290,14 +293,11 @@ class Stream:
         machine = self.machine
         try:
             machine.receive(frame, self.world.now)
-            self._note(self.child, frame, "hears")
+            if self.world.is_traced:
+                self._note(self.child, frame, "hears")
             while effects := machine.take_effects():
                 for effect in effects:
-                    self.child.step(type(effect).__name__)
-                    if isinstance(effect, Answered):
-                        self._answered(effect.answer)
-                    else:
-                        drive(self.upstream.perform(self, effect))  # type: ignore[arg-type]
+                    self._perform_child(effect)
                 machine.work_done(self.world.now)
         except SessionViolationError as error:
             self.world.facts.violation(self.child.path, str(error))
@@ -306,6 +306,15 @@ class Stream:
             self.close_child(SessionEnd(Ending.REFUSED, str(error)))
         else:
             self._flow_child()
+
+    def _perform_child(self, effect: Any) -> None:
+        self.child.step(type(effect).__name__)
+        if isinstance(effect, Answered):
+            self._answered(effect.answer)
+            return
+        if isinstance(effect, RestartLog) and self.world.facts.words is not None:
+            self.world.facts.words.restarted(self.child, self.parent)
+        drive(self.upstream.perform(self, effect))  # type: ignore[arg-type]
 
     def ask(self, kind: str, body: bytes, answered: Callable[[Answer | None], None]) -> None:
         """Ask the parent; ``answered`` hears None when the session ends first. Raises LinkDownError, BusyError."""
@@ -348,8 +357,10 @@ class Stream:
                 drive(session.prepare())
             self._quiet(machine)
             while (frame := machine.next_frame(self.world.now)) is not None:
-                self.parent.step("send")
-                self._note(self.parent, frame, "sends")
+                if self.parent.crash_in is not None:
+                    self.parent.step("send")
+                if self.world.is_traced:
+                    self._note(self.parent, frame, "sends")
                 self.link.send(self, frame, is_up=False)
                 if session.is_stale:
                     drive(session.prepare())
@@ -375,10 +386,12 @@ class Stream:
         session, machine = self.session, self.session.machine
         try:
             machine.receive(frame, self.world.now)
-            self._note(self.parent, frame, "hears")
+            if self.world.is_traced:
+                self._note(self.parent, frame, "hears")
             while effects := machine.take_effects():
                 for effect in effects:
-                    self.parent.step(type(effect).__name__)
+                    if self.parent.crash_in is not None:
+                        self.parent.step(type(effect).__name__)
                     if isinstance(effect, AnswerAsk):
                         self.parent.answer(self, effect.ask)  # type: ignore[attr-defined]
                     else:
@@ -472,13 +485,17 @@ class Stream:
             self.link.send(self, END, is_up=False)
 
     def _note(self, node: Node, frame: Any, what: str) -> None:
-        if not self.world.is_traced:
-            return
         peer = self.parent if node is self.child else self.child
         node.note(f"{what} {type(frame).__name__}", f"{peer.label} {_brief(frame)}")
 
 
 FLEET = "retail.example"
+
+
+@cache
+def node_at(path: str) -> NodeId:
+    """The node of the fleet with that path, made once."""
+    return NodeId(FLEET, path)
 
 
 def _brief(frame: Any) -> str:

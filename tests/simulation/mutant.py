@@ -28,12 +28,14 @@ class Mutant:
     broken: str
     shows_by: tuple[Fault, ...]
     patches: Callable[[], Sequence[AbstractContextManager[Any]]]
+    tale: str = ""
+    """The tale in whose nights it is looked for, if those of chance show it too seldom."""
 
 
 MUTANTS: list[Mutant] = []
 
 
-def mutant(name: str, broken: str, *shows_by: Fault) -> Callable[[Callable[[], Patch]], None]:
+def mutant(name: str, broken: str, *shows_by: Fault, tale: str = "") -> Callable[[Callable[[], Patch]], None]:
     """Register what the function makes, one patch or a list of them, as a mutant."""
 
     def add(make: Callable[[], Any]) -> None:
@@ -41,7 +43,7 @@ def mutant(name: str, broken: str, *shows_by: Fault) -> Callable[[Callable[[], P
             made = make()
             return made if isinstance(made, list) else [made]
 
-        MUTANTS.append(Mutant(name, broken, shows_by, patches))
+        MUTANTS.append(Mutant(name, broken, shows_by, patches, tale))
 
     return add
 

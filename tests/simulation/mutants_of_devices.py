@@ -102,6 +102,7 @@ def _() -> Patch:
     Fault.RESTORE_CONTROL,
     Fault.RESTORE_SUPER_HUB,
     Fault.PAUSE,
+    tale="older-disk-above",
 )
 def _() -> Patch:
     return [
@@ -124,7 +125,13 @@ def _() -> Patch:
     return [patch.object(module, "check_not_held", passing) for module in (storehub.standing, device.orders)]
 
 
-@mutant("hold-view-of-any-age", "Hub and device go by a view of holds however old.", Fault.DARK_STORE, Fault.PARTITION)
+@mutant(
+    "hold-view-of-any-age",
+    "Hub and device go by a view of holds however old.",
+    Fault.DARK_STORE,
+    Fault.PARTITION,
+    tale="dark-beyond-the-holds",
+)
 def _() -> Patch:
     return [patch.object(module, "check_hold_view", passing) for module in (storehub.standing, device.clearance)]
 
@@ -166,6 +173,7 @@ def _() -> Patch:
     "cursor-before-effect",
     "A store hub moves the cursor in a transaction before that of the effect.",
     Fault.CRASH_STORE_HUB,
+    tale="hub-that-crashes",
 )
 def _() -> Patch:
     def make(apply: Any) -> Any:

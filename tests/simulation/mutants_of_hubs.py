@@ -82,7 +82,11 @@ def _() -> Patch:
     return instead(storehub.swaps, "has_witness", make)
 
 
-@mutant("maxima-forgotten", "A slot without a word ends with its lease, whatever a trial that follows it takes.")
+@mutant(
+    "maxima-forgotten",
+    "A slot without a word ends with its lease, whatever a trial that follows it takes.",
+    tale="armed-in-the-last-minute",
+)
 def _() -> Patch:
     def make(slot: Any) -> Any:
         def mutated(view: Any, wave: Any, one: Any) -> Any:
@@ -169,22 +173,16 @@ def _() -> Patch:
     return patch.object(tests.simulation.controls, "beats", lambda *_: True)
 
 
-@mutant(
-    "foreign-device-counted",
-    "Control counts the outcome of a device under every path that it ever had.",
-    Fault.MOVE_DEVICE,
-)
+@mutant("waves-mixed-up", "Control counts what a device says of one wave in all waves that it is in.")
 def _() -> Patch:
     def make(keep: Any) -> Any:
         def mutated(self: Control, envelope: Any, touched: set[str]) -> None:
-            outcome = decode(DeviceOutcome, envelope.payload)
-            wave = self.rows.waves.get(outcome.wave_id)
-            if wave is not None and outcome.device not in wave.devices:
-                ranked = control.ledger.Outcome(
-                    outcome.device, outcome.attempt, outcome.sequence, outcome.kind, outcome.gate, by_device=True
-                )
-                wave.outcomes[outcome.device] = ranked
             keep(self, envelope, touched)
+            outcome = decode(DeviceOutcome, envelope.payload)
+            ranked = self.rows.waves[outcome.wave_id].outcomes.get(outcome.device)
+            for wave in self.rows.waves.values():
+                if ranked is not None and wave.closed_at is None and outcome.device in wave.devices:
+                    wave.outcomes.setdefault(outcome.device, ranked)
 
         return mutated
 
@@ -197,6 +195,7 @@ def _() -> Patch:
     Fault.LOSE_SUPER_HUB_DISK,
     Fault.RESTORE_SUPER_HUB,
     Fault.RESTORE_CONTROL,
+    tale="lost-behind-a-partition",
 )
 def _() -> Patch:
     def make(acknowledge: Any) -> Any:
@@ -218,7 +217,7 @@ def _() -> Patch:
     return instead(control.ledger, "is_final", make)
 
 
-@mutant("halt-on-unknown", "Devices of dark stores count for the rollback ratio.", *DARK)
+@mutant("halt-on-unknown", "Devices of dark stores count for the rollback ratio.", *DARK, tale="closed-in-the-middle")
 def _() -> Patch:
     return patch.object(
         Counts, "bad", property(lambda self: self.rolled_back + self.failed + self.silent + self.unknown)
@@ -226,7 +225,11 @@ def _() -> Patch:
 
 
 @mutant(
-    "halt-on-inconclusive", "Power cuts count for the rollback ratio.", Fault.POWER_CUT_IN_SWAP, Fault.STORE_POWER_CUT
+    "halt-on-inconclusive",
+    "Power cuts count for the rollback ratio.",
+    Fault.POWER_CUT_IN_SWAP,
+    Fault.STORE_POWER_CUT,
+    tale="power-that-flickers",
 )
 def _() -> Patch:
     def mutated(self: Counts) -> int:
@@ -235,7 +238,12 @@ def _() -> Patch:
     return patch.object(Counts, "bad", property(mutated))
 
 
-@mutant("snapshot-without-outcomes", "The snapshot of a hub's new incarnation has no outcomes.", *OTHER_DISK)
+@mutant(
+    "snapshot-without-outcomes",
+    "The snapshot of a hub's new incarnation has no outcomes.",
+    *OTHER_DISK,
+    tale="lost-behind-a-partition",
+)
 def _() -> Patch:
     def make(snapshot_reports: Any) -> Any:
         return lambda _store, path, incarnation: snapshot_reports(_NOTHING_HELD, path, incarnation)
@@ -243,7 +251,12 @@ def _() -> Patch:
     return instead(storehub.reportlog, "snapshot_reports", make)
 
 
-@mutant("device-forgets-when-acknowledged", "A device forgets its outcome when its hub has it.", *OTHER_DISK)
+@mutant(
+    "device-forgets-when-acknowledged",
+    "A device forgets its outcome when its hub has it.",
+    *OTHER_DISK,
+    tale="hub-lost-in-the-dark",
+)
 def _() -> Patch:
     def make(acknowledge: Any) -> Any:
         async def mutated(self: DeviceStore, through: int) -> None:

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.engine import Node
-from tests.simulation.links import FLEET, HEARTBEAT_S, Dialer
-from wavemesh.identity.nodes import NodeId
+from tests.simulation.links import HEARTBEAT_S, Dialer, node_at
 from wavemesh.session.downstream import DownstreamOptions, SessionDownstream
 from wavemesh.session.parent import ParentOptions
 from wavemesh.session.upstream import SessionUpstream, UpstreamOptions
@@ -45,7 +44,7 @@ class Certificates:
 
 def credentials_of(path: str) -> Any:
     """What a node knows of itself."""
-    return SimpleNamespace(node_id=NodeId(FLEET, path), authorities=Certificates())
+    return SimpleNamespace(node_id=node_at(path), authorities=Certificates())
 
 
 class Parent(Node):
@@ -61,7 +60,7 @@ class Parent(Node):
         """The children's sessions of this life."""
         options = DownstreamOptions(ParentOptions("parent/1", heartbeat_interval_s=HEARTBEAT_S))
         peers: Any = Certificates()
-        self.downstream = SessionDownstream(NodeId(FLEET, self.path), registry, self.clock, peers, options)
+        self.downstream = SessionDownstream(node_at(self.path), registry, self.clock, peers, options)
         return self.downstream
 
     def streams(self) -> list[Stream]:
@@ -129,7 +128,7 @@ class MiddleNode(Parent):
         """The session with the parent of this life."""
         self.upstream = SessionUpstream(
             credentials=credentials_of(self.path),
-            parent=NodeId(FLEET, self.parent_link.parent.path),
+            parent=node_at(self.parent_link.parent.path),
             address="",
             log=log,
             sink=sink,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tests.simulation.board import CLASS, REVISION
 from tests.simulation.checkers import Checkers
+from tests.simulation.checks_of_words import Words
 from tests.simulation.controls import Control
 from tests.simulation.devices import DeviceNode
 from tests.simulation.engine import EPOCH, World
@@ -93,9 +95,8 @@ class Region:
         self.super_hubs = [SuperHub(self.world, path) for path in regions]
         self.stores: list[StoreHub] = []
         self.devices: list[DeviceNode] = []
-        self.made = 0
-        """Devices that ever were: each is a piece of hardware of its own, whatever its name."""
         self.twins: list[StoreHub] = []
+        self._made = itertools.count()  # of devices, replaced ones too: no two boards are one
         for hub in self.super_hubs:
             self._join(hub, self.control, WAN_S)
         self._open_store(self.super_hubs[0], "big", BIG)
@@ -103,6 +104,7 @@ class Region:
         self.policy = self._policy(self.rng)
         self.plan = self._plan(self.rng)
         self.facts.checkers = Checkers(self)
+        self.facts.words = Words(self)
 
     @property
     def hubs(self) -> list[MiddleNode]:
@@ -123,8 +125,7 @@ class Region:
 
     def add_device(self, hub: StoreHub, name: str) -> DeviceNode:
         """A new device of a store, registered at control."""
-        node = DeviceNode(self.world, f"{hub.path}/device/{name}", self.releases["old"], self.made)
-        self.made += 1
+        node = DeviceNode(self.world, f"{hub.path}/device/{name}", self.releases["old"], next(self._made))
         self.connect(node, hub)
         self.devices.append(node)
         self.control.devices.add(node.path)

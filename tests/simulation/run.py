@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sqlite3
 import traceback
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation import words
 from tests.simulation.faults import Chaos
 from tests.simulation.region import LAST_S, NIGHT_S, QUIET_S, Region
+from tests.simulation.tales import TALES
 from wavemesh.errors import WavemeshError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from tests.simulation.engine import Entry
 
 
+NIGHTS_A_COLLECTION = 10
 _BROKEN = (
     WavemeshError,
     ArithmeticError,
@@ -49,11 +52,16 @@ class Result:
     excused: Counter[str]
 
 
-def run_seed(seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), keeps_trace: bool = True) -> Result:
-    """Run one night; ``patches`` are entered around it (mutants patch a rule of the product or of the harness)."""
+def run_seed(
+    seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), keeps_trace: bool = True, tale: str = ""
+) -> Result:
+    """Run one night, with a tale of ``tales.py`` if one is named.
+
+    ``patches`` are entered around it (mutants patch a rule of the product or of the harness).
+    """
     words.fresh()
     with ExitStack() as stack:
-        stack.enter_context(_rare_collections())
+        stack.enter_context(_no_collections())
         stack.enter_context(words.patched())
         for patch in patches:
             stack.enter_context(patch)
@@ -62,6 +70,8 @@ def run_seed(seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), 
         world.is_traced = keeps_trace
         chaos = Chaos(region)
         chaos.plan()
+        if tale:
+            TALES[tale](region, chaos)
         try:
             _night(region, chaos)
         except _BROKEN as error:
@@ -72,37 +82,54 @@ def run_seed(seed: int, *, patches: Sequence[AbstractContextManager[Any]] = (), 
 
 def _night(region: Region, chaos: Chaos) -> None:
     """Eight hours with faults, then time to converge, then past the expiry of every wave."""
-    world, checkers = region.world, region.facts.checkers
+    world, checkers, words_said = region.world, region.facts.checkers, region.facts.words
     assert checkers is not None
+    assert words_said is not None
     region.begin()
     world.run(NIGHT_S)
     chaos.end()
     world.run(NIGHT_S + QUIET_S)
     checkers.quiet()
+    words_said.quiet()
     world.run(NIGHT_S + QUIET_S + LAST_S)
     checkers.over()
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
-    """A night makes many objects that stay: looking through all of them again and again costs a third of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(200_000, 20, 100)
+def _no_collections() -> Iterator[None]:
+    """A night leaves some 7 MB in cycles, its nodes; looking through them while they live costs a tenth of the time."""
+    if not gc.isenabled():  # whoever runs many nights collects between them
+        yield
+        return
+    gc.disable()
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        gc.enable()
+
+
+def many_nights() -> None:
+    """Say, once in a process, that it does nothing but nights: what is loaded is never looked through again."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+_ran = itertools.count(1)
+
+
+def run_untraced(seed: int, patches: Sequence[AbstractContextManager[Any]] = (), tale: str = "") -> Result:
+    """One of many nights, without the trace, which is large to pass between processes."""
+    result = run_seed(seed, patches=patches, keeps_trace=False, tale=tale)
+    if next(_ran) % NIGHTS_A_COLLECTION == 0:
+        gc.collect()
+    return result
 
 
 def _place(error: BaseException) -> str:
     """Where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     return " < ".join(f"{Path(one.filename).name}:{one.lineno}" for one in reversed(frames[-4:]))
-
-
-def run_untraced(seed: int) -> Result:
-    """The same without the trace, which is large to pass between processes."""
-    return run_seed(seed, keeps_trace=False)
 
 
 def store_nights(region: Region) -> int:

@@ -8,11 +8,10 @@ counter in the place of random names, so that a seed gives the same bytes everyw
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import device.belief
 import device.clearance
@@ -110,14 +109,20 @@ class Mint:
     def __init__(self) -> None:
         self._said: dict[bytes, Any] = {}
         self._bytes: dict[Any, bytes] = {}
+        self._same: dict[int, tuple[Any, bytes]] = {}
         self._names = 0
 
     def encode(self, statement: Any) -> bytes:
+        """The bytes that stand for a statement; a value is hashed once, and not each time it is passed on."""
+        same = self._same.get(id(statement))
+        if same is not None and same[0] is statement:
+            return same[1]
         data = self._bytes.get(statement)
         if data is None:
             data = f"{type(statement).__name__}:{len(self._said)}".encode().ljust(WEIGHT_BYTES)
             self._bytes[statement] = data
             self._said[data] = statement
+        self._same[id(statement)] = (statement, data)
         return data
 
     def decode(self, cls: type, data: bytes) -> Any:
@@ -155,7 +160,8 @@ class _Secrets:
 
 
 @cache
-def _node(uri: str) -> NodeId:
+def node_of(uri: str) -> NodeId:
+    """The node with that SPIFFE id, parsed once."""
     return NodeId.parse(uri)
 
 
@@ -166,7 +172,7 @@ def _sign_as_node(statement: Any, credentials: Any) -> Envelope:
 def _verify_node(
     envelope: Envelope, cls: type, authorities: Any, now: datetime, expect: Role | str | None = None
 ) -> tuple[NodeId, Any]:
-    signer, statement = _node(envelope.signatures[0].keyid), decode(cls, envelope.payload)
+    signer, statement = node_of(envelope.signatures[0].keyid), decode(cls, envelope.payload)
     if isinstance(expect, Role) and signer.role is not expect:
         raise SignatureGateError(f"signed by {signer.uri}, which is no {expect.value}")
     if isinstance(expect, str) and signer.path != expect:
@@ -230,12 +236,25 @@ _STAND_INS: Mapping[str, Any] = {
 }
 
 
+@cache
+def _places() -> tuple[tuple[Any, str, Any, Any], ...]:
+    """Module, name, what is there and what stands in for it."""
+    return tuple(
+        (module, name, getattr(module, name), stand_in)
+        for module in _MODULES
+        for name, stand_in in _STAND_INS.items()
+        if hasattr(module, name)
+    )
+
+
 @contextmanager
 def patched() -> Iterator[None]:
     """The product's modules speak these words inside the block."""
-    with ExitStack() as stack:
-        for module in _MODULES:
-            for name, stand_in in _STAND_INS.items():
-                if hasattr(module, name):
-                    stack.enter_context(patch.object(module, name, stand_in))
+    places = _places()
+    try:
+        for module, name, _, stand_in in places:
+            setattr(module, name, stand_in)
         yield
+    finally:
+        for module, name, genuine, _ in places:
+            setattr(module, name, genuine)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from wavemesh.errors import PeerError
 
@@ -84,7 +85,7 @@ class NodeId:
     @property
     def role(self) -> Role:
         """What the node is."""
-        return _ROLE_BY_SHAPE[tuple(self.path.split("/")[0::2])]
+        return _role(self.path)
 
     @property
     def name(self) -> str:
@@ -106,6 +107,11 @@ class NodeId:
         if self.role in {Role.STORE_HUB, Role.DEVICE}:
             return self.path.rsplit("/", 2)[0] == parent.path
         return False
+
+
+@lru_cache(maxsize=4096)
+def _role(path: str) -> Role:
+    return _ROLE_BY_SHAPE[tuple(path.split("/")[0::2])]
 
 
 def is_name(text: str) -> bool:

@@ -53,6 +53,7 @@ class Version:
     build: str = field(default="", compare=False)
 
     @classmethod
+    @functools.lru_cache(maxsize=1024)
     def parse(cls, text: str) -> Version:
         """Read "3.8.2", "3.9.0-rc.1", "3.8.2+42"; raises BadVersionError."""
         match = _VERSION.fullmatch(text) if len(text) <= LENGTH_MOST else None

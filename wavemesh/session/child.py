@@ -84,6 +84,8 @@ class ChildState(enum.Enum):
     CLOSING = "closing"
     OVER = "over"
 
+    __hash__ = object.__hash__  # one of a kind, looked up for each frame: Enum's own is a call in Python
+
 
 ACCEPTS: dict[ChildState, frozenset[type[ParentFrame]]] = {
     ChildState.OPENING: frozenset(),

@@ -56,10 +56,14 @@ class _Difference:
         return len(self.urgent) + len(self.other) + len(self.removed)
 
 
+_NOTHING = _Difference()
+
+
 class ResourceLanes:
     """One child's desired state against what it holds. Times are monotonic seconds."""
 
     __slots__ = (
+        "_busy",
         "_desired",
         "_difference",
         "_held",
@@ -80,6 +84,7 @@ class ResourceLanes:
         self._difference: _Difference | None = None
         self._refused: dict[tuple[ResourceKey, str], None] = {}
         self._sent: deque[_Sent] = deque()
+        self._busy: set[bool] = set()  # ``is_urgent`` of what is under way
         self._last_nonce = 0
         self._is_settled_said = False
 
@@ -87,8 +92,9 @@ class ResourceLanes:
         """The whole desired state from now on. Raises TooManyResourcesError."""
         if len(desired) > MAX_HELD:
             raise TooManyResourcesError(f"{len(desired)} resources for one child, at most {MAX_HELD} travel")
+        if desired != self._desired:  # most changes at a parent concern other children
+            self._difference = None
         self._desired = desired
-        self._difference = None
 
     @property
     def deadline(self) -> float:
@@ -97,14 +103,14 @@ class ResourceLanes:
 
     def next_urgent(self, now: float) -> ResourceUpdate | None:
         """The next update of the urgent lane, if there is one and the lane is free."""
-        if any(sent.is_urgent for sent in self._sent):
+        if True in self._busy:
             return None
         difference = self._remaining()
         return self._send(difference.urgent, (), now, is_urgent=True) if difference.urgent else None
 
     def next_other(self, now: float) -> ResourceUpdate | None:
         """The next update of the other lane, if there is one and the lane is free. Removals go first."""
-        if self._desired is None or any(not sent.is_urgent for sent in self._sent):
+        if self._desired is None or False in self._busy:
             return None
         difference = self._remaining()
         if not (difference.other or difference.removed) and (difference.urgent or self._is_settled_said):
@@ -116,6 +122,7 @@ class ResourceLanes:
         if not self._sent or self._sent[0].nonce != verdict.nonce:
             raise SessionViolationError(f"verdict on update {verdict.nonce}, which is not the oldest unanswered one")
         sent = self._sent.popleft()
+        self._busy.discard(sent.is_urgent)
         for rejection in verdict.rejected:
             resource = sent.changed.pop(rejection.key, None)
             if resource is None or resource.digest != rejection.digest:
@@ -124,10 +131,12 @@ class ResourceLanes:
             self._held.pop(key, None)
         for key, resource in sent.changed.items():
             self._held[key] = (resource.digest, resource.version)
-        if any(key.type == TRUST_TYPE for key in sent.changed):
+        if self._refused and any(key.type == TRUST_TYPE for key in sent.changed):
             self._refused.clear()
-        self._refuse(verdict.rejected)
-        self._difference = None
+            self._difference = None
+        if verdict.rejected:
+            self._refuse(verdict.rejected)
+            self._difference = None
         return tuple(sent.changed.values())
 
     def _refuse(self, rejected: Iterable[Rejection]) -> None:
@@ -137,9 +146,9 @@ class ResourceLanes:
             del self._refused[next(iter(self._refused))]
 
     def _remaining(self) -> _Difference:
-        """What is still to be sent; computed once after each change."""
+        """What is still to be sent; computed once after each change, and kept up with what is sent."""
         if self._desired is None:
-            return _Difference()
+            return _NOTHING
         if self._difference is None:
             expected = dict(self._held)
             for sent in self._sent:
@@ -172,9 +181,14 @@ class ResourceLanes:
             if changed and (size > self._update_bytes or len(changed) + len(gone) >= MAX_KEYS_PER_UPDATE):
                 break
             changed[resource.key] = resource
-        is_settled = len(changed) + len(gone) == self._remaining().count
+        left = self._remaining()
+        is_settled = len(changed) + len(gone) == left.count
         self._last_nonce += 1
         self._sent.append(_Sent(self._last_nonce, is_urgent, changed, gone, now + self._verdict_timeout_s))
-        self._difference = None
+        self._busy.add(is_urgent)
+        if is_urgent:
+            self._difference = _Difference(left.urgent[len(changed) :], left.other, left.removed)
+        else:
+            self._difference = _Difference(left.urgent, left.other[len(changed) :], left.removed[len(gone) :])
         self._is_settled_said = is_settled
         return ResourceUpdate(self._last_nonce, tuple(changed.values()), gone, is_settled)

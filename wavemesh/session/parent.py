@@ -64,6 +64,8 @@ class ParentState(enum.Enum):
     CLOSING = "closing"
     OVER = "over"
 
+    __hash__ = object.__hash__  # one of a kind, looked up for each frame: Enum's own is a call in Python
+
 
 _ALL = frozenset({Hello, ReportBatch, StatusUpdate, ResourceVerdict, Ask, Heartbeat, Goodbye})
 ACCEPTS: dict[ParentState, frozenset[type[ChildFrame]]] = {

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
@@ -49,7 +49,6 @@ from wavemesh.session.frames import (
 from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.session.negotiation import Dialect
 from wavemesh.session.pump import WRITE_STALL_S, Pump, StreamOverError
-from wavemesh.session.seams import SentMark
 from wavemesh.v1.session_pb2_grpc import SessionServiceStub
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from wavemesh.identity.credentials import Credentials
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.clock import Clock
-    from wavemesh.session.seams import ReportLog, ResourceSink
+    from wavemesh.session.seams import ReportLog, ResourceSink, SentMark
 
 _LOG = logging.getLogger(__name__)
 MAX_STATUS_KEYS = 131_072
@@ -161,7 +160,8 @@ class SessionUpstream:
         self._parent = parent
         self._address = address
         self._log = log
-        self._mark = log if isinstance(log, SentMark) else None
+        # By name: to look a protocol up in a class takes as long as a device's whole greeting.
+        self._mark = cast("SentMark", log) if hasattr(log, "mark_sent") else None
         # For a log without a mark: (incarnation, highest number that may have been sent).
         self._sent = (log.incarnation, log.next_number - 1)
         self._sink = sink

@@ -72,6 +72,8 @@ class OutcomeKind(enum.Enum):
     UNKNOWN = 7
     INCONCLUSIVE = 8
 
+    __hash__ = object.__hash__  # as for UpdateState
+
 
 class UpdateState(enum.Enum):
     """States of the device's update machine; values as in report.proto."""
@@ -89,6 +91,9 @@ class UpdateState(enum.Enum):
     ROLLED_BACK = 11
     AWAITING_SIGNOFF = 12
     REFUSED = 13
+
+    # Members are one of a kind, and looked up for each device in each pass: Enum's own hash is a call in Python.
+    __hash__ = object.__hash__
 
 
 @dataclass(frozen=True, slots=True)

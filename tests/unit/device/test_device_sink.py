@@ -148,7 +148,7 @@ async def test_what_comes_together_is_one_change(kit: Kit) -> None:
 async def test_what_came_before_the_metadata_waits_for_it(kit: Kit) -> None:
     kit.hub.order()
     assert await kit.deliver("order", "policy", "holds") == {}
-    assert kit.sink.orders() == []
+    assert kit.sink.orders() == ()
     assert await kit.deliver("tuf") == {}
     assert isinstance(kit.judge(), Actionable)
 

@@ -19,7 +19,6 @@ from storehub.swaps import (
     WaveView,
     Word,
     decide,
-    occupants,
 )
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
@@ -109,7 +108,7 @@ def test_leaving_verified_before_the_lease_expired_frees_nothing(state: UpdateSt
     a = device("a", state, seen_at=NOW + s(5), said_at=NOW + s(5))
     v = view([a], slots=(slot("a"),), now=NOW + s(10))
     assert decide(v).ended == ()
-    assert occupants(v) == {STORE + "a"}
+    assert decide(v).inside == {STORE + "a"}
 
 
 def test_a_status_dated_after_the_leases_expiry_frees_the_slot() -> None:

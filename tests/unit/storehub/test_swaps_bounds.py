@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storehub.swaps import HubView, PermitView, RollbackWish, Slot, SlotUse, WaveView, Word, decide, occupants
+from storehub.swaps import HubView, PermitView, RollbackWish, Slot, SlotUse, WaveView, Word, decide
 from tests.unit.storehub.test_swaps import MAXIMA_S, NOW, STORE, TIMING, TRIAL_S, device, granted, s, slot, view, wave
 from wavemesh.trust.statements import OutcomeKind, UpdateState
 
@@ -97,18 +97,18 @@ def test_which_states_take_a_slot_by_the_devices_own_word(state: UpdateState) ->
     """Rule 3."""
     inside = state.name in {"ARMED", "TRIAL", "COMMITTING", "ROLLING_BACK", "AWAITING_SIGNOFF"}
     a = device("a", state, seen_at=NOW - s(MAXIMA_S - 1))
-    assert occupants(view([a])) == ({STORE + "a"} if inside else set())
-    assert occupants(view([replace(a, seen_at=NOW - s(MAXIMA_S))])) == set()
+    assert decide(view([a])).inside == ({STORE + "a"} if inside else set())
+    assert decide(view([replace(a, seen_at=NOW - s(MAXIMA_S))])).inside == set()
 
 
 def test_the_maxima_are_those_of_the_longest_trial() -> None:
     waves = (wave("a"), replace(wave("a"), wave_id="143", trial_s=TRIAL_S + 100))
     a = device("a", UpdateState.TRIAL, seen_at=NOW - s(MAXIMA_S + 99))
-    assert occupants(view([a], waves=waves)) == {STORE + "a"}
-    assert occupants(view([a], waves=())) == set()
+    assert decide(view([a], waves=waves)).inside == {STORE + "a"}
+    assert decide(view([a], waves=())).inside == set()
     bare = TIMING.lease_s + TIMING.watchdog_s
-    assert occupants(view([replace(a, seen_at=NOW - s(bare - 1))], waves=())) == {STORE + "a"}
-    assert occupants(view([replace(a, seen_at=NOW - s(bare))], waves=())) == set()
+    assert decide(view([replace(a, seen_at=NOW - s(bare - 1))], waves=())).inside == {STORE + "a"}
+    assert decide(view([replace(a, seen_at=NOW - s(bare))], waves=())).inside == set()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_maxima_are_those_of_the_longest_trial() -> None:
 )
 def test_a_swap_whose_outcome_is_known_takes_no_slot(state: UpdateState, heard: Word, settled: bool) -> None:  # noqa: FBT001 - a table
     v = view([device("a", state)], words={"a": heard})
-    assert occupants(v) == (set() if settled else {STORE + "a"})
+    assert decide(v).inside == (set() if settled else {STORE + "a"})
 
 
 def test_who_is_heard_and_outside_any_swap_at_the_end_is_not_judged() -> None:
