@@ -18,6 +18,8 @@ from tests.crashpoints.full_disk import HUBS, campaign, run_site
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.crashpoints.hub_tale import HubTale
+
 SITES = 4
 MOST_SITES = {"storehub": 60, "superhub": 30}
 TALES = [(tier, tale) for tier, tales in HUBS.items() for tale in tales()]
