@@ -105,7 +105,7 @@ def test_every_o1_command_works_as_written_and_twice_is_once(operator: Operator)
 
 
 def test_a_flipped_bit_that_a_device_reads_pauses_the_wave_there_until_it_is_healed(operator: Operator) -> None:
-    """H2: never served whole; with the WAN cut the wave stays paused at this hub, and control hears of it in the end."""
+    """H2: never served whole; with the WAN cut the wave stays paused at this hub, and control hears of it later."""
     lab, store = load_lab(operator.directory / "lab-data"), "store-208"
     digest = _firmware(operator, store)
     image, fault = read_as(lab, store, "pos-01", digest)
