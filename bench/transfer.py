@@ -6,13 +6,16 @@ simulated slot, read back from the medium at the end. The peer is nginx with the
 Servers and devices are processes of their own and stay up; in each round the three kinds take turns, each round in
 another order. The time of a kind is from the word "go" to the last device's answer; ratios are medians of the rounds'
 ratios. CPU counts all processes of the kind, servers included. Every byte of every slot is compared with the image
-afterwards.
+afterwards. Memory is the most that the server, and that any one device, ever had
+resident, programs they start included; ``--size-mib 4096 --rounds 1 --devices 1 --sparse`` (20 GiB of disk) shows that
+it does not grow with the image.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import enum
 import json
 import os
 import statistics
@@ -47,9 +50,18 @@ TEN = 10
 STEP_TIMEOUT_S = 300.0
 RATIO_PEER_BOUND = 1.0
 RATIO_FLOOR_BOUND = 0.9
+PEAK_BOUND_MIB = 256
+"""Of one process, whatever the size of the image."""
 MB = 1_000_000
 DEVICE = (sys.executable, "-m", "bench.transfer_device")
 SERVER = (sys.executable, "-m", "bench.transfer_server")
+
+
+class Content(enum.Enum):
+    """What the image consists of."""
+
+    RANDOM = enum.auto()
+    ZEROS = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,8 @@ class Run:
 
     mb_s: float
     cpu_s_per_gb: float
+    server_peak_mib: float
+    client_peak_mib: float
 
 
 @dataclass(slots=True)
@@ -123,7 +137,8 @@ class Party:
                 raise WrongResultError(f"{self.kind}: a device found SHA-256 {answer['sha256']}")
             await in_thread(_compare, site.image, device.directory / "slots" / "B.img")
         moved = count * site.digest.size_bytes
-        return Run(moved / MB / wall_s, cpu_s / (moved / 1e9))
+        client_peak_mib = max(answer["peak_mib"] for answer in answers)
+        return Run(moved / MB / wall_s, cpu_s / (moved / 1e9), _peak_mib(self.server_pid), client_peak_mib)
 
 
 def main(arguments: list[str]) -> int:
@@ -134,12 +149,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size-mib", type=int, default=256, help="size of the image (default 256)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each kind (default 5)")
     parser.add_argument("--devices", type=int, default=TEN, help="devices of the second part (default 10)")
+    parser.add_argument("--sparse", action="store_true", help="an image of zeros, for a size that is slow to make up")
     parser.add_argument("--dir", type=Path, help="where files go; it decides which disk is measured (default: TMPDIR)")
     parser.add_argument("--json", metavar="FILE", help="write one JSON object there; - is standard output")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="wavemesh-bench-", dir=options.dir) as directory:
-            result = run(_measure(Path(directory), options.size_mib, options.rounds, options.devices))
+            content = Content.ZEROS if options.sparse else Content.RANDOM
+            result = run(_measure(Path(directory), options.size_mib, content, options.rounds, options.devices))
     except (WrongResultError, FileNotFoundError) as error:
         sys.stderr.write(f"bench transfer: {error}\n")
         return 1
@@ -147,8 +164,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-async def _measure(directory: Path, size_mib: int, rounds: int, many: int) -> Result:
-    site = Site(directory, directory / "image", await _make_image(directory / "image", size_mib))
+async def _measure(directory: Path, size_mib: int, content: Content, rounds: int, many: int) -> Result:
+    site = Site(directory, directory / "image", await _make_image(directory / "image", size_mib, content))
     nodes = [NodeId(FLEET, f"{STORE.path}/device/pos-{number}") for number in range(many)]
     _enrol(site, nodes)
     parts: dict[str, dict[str, Any]] = {}
@@ -177,6 +194,8 @@ def _figures(runs: dict[str, list[Run]]) -> dict[str, Any]:
     for kind, of in runs.items():
         prefix = "" if kind == "ours" else f"{kind}_"
         found[f"{prefix}cpu_s_per_gb"] = round(statistics.median(one.cpu_s_per_gb for one in of), 2)
+        found[f"{prefix}server_peak_mib"] = round(max(one.server_peak_mib for one in of), 1)
+        found[f"{prefix}client_peak_mib"] = round(max(one.client_peak_mib for one in of), 1)
     found["raw"] = {
         kind: {"mb_s": [round(one.mb_s, 1) for one in of], "cpu_s_per_gb": [round(one.cpu_s_per_gb, 2) for one in of]}
         for kind, of in runs.items()
@@ -185,9 +204,9 @@ def _figures(runs: dict[str, list[Run]]) -> dict[str, Any]:
 
 
 def _worse(one: dict[str, Any], ten: dict[str, Any]) -> dict[str, float]:
-    """Of each figure the worse one: less speed, a smaller ratio, more CPU."""
+    """Of each figure the worse one: less speed, a smaller ratio, more CPU, more memory."""
     names = [name for name, value in one.items() if isinstance(value, float)]
-    return {name: (max if "cpu" in name else min)(one[name], ten[name]) for name in names}
+    return {name: (max if "cpu" in name or "peak" in name else min)(one[name], ten[name]) for name in names}
 
 
 def _targets(parts: dict[str, dict[str, Any]]) -> list[Target]:
@@ -196,6 +215,9 @@ def _targets(parts: dict[str, dict[str, Any]]) -> list[Target]:
         for other, bound in (("peer", RATIO_PEER_BOUND), ("floor", RATIO_FLOOR_BOUND)):
             ratio = figures[f"ratio_{other}"]
             targets.append(Target(f"{name}: ours / {other}", ratio, f">= {bound}", ratio >= bound))
+        for side in ("server", "client"):
+            peak = figures[f"{side}_peak_mib"]
+            targets.append(Target(f"{name}: {side}'s peak MiB", peak, f"<= {PEAK_BOUND_MIB}", peak <= PEAK_BOUND_MIB))
         cpu, peer_cpu = figures["cpu_s_per_gb"], figures["peer_cpu_s_per_gb"]
         targets.append(Target(f"{name}: CPU s/GB", cpu, f"<= the peer's {peer_cpu}", cpu <= peer_cpu))
     return targets
@@ -204,8 +226,12 @@ def _targets(parts: dict[str, dict[str, Any]]) -> list[Target]:
 # -- what they share ---------------------------------------------------------------------------------------------------
 
 
-async def _make_image(path: Path, size_mib: int) -> Digest:
-    """An image of random bytes: nothing between could make it smaller."""
+async def _make_image(path: Path, size_mib: int, content: Content) -> Digest:
+    """An image of random bytes: nothing between could make it smaller. Or of zeros, which take no room here."""
+    if content is Content.ZEROS:
+        with path.open("wb") as file:
+            file.truncate(size_mib * STEP_BYTES)
+        return await digest_of_file(path)
     rng = Random(208)  # noqa: S311  # content, not a secret
     with path.open("wb") as file:
         for _ in range(size_mib):
@@ -255,6 +281,16 @@ def _cpu_s(pid: int) -> float:
         fields = Path(f"/proc/{each}/stat").read_text(encoding="utf-8").rsplit(") ", 1)[1].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_mib(pid: int) -> float:
+    """The most that a process, or one of its living children, ever had resident, MiB."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    peaks = []
+    for each in (str(pid), *children):
+        lines = Path(f"/proc/{each}/status").read_text(encoding="utf-8").splitlines()
+        peaks += [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")]
+    return max(peaks)
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

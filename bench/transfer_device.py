@@ -2,7 +2,7 @@
 
 ``python -m bench.transfer_device KIND IDENTITY_DIR ADDRESS DIR SHA256 SIZE``. For each line on standard input it
 fetches the blob into ``DIR/slots/B.img``, verifies it, flushes it, and says how long that took, which digest it found
-and how much CPU it and its children used.
+and how much CPU it and its children used and memory they had.
 """
 
 from __future__ import annotations
@@ -183,13 +183,18 @@ def _program(name: str) -> str:
 def _measured(answer: dict[str, float | str]) -> Iterator[None]:
     before, started = _cpu_s(), time.monotonic()
     yield
-    answer |= {"wall_s": time.monotonic() - started, "cpu_s": _cpu_s() - before}
+    answer |= {"wall_s": time.monotonic() - started, "cpu_s": _cpu_s() - before, "peak_mib": _peak_mib()}
 
 
 def _cpu_s() -> float:
     """CPU seconds of this process and of its children that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _peak_mib() -> float:
+    """The most that this process, or a child of it that has ended, ever had resident, MiB."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
 
 async def serve(kind: str, place: Place) -> None:

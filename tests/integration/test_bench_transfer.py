@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SMALL = ["transfer", "--size-mib", "3", "--rounds", "1", "--devices", "2"]
 KEYS = ("ours_mb_s", "peer_mb_s", "floor_mb_s", "ratio_peer", "ratio_floor")
 CPU_KEYS = ("cpu_s_per_gb", "peer_cpu_s_per_gb", "floor_cpu_s_per_gb")
+PEAK_KEYS = ("server_peak_mib", "client_peak_mib", "peer_server_peak_mib", "floor_client_peak_mib")
 
 # Runs the real device, and changes one byte of the slot of one kind just before its answer is heard.
 SABOTEUR = """\
@@ -44,6 +45,8 @@ def test_transfer(tmp_path: Path) -> None:
         assert result[key] == min(one[key], ten[key]) > 0
     for key in CPU_KEYS:
         assert result[key] == max(one[key], ten[key]) > 0
+    for key in PEAK_KEYS:
+        assert 1 < result[key] == max(one[key], ten[key]) < transfer.PEAK_BOUND_MIB
     assert one["ratio_floor"] == pytest.approx(one["ours_mb_s"] / one["floor_mb_s"], rel=0.01)
     assert {"machine", "versions", "commit"} <= result.keys()
     assert [path.name for path in tmp_path.iterdir()] == [target.name]

@@ -14,7 +14,9 @@ from edgectl.main import run
 from lab.images import build_small_images
 from lab.processes import states, stop_all, wait_until
 from lab.topology import load_lab
+from tests.flipped_bits import blob_path, flip, read_as, restart_scrubbing
 from tests.oci_kit import layer, write_layout
+from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +103,98 @@ def test_every_o1_command_works_as_written_and_twice_is_once(operator: Operator)
     caches = operator.asks(*O1["cache"])
     assert [cache["hub"].rpartition("/")[2] for cache in caches] == ["store-208", "store-209"]
     assert all(len(cache["entries"]) <= 5 for cache in caches)
+
+
+def test_a_flipped_bit_that_a_device_reads_pauses_the_wave_there_until_it_is_healed(operator: Operator) -> None:
+    """H2: never served whole; with the WAN cut the wave stays paused at this hub, and control hears of it later."""
+    lab, store = load_lab(operator.directory / "lab-data"), "store-208"
+    digest = _firmware(operator, store)
+    image, fault = read_as(lab, store, "pos-01", digest)
+    assert fault is None
+    operator.asks("lab", "wan", "cut", store)
+    try:
+        flip(blob_path(lab.store_dir(store), digest))
+        received, fault = read_as(lab, store, "pos-01", digest)
+        assert fault is not None
+        assert image.startswith(received)
+        assert len(received) < len(image)
+        pauses = operator.asks("wave", "status", "--wave", "142", "--context", store)["pauses"]
+        assert [one["origin"] for one in pauses if one["reason"].startswith("checksum")] == [f"hub:{store}"]
+        shown = operator.types("hub", "cache", "show", digest.sha256, "--context", store).stdout
+        assert "found wrong" in shown
+        assert "in quarantine" in shown
+        served, _ = read_as(lab, store, "pos-01", digest)
+        assert image.startswith(served)
+    finally:
+        operator.types("lab", "wan", "restore", store)
+    wait_until(lambda: _told(operator, store, digest) == ["cache-mismatch", "cache-healed"], 60, "control to hear")
+    pauses = operator.asks("wave", "status", "--wave", "142", "--context", store)["pauses"]
+    assert not [one for one in pauses if one["origin"] == f"hub:{store}"]
+    assert read_as(lab, store, "pos-01", digest) == (image, None)
+    [cache] = operator.asks("hub", "cache", "list", "--context", store)
+    assert (cache["statistics"]["quarantined"], cache["statistics"]["healed"]) == (1, 1)
+    assert [file["digest"]["sha256"] for file in cache["quarantine"]] == [digest.sha256]
+
+
+@pytest.mark.parametrize("name", ["store-209", "superhub"])
+def test_a_flipped_bit_that_nobody_reads_is_found_by_the_scrub(operator: Operator, name: str) -> None:
+    """H2, on both tiers: found, told, fetched again and told healed."""
+    lab = load_lab(operator.directory / "lab-data")
+    hub = lab.superhub_dir if name == "superhub" else lab.store_dir(name)
+    digest = _firmware(operator, "store-209")
+    content = blob_path(hub, digest).read_bytes()
+    flip(blob_path(hub, digest), 77)
+    restart_scrubbing(lab, name, hub)
+    node = "midwest" if name == "superhub" else name
+    wait_until(lambda: _told(operator, node, digest) == ["cache-mismatch", "cache-healed"], 60, "control to hear")
+    assert blob_path(hub, digest).read_bytes() == content
+    kept = hub / "state" / "cache" / "quarantine" / blob_path(hub, digest).name
+    assert kept.stat().st_size == digest.size_bytes
+    assert kept.read_bytes() != content
+
+
+def test_a_cache_is_planned_before_it_is_filled(operator: Operator) -> None:
+    """H1: what would go is shown first; the plan changes nothing."""
+    plans = operator.asks("hub", "cache", "plan", "--wave", "142")
+    assert [plan["hub"].rpartition("/")[2] for plan in plans] == ["store-208", "store-209"]
+    assert all((plan["gate"], plan["evictions"], plan["fetch_bytes"]) == ("", [], 0) for plan in plans)
+    by_policy = operator.asks("hub", "cache", "plan", "--policy", "policy.yaml", "--context", "store-208")
+    assert {one["digest"]["sha256"] for one in by_policy[0]["artifacts"]} <= {
+        one["digest"]["sha256"] for one in plans[0]["artifacts"]
+    }
+    shown = operator.types("hub", "cache", "plan", "--wave", "142", "--context", "store-208")
+    assert "nothing would be evicted" in shown.stdout
+    for words, code, said in (
+        ((), 2, "--release"),
+        (("--wave", "1", "--release", "x"), 2, "one of"),
+        (("--wave", "999"), 3, "999"),
+        (("--release", "none"), 3, "release list"),
+    ):
+        done = operator.types("hub", "cache", "plan", *words, "--context", "store-208")
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+
+
+def _firmware(operator: Operator, store: str) -> Digest:
+    """The biggest blob in a store's cache, once the wave's artifacts are there."""
+
+    def held() -> list[dict[str, Any]]:
+        [cache] = operator.asks("hub", "cache", "list", "--context", store)
+        entries: list[dict[str, Any]] = cache["entries"]
+        is_whole = [one["present_bytes"] == one["digest"]["size_bytes"] for one in entries]
+        return entries if len(entries) > 1 and all(is_whole) and not cache["incidents"] else []
+
+    wait_until(lambda: bool(held()), 60, f"{store} to have the wave's artifacts")
+    biggest = max(held(), key=lambda one: int(one["digest"]["size_bytes"]))["digest"]
+    return Digest(biggest["sha256"], biggest["size_bytes"])
+
+
+def _told(operator: Operator, node: str, digest: Digest) -> list[str]:
+    """What control's audit has of a blob, told by one hub; the first told first."""
+    found = []
+    for kind in ("cache-mismatch", "cache-healed"):
+        events = operator.asks("audit", "list", "--action", kind)
+        found += [kind for event in events if event["actor"].endswith(f"/{node}") and digest.sha256 in str(event)]
+    return found
 
 
 def test_an_approval_is_for_what_waits(operator: Operator) -> None:

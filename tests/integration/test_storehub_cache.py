@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from contextlib import AsyncExitStack, aclosing
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
+from storehub.cacheplan import CacheViews
 from tests.session_kit import Fleet
 from tests.storehub_kit import (
     OPERATOR,
     STORE,
     WAVE,
     Control,
+    DrivenClock,
     SuperHub,
     device_node,
     eventually,
@@ -22,17 +25,23 @@ from tests.storehub_kit import (
     till,
     wan,
 )
+from wavemesh.artifacts.blobstore import BlobStore
 from wavemesh.artifacts.digests import digest_of
+from wavemesh.artifacts.room import Need
 from wavemesh.artifacts.transfer import ArtifactClient
-from wavemesh.errors import GateError, WavemeshError
+from wavemesh.errors import GateError, NotFoundError, PeerError, WavemeshError
 from wavemesh.runtime.grpc import make_bulk_channel
 from wavemesh.trust.statements import Digest, Hold, IntentKind, OutcomeKind, UpdateState, WaveState
+from wavemesh.v1 import operator_pb2 as pb
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from storehub.app import App
     from wavemesh.session.frames import Resource
+
+
+MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +198,110 @@ async def test_what_does_not_fit_is_refused_beforehand(control: Control, tmp_pat
             assert {event.gate for event in super_hub.reported("cache-refused")} == {"cache-quota"}
             assert big.sha256 not in {sha256 for sha256, _ in super_hub.reads}
             assert app.cache.used_bytes == 0
+
+
+async def test_a_plan_says_what_would_go_and_what_would_help(control: Control, tmp_path: Path) -> None:
+    """H1: before a byte moves; nothing is changed by it."""
+    super_hub = SuperHub(control)
+    control.add_release("big", b"\x01" * (2 * MIB))
+    control.add_release("bigger", b"\x02" * (4 * MIB))
+    async with wan(super_hub) as parent:
+        directory = lay_out(tmp_path / "hub", control, parent, more=f"quota_bytes = {3 * MIB}\n")
+        async with running(directory) as app:
+            super_hub.want(*plan(control))
+            await eventually(lambda: holds(app, control.firmware))
+            views = CacheViews(app.hub, app.cache)
+            first = views.plan(pb.PlanCacheRequest(wave_id=WAVE))
+            assert (first.gate, first.fetch_bytes, len(first.evictions)) == ("", 0, 0)
+            refused = views.plan(pb.PlanCacheRequest(release="bigger"))
+            assert (refused.gate, refused.bound) == ("cache-quota", "quota")
+            assert refused.after_bytes == refused.before_bytes == app.cache.used_bytes
+            assert [(one.reason, one.frees_bytes) for one in refused.helps] == [
+                (f"target of wave {WAVE}", app.cache.used_bytes)
+            ]
+            super_hub.want(control.closed())
+            await eventually(lambda: app.hub.store.waves[WAVE].closed_at is not None)
+            plan_of_big = views.plan(pb.PlanCacheRequest(release="big"))
+            assert plan_of_big.gate == ""
+            assert [entry.digest.sha256 for entry in plan_of_big.evictions]
+            assert plan_of_big.after_bytes <= plan_of_big.quota_bytes
+            assert holds(app, control.firmware)
+            with pytest.raises(NotFoundError, match="nothing-of-the-kind"):
+                views.plan(pb.PlanCacheRequest(release="nothing-of-the-kind"))
+            with pytest.raises(PeerError, match="one of"):
+                views.plan(pb.PlanCacheRequest())
+
+
+async def test_one_content_under_two_names_is_stored_and_fetched_once(control: Control, tmp_path: Path) -> None:
+    """S1."""
+    super_hub = SuperHub(control)
+    same = control.add_release("twin", control.blobs[control.firmware.sha256])
+    assert same == control.firmware
+    async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+        super_hub.want(*plan(control))
+        await eventually(lambda: holds(app, control.firmware))
+        twin = control.order("pos-12", state=WaveState.PLANNED, release="twin", wave_id="143")
+        super_hub.want(twin)
+        await eventually(lambda: "143" in app.hub.store.waves and all(map(app.cache.blobs.has, wanted(app, "143"))))
+        assert [sha256 for sha256, _ in super_hub.reads].count(control.firmware.sha256) == 1
+        listed = CacheViews(app.hub, app.cache).listing(100)
+        [entry] = [one for one in listed.entries if one.digest.sha256 == control.firmware.sha256]
+        assert list(entry.names) == ["fw.img", "twin.img"]
+        assert len([one for one in app.cache.entries() if one.digest.sha256 == control.firmware.sha256]) == 1
+
+
+def wanted(app: App, wave_id: str) -> tuple[Digest, ...]:
+    return app.hub.store.waves[wave_id].blobs
+
+
+async def test_what_is_partly_there_is_given_up_once_nobody_wants_it(control: Control, tmp_path: Path) -> None:
+    super_hub, clock = SuperHub(control), DrivenClock()
+    directory = lay_out(tmp_path / "hub", control, "127.0.0.1:1", more="partial_keep_s = 60.0\n")
+    store = await BlobStore.open(directory / "state" / "cache", 1 << 30, clock)
+    unwanted = Digest("7" * 64, 1000)
+    for digest in (unwanted, control.firmware):
+        async with store.writer(digest) as writer:
+            await writer.write(control.blobs[control.firmware.sha256][:500])
+    async with wan(super_hub) as parent:
+        directory = lay_out(directory, control, parent, more="partial_keep_s = 60.0\n")
+        super_hub.blob_faults[control.firmware.sha256] = GateError("freshness", "not now")
+        async with running(directory, clock) as app:
+            super_hub.want(*plan(control))
+            await eventually(lambda: super_hub.reported("cache-refused"))
+            assert app.cache.blobs.partial_size(unwanted) == 500
+            clock.ahead = timedelta(minutes=2)
+            await eventually(lambda: app.cache.blobs.counters.swept)
+            assert app.cache.blobs.partial_size(unwanted) == 0
+            assert app.cache.blobs.partial_size(control.firmware) == 500
+            assert (app.cache.blobs.counters.swept, app.cache.blobs.counters.swept_bytes) == (1, 1000)
+
+
+async def test_further_needs_are_pins(control: Control, tmp_path: Path) -> None:
+    """Semantics, "Cache": the bases of planned deltas."""
+    super_hub = SuperHub(control)
+    async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+        base = Digest("6" * 64, 10)
+        app.cache.further_needs = lambda: [Need("base of a delta for wave 9", (base,))]
+        assert app.cache.pins()[base.sha256] == ("base of a delta for wave 9",)
+
+
+async def test_wrong_bytes_from_the_super_hub_pause_the_wave_and_are_told_once(
+    control: Control, tmp_path: Path
+) -> None:
+    """H2, on arrival: told before the wrong file moves, however often it comes; healed when the right bytes come."""
+    super_hub = SuperHub(control)
+    right = control.blobs[control.firmware.sha256]
+    control.blobs[control.firmware.sha256] = right[:-1] + b"x"
+    async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+        super_hub.want(*plan(control))
+        await eventually(lambda: super_hub.reported("cache-mismatch"))
+        await eventually(lambda: app.cache.blobs.counters.quarantined > 1)
+        assert list(app.hub.store.pauses) == [(WAVE, f"hub:{STORE.name}")]
+        control.blobs[control.firmware.sha256] = right
+        await eventually(lambda: super_hub.reported("cache-healed"))
+        assert len(super_hub.reported("cache-mismatch")) == 1
+        assert not app.hub.store.pauses
+        assert not app.hub.store.incidents.all
 
 
 async def test_a_hub_restored_from_a_backup_is_fenced_and_sends_its_snapshot(control: Control, tmp_path: Path) -> None:
