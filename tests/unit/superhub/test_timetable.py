@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from superhub import timetable as module
 from superhub.schedule import Schedule, ScheduleConfig, WindowConfig
 from superhub.timetable import REFRESH_S, TimedReader, Timetable
 from wavemesh.artifacts.digests import digest_of
@@ -62,7 +61,7 @@ class Bench:
         self.timetable = Timetable(Schedule(config), self.clock)
         self.timetable.use(lambda: self.running)
         self.reader = TimedReader(self.origin, self.timetable)
-        monkeypatch.setattr(module.asyncio, "sleep", self.clock.sleep)
+        monkeypatch.setattr("superhub.timetable.asyncio.sleep", self.clock.sleep)
 
     def pause(self) -> None:
         self.running = set()
@@ -150,7 +149,7 @@ async def test_a_wait_looks_up_when_the_wave_begins(monkeypatch: pytest.MonkeyPa
             bench.running = {DIGEST}
             bench.timetable.changed()
 
-    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    monkeypatch.setattr("superhub.timetable.asyncio.sleep", sleep)
     async with aclosing(bench.reader.read(DIGEST, 0)) as pieces:
         async with asyncio.timeout(5):
             await bench.take(pieces, 3)
