@@ -78,6 +78,7 @@ _LOG = logging.getLogger(__name__)
 
 STATUS_PERIOD_S = 15.0
 RPCS_PER_STORE = 4
+MOST_SHOWN_BYTES = 500
 ORIGIN_PATIENCE = Patience(attempts=6, back_off_min_s=0.2, back_off_max_s=10.0)
 """Short, because the store that asked comes again by itself and the fetch goes on where it stopped."""
 
@@ -414,7 +415,7 @@ class SuperHub:
                 cache_bytes=blobs.used_bytes,
                 cache_quota_bytes=blobs.quota_bytes,
                 cache=statistics_of(blobs, ground.scrub.progress, len(ground.store.incidents.all)),
-                origin=f"{self.config.origin.url}: {ground.timetable.describe()}",
+                origin=_shown(f"{self.config.origin.url}: {ground.timetable.describe()}"),
             )
             parts.statuses.set("hub", encode(status))
             await asyncio.sleep(STATUS_PERIOD_S)
@@ -426,6 +427,11 @@ async def main(directory: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, hub.stop)
     await hub.run()
+
+
+def _shown(text: str) -> str:
+    """As much of it as a status takes."""
+    return text.encode()[:MOST_SHOWN_BYTES].decode("utf-8", "ignore")
 
 
 def _read_root(path: Path) -> bytes:

@@ -71,6 +71,31 @@ def told(region: Region) -> str:
     return decode(HubStatus, body).origin if body else ""
 
 
+async def test_a_wave_that_is_paused_in_mid_transfer_falls_back_to_the_window(region: Region) -> None:
+    """S4: the fetch ends, what arrived stays, and goes on at its byte when the wave runs again."""
+    release = region.publish("firmware-1", IMAGE)
+    digest, received = release.main.digest, 0
+    async with region.running_origin(rate_bytes_per_s=MIB // 2), region.running_control():
+        write_hub(region, window(timedelta(hours=2), timedelta(hours=3)))
+        async with region.running_hub() as hub:
+            await settled(region)
+            region.order(STORE, release)
+            await settled(region)
+            pieces = region.client(STORE, hub.port).read(digest)
+            received = len(await anext(pieces))
+            region.order(STORE, release, state=WaveState.PAUSED, generation=2)
+            with pytest.raises(GateError) as caught:
+                received += sum([len(piece) async for piece in pieces])
+            assert caught.value.gate == "window"
+            region.order(STORE, release, generation=3)
+            await until(lambda: hub.parts.sink._acceptance.orders_of(STORE.path)[0].generation == 3, region.control)
+            assert await read_all(region.client(STORE, hub.port), digest) == IMAGE
+    first, second = [entry for entry in region.access_log() if entry["path"].endswith(digest.sha256)]
+    assert received < len(IMAGE)
+    assert second["range_start"] >= received
+    assert first["bytes"] < len(IMAGE)
+
+
 async def test_what_the_region_holds_waits_for_no_window(region: Region) -> None:
     release = region.publish("firmware-1", IMAGE)
     async with region.running_origin(), region.running_control():

@@ -582,7 +582,7 @@ class Ask(_message.Message):
     ask_id: _builtins.int
     """Chosen by the child, never reused in the stream. At most 16 are unanswered at a time."""
     kind: _builtins.str
-    """What is asked: "health-ping", "logs", "telemetry"."""
+    """What is asked: "health-ping", "logs", "telemetry", "origin-urls"."""
     body: _builtins.bytes
     """The question. At most 64 KiB."""
     def __init__(

@@ -111,6 +111,9 @@ async def test_one_that_looks_expired_is_replaced_or_tried_all_the_same(tmp_path
         assert numbered(await urls.url(DIGEST)) == "1"
         world.is_dark = False
         assert numbered(await urls.url(DIGEST)) == "2"
+    world.is_dark = True
+    async with book(tmp_path, world) as urls:
+        assert numbered(await urls.url(DIGEST)) == "2"
 
 
 async def test_one_that_was_refused_is_never_given_again(tmp_path: Path) -> None:
