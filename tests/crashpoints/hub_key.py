@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tests.crashpoints.hub_oracle import outcomes_in, rows_of
 from wavemesh.codec.statements import decode
 from wavemesh.trust.enrolments import CertificateReport
+from wavemesh.trust.kept import KEPT_KIND, KeptReport
 from wavemesh.trust.statements import DeviceOutcome, DeviceStatus, Envelope, EventReport, IntentReport
 
 if TYPE_CHECKING:
@@ -143,6 +144,9 @@ def report_essence(kind: str, body: bytes) -> str:
         return str((event.node, event.kind, event.gate, event.subject))
     if kind == "certificate":
         return decode(CertificateReport, body).node
+    if kind == KEPT_KIND:
+        kept = decode(KeptReport, body)
+        return str((kept.type, kept.name))
     report = decode(IntentReport, body)
     return str((hashlib.sha256(report.intent.payload).hexdigest(), report.cancellation is not None))
 

@@ -254,8 +254,9 @@ class PlayedChild:
 
     async def _converse(self) -> None:
         cast, path, registry = self._cast, self._node.path, self._registry
-        desired = registry.desired(self._node)
         held = {one.key: one for one in cast.world.child(path).held}
+        # As ``ResourceLanes`` does: what is held in that version, with that digest, is not sent again.
+        desired = {key: _as_held(one, held.get(key)) for key, one in registry.desired(self._node).items()}
         changed = [one for key, one in desired.items() if held.get(key) != one]
         if changed or held.keys() - desired.keys():
             cast.become(cast.hear(path, tuple(desired.values())))
@@ -273,3 +274,8 @@ class PlayedChild:
     def _acknowledged(self, through: int) -> None:
         child = self._cast.world.child(self._node.path)
         self._cast.become(self._cast.world.with_child(replace(child, acknowledged=through)))
+
+
+def _as_held(wanted: Resource, held: Resource | None) -> Resource:
+    """What the child has after it: its own where that is what is wanted."""
+    return held if held is not None and (held.digest, held.version) == (wanted.digest, wanted.version) else wanted
