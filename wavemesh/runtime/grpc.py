@@ -11,9 +11,7 @@ server whose minimum ping interval is above the client's interval closes the con
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
-import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -43,13 +41,6 @@ WINDOW_BYTES = 64 * 1024
 # Objects made before the collector looks for cycles; Python's default is 700. A session is some hundreds of objects
 # that live for days: while many open, each look walks over all of them again, measured at a tenth of opening's CPU.
 YOUNG_OBJECTS = 20_000
-
-# Pools that glibc's malloc gives to threads; its default is eight for each processor. What a handshake on one of gRPC's
-# threads takes is given back into that thread's pool, where the next connection, on another thread, does not find it.
-# In a storm at the door 500 children cost 138 KiB each with the default and 115 with two pools; a bare grpcio, which
-# turns nobody away, takes 96 with either.
-MALLOC_ARENAS = 2
-_M_ARENA_MAX = -8  # malloc.h
 
 # A frame at its bound plus the envelope gRPC and protobuf put around it.
 _MAX_MESSAGE_BYTES = MAX_FRAME_BYTES + 64 * 1024
@@ -184,7 +175,6 @@ def _channel(credentials: Credentials, address: str, peer: NodeId, options: Opti
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a program's main coroutine, on uvloop where it is installed (hubs; a device does without)."""
-    _share_memory_pools()
     before = gc.get_threshold()
     gc.set_threshold(YOUNG_OBJECTS, *before[1:])
     try:
@@ -192,13 +182,6 @@ def run(main: Coroutine[Any, Any, T]) -> T:
             return runner.run(main)
     finally:
         gc.set_threshold(*before)
-
-
-def _share_memory_pools() -> None:
-    """Bound malloc's pools for the life of the process, on glibc, unless MALLOC_ARENA_MAX says otherwise already."""
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        set_option(_M_ARENA_MAX, MALLOC_ARENAS)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
