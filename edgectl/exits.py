@@ -167,6 +167,10 @@ WITHOUT_HINT: Mapping[str, str] = {
         ("BAD_TRANSFER", "BLOB_MISMATCH", "FETCH_STOPPED", "ORIGIN_TLS", "OUT_OF_RANGE"),
         "between caches; the hub retries and reports",
     ),
+    **dict.fromkeys(
+        ("BAD_CHUNK_INDEX", "BAD_CHUNK_PACK", "BAD_COMPRESSED", "TOO_MANY_CHUNKS"),
+        "between caches; the hub takes another delivery",
+    ),
     "BAD_REPORT": "control's audit has it",
     **dict.fromkeys(
         (
