@@ -166,6 +166,7 @@ WITHOUT_HINT: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "BAD_DELTA",
+            "BAD_PLAN",
             "BAD_TRANSFER",
             "BLOB_MISMATCH",
             "DELTA_BOUND",
