@@ -166,6 +166,7 @@ WITHOUT_HINT: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "BAD_DELTA",
+            "BAD_PLAN",
             "BAD_TRANSFER",
             "BLOB_MISMATCH",
             "DELTA_BOUND",
@@ -174,6 +175,10 @@ WITHOUT_HINT: Mapping[str, str] = {
             "OUT_OF_RANGE",
         ),
         "between caches; the hub retries and reports",
+    ),
+    **dict.fromkeys(
+        ("BAD_CHUNK_INDEX", "BAD_CHUNK_PACK", "BAD_COMPRESSED", "TOO_MANY_CHUNKS"),
+        "between caches; the hub takes another delivery",
     ),
     "BAD_REPORT": "control's audit has it",
     **dict.fromkeys(
