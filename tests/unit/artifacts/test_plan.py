@@ -22,8 +22,10 @@ from wavemesh.artifacts.plan import (
     Range,
     TransferPlan,
     choose,
+    coalesced,
     reconsider,
     replan,
+    rest_of,
     with_ranges,
 )
 from wavemesh.errors import GateError
@@ -179,6 +181,8 @@ def test_what_failed_is_left_out_and_the_next_plan_says_so() -> None:
     )
     unmade = Failure(Method.DELTA, (OLD,), None, "it was never made")
     assert replan(TARGET, [MADE_SOON], LINK, None, [unmade]).method is Method.FULL
+    assert replan(TARGET, [DELTA], LINK, None, [unmade]).method is Method.DELTA, "it is made after all"
+    assert replan(TARGET, [MADE_SOON], LINK, None, [failed]).method is Method.FULL, "what was wrong is made anew"
 
 
 def test_ties_go_to_the_simpler_method() -> None:
@@ -212,7 +216,10 @@ def test_a_plan_is_not_left_for_itself() -> None:
 
 def test_a_plan_that_fits_no_more_is_left_for_one_that_does() -> None:
     plan = choose(TARGET, [ZSTD], LINK, None)
-    assert reconsider(plan, 0, offers=[ZSTD, DELTA], link=LINK, budget_bytes=39 * MIB).method is Method.DELTA
+    slow = replace(DELTA, rebuild_s=1e5)
+    by_time = Link(MIB, 0, 1)
+    assert reconsider(plan, 0, offers=[ZSTD, slow], link=by_time, budget_bytes=40 * MIB) is plan
+    assert reconsider(plan, 0, offers=[ZSTD, slow], link=by_time, budget_bytes=39 * MIB).method is Method.DELTA
 
 
 def test_ranges_become_pieces_and_the_forecast_is_exact() -> None:
@@ -229,6 +236,17 @@ def test_ranges_become_pieces_and_the_forecast_is_exact() -> None:
         with_ranges(plan, [Range(41 * MIB, 1)], LINK, None)
     with pytest.raises(BadPlanError, match="ranges; at most"):
         with_ranges(plan, [Range(at, 1) for at in range(RANGES_MOST + 1)], LINK, None)
+
+
+def test_ranges_that_lie_close_are_read_as_one_and_go_on_where_they_stopped() -> None:
+    ranges = [Range(0, 10), Range(12, 3), Range(30, 5)]
+    assert coalesced(ranges, 0) == tuple(ranges)
+    assert coalesced(ranges, 2) == (Range(0, 15), Range(30, 5))
+    assert coalesced(ranges, 15) == (Range(0, 35),)
+    assert rest_of(ranges, 0) == tuple(ranges)
+    assert rest_of(ranges, 10) == (Range(12, 3), Range(30, 5))
+    assert rest_of(ranges, 11) == (Range(13, 2), Range(30, 5))
+    assert rest_of(ranges, 18) == ()
 
 
 def test_only_chunks_have_ranges() -> None:
