@@ -164,7 +164,16 @@ WITHOUT_HINT: Mapping[str, str] = {
         "between the nodes of a session; their logs have it",
     ),
     **dict.fromkeys(
-        ("BAD_PLAN", "BAD_TRANSFER", "BLOB_MISMATCH", "FETCH_STOPPED", "ORIGIN_TLS", "OUT_OF_RANGE"),
+        (
+            "BAD_DELTA",
+            "BAD_PLAN",
+            "BAD_TRANSFER",
+            "BLOB_MISMATCH",
+            "DELTA_BOUND",
+            "FETCH_STOPPED",
+            "ORIGIN_TLS",
+            "OUT_OF_RANGE",
+        ),
         "between caches; the hub retries and reports",
     ),
     "BAD_REPORT": "control's audit has it",
