@@ -176,6 +176,10 @@ WITHOUT_HINT: Mapping[str, str] = {
         ),
         "between caches; the hub retries and reports",
     ),
+    **dict.fromkeys(
+        ("BAD_CHUNK_INDEX", "BAD_CHUNK_PACK", "BAD_COMPRESSED", "TOO_MANY_CHUNKS"),
+        "between caches; the hub takes another delivery",
+    ),
     "BAD_REPORT": "control's audit has it",
     **dict.fromkeys(
         (

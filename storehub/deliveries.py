@@ -1,4 +1,4 @@
-"""Decides about the deliveries of blobs to this store: what to rebuild from, what is left to spend, what came of it. Pure.
+"""Decides about deliveries of blobs to this store: what to rebuild from, what may be spent, what came of it. Pure.
 
 A *delivery* is how one blob comes, from the plan before its first byte to its end. It is charged to one wave, the
 first of this store that needs the blob, and stays for the wave's ledger: what was forecast, what was moved.
@@ -122,7 +122,7 @@ def _kinds(releases: Sequence[ReleaseManifest]) -> Iterable[tuple[tuple[str, str
 
 
 def read_so_far(delivery: Delivery, present: Callable[[Digest], int], gathered_bytes: int) -> int:
-    """Bytes read for a delivery: ``present`` says how many of a blob are here, ``gathered_bytes`` how many of a pack."""
+    """Bytes read for a delivery: ``present`` has how many of a blob are here, ``gathered_bytes`` how many of a pack."""
     if delivery.state is DeliveryState.DONE:
         return delivery.moved_bytes
     return delivery.settled_bytes + max(0, _of_plan(delivery, present, gathered_bytes) - delivery.held_bytes)

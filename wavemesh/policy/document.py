@@ -143,7 +143,7 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryTerms:
-    """What moving artifacts to a store may cost: bytes for a store and wave, None is no bound; prices of GiB and hour."""
+    """What moving artifacts may cost: bytes for a store and wave, None is no bound; prices of a GiB and an hour."""
 
     byte_budget: int | None = None
     price_per_gib: float = 1

@@ -161,7 +161,7 @@ _DELIVERY = Section(
         Key(
             "byteBudget",
             ByteSize(),
-            "Bytes a store may read for a wave from its super hub; beyond, it stops with gate byte-budget. None: no bound.",
+            "Bytes a store may read for a wave from its super hub; more stops with gate byte-budget. None: no bound.",
             None,
         ),
         Key(

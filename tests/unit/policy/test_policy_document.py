@@ -181,7 +181,7 @@ def test_a_later_key_is_written_where_it_is_used(policy: Policy) -> None:
 
 
 def test_what_a_delivery_may_cost_is_a_section_that_older_readers_never_see_unused(policy: Policy) -> None:
-    """S5: price and budget of bytes; a policy without them has the bytes, and the digest, that earlier versions know."""
+    """S5: price and budget of bytes; a policy without them has the digest that earlier versions know."""
     assert policy.delivery == DeliveryTerms(None, 1, 1)
     assert b"delivery" not in policy_to_json(policy)
     tight = dataclasses.replace(policy, delivery=DeliveryTerms(byte_budget=200 << 20, price_per_gib=0.5))
