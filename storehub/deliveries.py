@@ -79,14 +79,13 @@ class Delivery:
         """Whether it is not at its end."""
         return self.state is not DeliveryState.DONE
 
-    @property
-    def pieces_needed(self) -> tuple[Digest, ...]:
-        """The blobs that are read for it and are not its target."""
-        plan = self.plan
-        if plan is None or plan.method is Method.FULL:
-            return ()
-        payload = () if plan.method is Method.CHUNKS else (plan.payload,)
-        return tuple(digest for digest in (plan.index, *payload) if digest is not None)
+
+def pieces_needed(plan: TransferPlan) -> tuple[Digest, ...]:
+    """The whole blobs that a plan reads besides its target, the index first; of a pack only parts are read."""
+    if plan.method is Method.FULL:
+        return ()
+    payload = () if plan.method is Method.CHUNKS else (plan.payload,)
+    return tuple(digest for digest in (plan.index, *payload) if digest is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,7 @@ def _of_plan(delivery: Delivery, present: Callable[[Digest], int], gathered_byte
         return 0
     if plan.method is Method.FULL:
         return present(plan.target)
-    return sum(present(digest) for digest in delivery.pieces_needed) + gathered_bytes
+    return sum(map(present, pieces_needed(plan))) + gathered_bytes
 
 
 def budget_left(

@@ -1,19 +1,64 @@
-"""A delivery as it is kept: one JSON document, read back by its own words only."""
+"""Deliveries as they are kept: one row and JSON document each, mirrored in memory; the mirror follows on commit."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from storehub.deliveries import Delivery, DeliveryState
 from storehub.schema import from_stamp, to_stamp
+from wavemesh.artifacts.digests import blob_name
 from wavemesh.artifacts.plan import Alternative, Failure, Method, Piece, TransferPlan
 from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
+    from wavemesh.runtime.sqlite import Database, Transaction
+
 ALTERNATIVES_KEPT = 16
+MAX_ENDED = 500
+
+
+class DeliveryRows:
+    """The table of deliveries. Of those at their end the last MAX_ENDED stay."""
+
+    def __init__(self, rows: Mapping[Digest, Delivery]) -> None:
+        """Use ``load``."""
+        self._rows = dict(rows)
+
+    @classmethod
+    async def load(cls, database: Database) -> DeliveryRows:
+        """Read the table; raises LocalError."""
+        found = [from_text(row["content"]) for row in await database.fetch_all("SELECT content FROM deliveries")]
+        return cls({delivery.target: delivery for delivery in found})
+
+    @property
+    def all(self) -> Mapping[Digest, Delivery]:
+        """Deliveries under way and ended, by target."""
+        return self._rows
+
+    async def put(self, tx: Transaction, delivery: Delivery) -> None:
+        """Keep how a delivery is now."""
+        target = delivery.target
+        content = to_text(delivery)
+        await tx.execute("INSERT OR REPLACE INTO deliveries VALUES (?, ?)", (blob_name(target), content))
+        tx.on_commit(lambda: self._rows.__setitem__(target, delivery))
+        ended = sorted((one.began_at, one.target.sha256) for one in self._rows.values() if not one.is_open)
+        for _, sha256 in ended[: max(0, len(ended) + 1 - MAX_ENDED)]:
+            for old in [digest for digest in self._rows if digest.sha256 == sha256 and digest != target]:
+                await self.drop(tx, old)
+
+    async def drop(self, tx: Transaction, target: Digest) -> None:
+        """Forget a delivery."""
+        await tx.execute("DELETE FROM deliveries WHERE target = ?", (blob_name(target),))
+        tx.on_commit(partial(_drop, self._rows, target))
+
+
+def _drop(rows: dict[Digest, Delivery], target: Digest) -> None:
+    rows.pop(target, None)
 
 
 def to_text(delivery: Delivery) -> str:

@@ -157,6 +157,8 @@ class BlobStore:
 
     def __init__(self, directory: Path, quota_bytes: int, clock: Clock, disk: Disk) -> None:
         """Use ``open``."""
+        self.directory = directory
+        self.disk = disk
         self._blobs = directory / "blobs"
         self._partials = directory / "partial"
         self.quota_bytes = quota_bytes

@@ -24,6 +24,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from wavemesh.artifacts.chunkindex import Range
 from wavemesh.errors import GateError, PeerError
 from wavemesh.policy.gates import Gate
 
@@ -57,14 +58,6 @@ class Method(enum.Enum):
 
 
 _SIMPLEST_FIRST = {method: place for place, method in enumerate(Method)}
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A run of bytes of a pack."""
-
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True)

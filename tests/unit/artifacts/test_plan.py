@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from wavemesh.artifacts.chunkindex import Range
 from wavemesh.artifacts.plan import (
     LEAST_GAIN,
     RANGES_MOST,
@@ -19,7 +20,6 @@ from wavemesh.artifacts.plan import (
     Method,
     Offer,
     Piece,
-    Range,
     TransferPlan,
     choose,
     coalesced,
