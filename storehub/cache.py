@@ -362,14 +362,14 @@ class Cache:
         del peer  # every device of the store may know what its hub holds
         return [digest for digest in digests if not self._blobs.has(digest)]
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         """The bytes for a device, fetched meanwhile if they are wanted and may be fetched now."""
         del peer  # devices of the store share its cache; whether one may install what it reads, it verifies itself
         self._check_release(digest)
         if self._blobs.has(digest):
-            return self._guarded(self._blobs.follow(digest, offset))
+            return self._guarded(self._blobs.follow(digest, offset, length_bytes))
         if self._blobs.is_arriving(digest):
-            return self._blobs.follow(digest, offset)
+            return self._blobs.follow(digest, offset, length_bytes)
         trouble = self.troubles.get(digest)
         if trouble is not None and trouble.gate:
             raise GateError(trouble.gate, trouble.detail)
@@ -377,7 +377,7 @@ class Cache:
         if digest not in wants:
             raise self._why_not_now(digest)
         await self._make_room([want for want in wants if not self._blobs.has(want)])
-        return await self._fetches.open(digest, offset)
+        return await self._fetches.open(digest, offset, length_bytes)
 
     def _known_wants(self) -> set[Digest]:
         return {blob for r in self._hub.store.waves.values() if r.closed_at is None for blob in r.blobs}

@@ -82,13 +82,13 @@ class Seeding:
         del peer  # presence is no secret among the stores of a region
         return [digest for digest in digests if not self._blobs.has(digest)]
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         """Judge and stream one blob; raises GateError, NotFoundError, BusyError, LinkDownError (origin)."""
         revision, began_at = self._revision, self._clock.now()
         await self._permit(peer, digest)
         await self._make_room(digest)
         try:
-            pieces = await self._fetches.open(digest, offset)
+            pieces = await self._fetches.open(digest, offset, length_bytes)
         except BlobMismatchError as error:
             await self._tell_mismatch(error)
             raise

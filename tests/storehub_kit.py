@@ -255,7 +255,7 @@ class SuperHub(MemoryRegistry):
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return [digest for digest in digests if digest.sha256 not in self.control.blobs]
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         if digest.sha256 in self.blob_faults:
             raise self.blob_faults[digest.sha256]
         if digest.sha256 not in self.control.blobs:

@@ -39,7 +39,7 @@ class Source:
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return ()
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         self.offsets.append(offset)
         return self._pieces(offset)
 

@@ -74,15 +74,18 @@ class Fetches:
             if flight.error is not None:
                 raise flight.error
 
-    async def open(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
-        """The blob's bytes from ``offset`` on, while they are still being fetched; raises as ``ensure``."""
+    async def open(self, digest: Digest, offset: int, length_bytes: int = 0) -> AsyncGenerator[bytes, None]:
+        """The blob's bytes from ``offset`` on, while they are still being fetched; raises as ``ensure``.
+
+        ``length_bytes`` of them, or with 0 all to the end.
+        """
         self.begin(digest)
         flight = self._flights.get(digest)
         if flight is not None:
             await flight.started.wait()
             if flight.error is not None:
                 raise flight.error
-        return self._store.follow(digest, offset)
+        return self._store.follow(digest, offset, length_bytes)
 
     @property
     def active(self) -> list[Digest]:

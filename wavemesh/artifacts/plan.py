@@ -255,17 +255,6 @@ def coalesced(ranges: Sequence[Range], gap_bytes: int) -> tuple[Range, ...]:
     return tuple(joined)
 
 
-def rest_of(ranges: Sequence[Range], read_bytes: int) -> tuple[Range, ...]:
-    """What is still to be read of ranges that are read one after the other, once so many bytes of them are held."""
-    rest: list[Range] = []
-    for one in ranges:
-        done = min(read_bytes, one.length)
-        read_bytes -= done
-        if done < one.length:
-            rest.append(Range(one.offset + done, one.length - done))
-    return tuple(rest)
-
-
 def with_ranges(plan: TransferPlan, ranges: Sequence[Range], link: Link, budget_bytes: int | None) -> TransferPlan:
     """A plan of chunks whose index is read: the ranges of the pack that are lacking become its pieces.
 

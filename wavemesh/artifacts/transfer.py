@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from wavemesh.artifacts.blobstore import BlobMismatchError, OutOfRangeError
-from wavemesh.artifacts.digests import check_digest
+from wavemesh.artifacts.digests import OutOfRangeError, check_digest, end_of
 from wavemesh.artifacts.pacing import FIRST_MESSAGE_BYTES, most_message_bytes, next_message_bytes
+from wavemesh.artifacts.partial import BlobMismatchError
 from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, PeerError
 from wavemesh.runtime.status import STATUS_KEY, answers, error_from_rpc, status_of
 from wavemesh.trust.statements import Digest
@@ -58,10 +58,11 @@ class BlobSource(Protocol):
         """Those of the digests that are not held, in order."""
         ...
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
-        """The bytes from ``offset`` on, fetched meanwhile if need be; the iterator may raise as ``open`` may.
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
+        """``length_bytes`` bytes from ``offset`` on, fetched meanwhile if need be; the iterator may raise as this may.
 
-        Raises NotFoundError, GateError, BusyError, OutOfRangeError, BlobMismatchError.
+        The caller has looked that the blob has so many. Raises NotFoundError, GateError, BusyError, OutOfRangeError,
+        BlobMismatchError.
         """
         ...
 
@@ -160,24 +161,23 @@ class ArtifactServer:
         peer = self._child(context)
         try:
             digest = _digest(request.digest)
-            if request.offset > digest.size_bytes:
-                msg = f"offset {request.offset} is beyond the {digest.size_bytes} bytes of blob {digest.sha256}"
-                raise OutOfRangeError(msg)
+            length = end_of(digest, request.offset, request.length_bytes) - request.offset
             with self._counted(peer):
-                async with aclosing(await self._source.open(peer, digest, request.offset)) as pieces:
-                    await self._send(context, pieces, most_message_bytes(request.window_bytes))
+                async with aclosing(await self._source.open(peer, digest, request.offset, length)) as pieces:
+                    await self._send(context, pieces, length, most_message_bytes(request.window_bytes))
         except (OutOfRangeError, BlobMismatchError) as error:
             await _abort(context, error)
 
-    async def _send(self, context: Context, pieces: AsyncIterator[bytes], most_bytes: int) -> None:
-        """All pieces, in messages as large as the peer is fast, and of so many bytes at most."""
+    async def _send(self, context: Context, pieces: AsyncIterator[bytes], length: int, most_bytes: int) -> None:
+        """``length`` bytes of the pieces, in messages as large as the peer is fast, and of so many bytes at most."""
         clock, message_bytes = asyncio.get_running_loop(), FIRST_MESSAGE_BYTES
         async for piece in pieces:
-            start = 0
-            while start < len(piece):
-                end, began_s = start + min(message_bytes, most_bytes), clock.time()
+            start, last = 0, min(len(piece), length)
+            while start < last:
+                end, began_s = min(start + min(message_bytes, most_bytes), last), clock.time()
                 await self._write(context, frame(piece[start:end]))
                 start, message_bytes = end, next_message_bytes(message_bytes, clock.time() - began_s)
+            length -= last
 
     async def _write(self, context: Context, message: bytes) -> None:
         try:
@@ -250,13 +250,17 @@ class ArtifactClient:
             raise BadTransferError(msg)
         return [_digest(digest) for digest in response.missing]
 
-    async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[memoryview, None]:
-        """The bytes of a blob from ``offset`` to its end, unverified; close the iterator if you leave it early.
+    async def read(self, digest: Digest, offset: int = 0, length_bytes: int = 0) -> AsyncGenerator[memoryview, None]:
+        """The bytes of a blob from ``offset`` on, unverified: ``length_bytes`` of them, or with 0 all to its end.
 
-        Raises LinkDownError (also when the stream ends early or stands still), NotFoundError, GateError, BusyError,
-        ForbiddenError, BadTransferError, RemoteFaultError.
+        Close the iterator if you leave it early. A server of an older version knows no length and sends all to the end;
+        it is stopped at the last byte wanted. Raises LinkDownError (also when the stream ends early or stands still),
+        NotFoundError, GateError, BusyError, ForbiddenError, BadTransferError, RemoteFaultError, OutOfRangeError.
         """
-        request = artifact_pb2.ReadRequest(digest=_message(digest), offset=offset, window_bytes=self._window_bytes)
+        end = offset + length_bytes if length_bytes else digest.size_bytes
+        request = artifact_pb2.ReadRequest(
+            digest=_message(digest), offset=offset, window_bytes=self._window_bytes, length_bytes=length_bytes
+        )
         async with self.transfer() as channel:
             start: grpc.aio.UnaryStreamMultiCallable[artifact_pb2.ReadRequest, bytes] = channel.unary_stream(
                 _READ, request_serializer=artifact_pb2.ReadRequest.SerializeToString, response_deserializer=None
@@ -265,15 +269,19 @@ class ArtifactClient:
             try:
                 while (message := await self._next(call)) is not None:
                     piece = unframe(message)
-                    offset += len(piece)
-                    if offset > digest.size_bytes:
+                    if offset + len(piece) > digest.size_bytes:
                         msg = f"more than the {digest.size_bytes} bytes of blob {digest.sha256} were sent"
                         raise BadTransferError(msg)
-                    yield piece
+                    piece = piece[: end - offset]
+                    offset += len(piece)
+                    if piece:
+                        yield piece
+                    if length_bytes and offset >= end:
+                        break
             finally:
                 call.cancel()
-        if offset < digest.size_bytes:
-            msg = f"the stream of blob {digest.sha256} ended at byte {offset} of {digest.size_bytes}"
+        if offset < end:
+            msg = f"the stream of blob {digest.sha256} ended at byte {offset} of {end}"
             raise LinkDownError(msg)
 
     async def _next(self, call: grpc.aio.UnaryStreamCall[artifact_pb2.ReadRequest, bytes]) -> bytes | None:

@@ -25,7 +25,6 @@ from wavemesh.artifacts.plan import (
     coalesced,
     reconsider,
     replan,
-    rest_of,
     with_ranges,
 )
 from wavemesh.errors import GateError
@@ -238,15 +237,11 @@ def test_ranges_become_pieces_and_the_forecast_is_exact() -> None:
         with_ranges(plan, [Range(at, 1) for at in range(RANGES_MOST + 1)], LINK, None)
 
 
-def test_ranges_that_lie_close_are_read_as_one_and_go_on_where_they_stopped() -> None:
+def test_ranges_that_lie_close_are_read_as_one() -> None:
     ranges = [Range(0, 10), Range(12, 3), Range(30, 5)]
     assert coalesced(ranges, 0) == tuple(ranges)
     assert coalesced(ranges, 2) == (Range(0, 15), Range(30, 5))
     assert coalesced(ranges, 15) == (Range(0, 35),)
-    assert rest_of(ranges, 0) == tuple(ranges)
-    assert rest_of(ranges, 10) == (Range(12, 3), Range(30, 5))
-    assert rest_of(ranges, 11) == (Range(13, 2), Range(30, 5))
-    assert rest_of(ranges, 18) == ()
 
 
 def test_only_chunks_have_ranges() -> None:
