@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from storehub.deliveries import GAP_BYTES
 from tests.storehub_kit import WAVE, Control, SuperHub, digest_of
-from wavemesh.artifacts.chunks import make_pack
+from wavemesh.artifacts.chunks import chunk_file, make_pack, missing, parse_index
 from wavemesh.artifacts.compressed import make_full_zstd
 from wavemesh.artifacts.delta import codec
+from wavemesh.artifacts.plan import coalesced
 from wavemesh.artifacts.transfer import SERVICE_NAME
 from wavemesh.policy.document import DeliveryTerms, policy_from_json, policy_to_json
 from wavemesh.trust.statements import WaveState
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from wavemesh.artifacts.chunks import Range
     from wavemesh.identity.nodes import NodeId
     from wavemesh.session.frames import Resource
     from wavemesh.trust.statements import Digest
@@ -127,6 +130,11 @@ class OfferingHub(SuperHub):
         fields = {"bases": bases, "payload": pack, "index": index, "read_bytes": read_bytes}
         self.offer(target, artifact_pb2.DELIVERY_METHOD_CHUNKS, **fields)
         return pack, index
+
+    def lacking(self, index: Digest, *bases: Digest) -> tuple[Range, ...]:
+        """What of its pack has to be read by who holds the bases."""
+        have = {chunk.id for base in bases for chunk in chunk_file(self._file(base))}
+        return coalesced(missing(parse_index(self.control.blobs[index.sha256]), have), GAP_BYTES)
 
     def put(self, content: bytes) -> Digest:
         digest = digest_of(content)

@@ -225,7 +225,7 @@ async def test_a_delta_being_made_is_waited_for(fleet: Fleet, tmp_path: Path) ->
         await eventually(lambda: one.new in app.cache.deliveries.all)
         waiting = delivery(app, one.new)
         assert (waiting.state, waiting.forecast_bytes) == (DeliveryState.WAITING, 5000)
-        assert one.old.sha256 in app.cache.pins()
+        assert "base of the planned delivery of new.img" in app.cache.pins()[one.old.sha256]
         asked = len(one.super_hub.asked)
         await eventually(lambda: len(one.super_hub.asked) > asked)
         one.super_hub.offers.clear()
