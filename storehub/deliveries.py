@@ -14,12 +14,12 @@ Rules.
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from wavemesh.artifacts.plan import Failure, Method
+from wavemesh.trust.delivered import DeliveryState, DeliveryView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,21 +34,16 @@ BASES_MOST = 64
 FAILURES_MOST = 16
 GAP_BYTES = 16 * 1024
 """Ranges of a pack that lie so close are read as one."""
+SHOWN_MOST = 64
+HELD_SHOWN_MOST = 16
+_STEPS_SHOWN = 16
+_WORDS_BYTES = 480
 LATE_FACTOR = 2.0
 LATE_S = 60.0
 WAIT_STEP_S = 30.0
 RATE_LEAST_BYTES = 256 * 1024
 RATE_WEIGHT = 0.3
 MIB = 1 << 20
-
-
-class DeliveryState(enum.Enum):
-    """How far a delivery is; values as in report.proto."""
-
-    WAITING = 1
-    READING = 2
-    DONE = 3
-    REFUSED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +181,48 @@ def charged_wave(target: Digest, waves: Iterable[tuple[str, datetime, tuple[Dige
     """The wave that pays for a blob: of the open ones that need it, id, since when and blobs, the first; or none."""
     needing = sorted((since, wave_id) for wave_id, since, blobs in waves if target in blobs)
     return needing[0][1] if needing else ""
+
+
+def shown(deliveries: Iterable[tuple[Delivery, int, str]], open_waves: Iterable[str]) -> tuple[DeliveryView, ...]:
+    """What a status says of deliveries: each with what it moved and its names; open waves first, then the newest."""
+    running = frozenset(open_waves)
+
+    def order(one: tuple[Delivery, int, str]) -> tuple[bool, float, str]:
+        delivery = one[0]
+        return delivery.wave_id not in running, -delivery.began_at.timestamp(), delivery.target.sha256
+
+    return tuple(_view(*one) for one in sorted(deliveries, key=order)[:SHOWN_MOST])
+
+
+def _view(delivery: Delivery, moved_bytes: int, name: str) -> DeliveryView:
+    plan = delivery.plan
+    return DeliveryView(
+        sha256=delivery.target.sha256,
+        size_bytes=delivery.target.size_bytes,
+        state=delivery.state,
+        wave_id=delivery.wave_id,
+        name=_clipped(name),
+        method=plan.method.value if plan is not None else "",
+        forecast_bytes=delivery.forecast_bytes,
+        moved_bytes=moved_bytes,
+        said=_clipped(delivery.said),
+    )
+
+
+def in_steps(view: DeliveryView) -> DeliveryView:
+    """The view for a status that goes up: while bytes move it changes a few times only, or it would cost the link."""
+    if view.state is DeliveryState.DONE:
+        return view
+    step = max(MIB, view.size_bytes // _STEPS_SHOWN)
+    return replace(view, moved_bytes=view.moved_bytes - view.moved_bytes % step)
+
+
+def held_shown(held: Iterable[HeldBlob]) -> tuple[Digest, ...]:
+    """What a status says is held: what a delivery may start from, the last used first."""
+    useful = [blob for blob in held if blob.digest.size_bytes >= LEAST_PLANNED_BYTES]
+    useful.sort(key=lambda blob: (-blob.last_used_at.timestamp(), blob.digest.sha256))
+    return tuple(blob.digest for blob in useful[:HELD_SHOWN_MOST])
+
+
+def _clipped(text: str) -> str:
+    return text.encode()[:_WORDS_BYTES].decode(errors="ignore")

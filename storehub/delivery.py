@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from storehub import deliveries as decide
-from storehub.deliveries import FAILURES_MOST, LEAST_PLANNED_BYTES, Delivery, DeliveryState, HeldBlob, pieces_needed
+from storehub.deliveries import FAILURES_MOST, LEAST_PLANNED_BYTES, Delivery, HeldBlob, pieces_needed
 from storehub.eviction import Need
 from storehub.pieces import FETCH_ATTEMPTS, DeliveryReader, Pieces, stand_in
 from storehub.records import Disposition
@@ -35,6 +35,7 @@ from wavemesh.artifacts.plan import BadPlanError, Failure, Link, Method, choose,
 from wavemesh.errors import BusyError, GateError, NotFoundError, WavemeshError
 from wavemesh.policy.document import DeliveryTerms
 from wavemesh.policy.gates import Gate
+from wavemesh.trust.delivered import DeliveryState
 from wavemesh.trust.statements import IntentKind
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from storehub.hub import Hub
     from wavemesh.artifacts.blobstore import BlobStore
     from wavemesh.artifacts.plan import Offer, TransferPlan
+    from wavemesh.trust.delivered import DeliveryView
     from wavemesh.trust.statements import Digest
 
     MakeRoom = Callable[[Sequence[Digest]], Awaitable[None]]
@@ -93,6 +95,15 @@ class Deliveries:
     def moved_bytes(self, delivery: Delivery) -> int:
         """What was read for it so far."""
         return decide.read_so_far(delivery, self._pieces.present, self._pieces.gathered_bytes(delivery.plan))
+
+    def shown(self) -> tuple[DeliveryView, ...]:
+        """The deliveries for a ledger."""
+        waves = [wave_id for wave_id, record in self._hub.store.waves.items() if record.closed_at is None]
+        return decide.shown(((one, self.moved_bytes(one), self._name(one.target)) for one in self.all.values()), waves)
+
+    def held(self) -> list[HeldBlob]:
+        """Complete blobs of this store."""
+        return [HeldBlob(one.digest, one.last_used_at) for one in self._blobs.entries() if one.is_complete]
 
     def needs(self) -> Iterator[Need]:
         """What must not be evicted: the bases and pieces of planned deliveries."""
@@ -322,9 +333,8 @@ class Deliveries:
         for record in devices.values():
             sha256 = record.status.firmware_sha256
             running[sha256] = running.get(sha256, 0) + 1
-        held = [HeldBlob(one.digest, one.last_used_at) for one in self._blobs.entries() if one.is_complete]
         releases = trusted.releases().values() if trusted is not None else ()
-        bases = decide.likely_bases(delivery.target, held, releases, running)
+        bases = decide.likely_bases(delivery.target, self.held(), releases, running)
         return await self._reader.offer(delivery.target, bases, _METHODS)
 
     def _decide(self, delivery: Delivery, offers: Sequence[Offer], terms: DeliveryTerms) -> TransferPlan:

@@ -6,10 +6,11 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from storehub.deliveries import Delivery, DeliveryState
+from storehub.deliveries import Delivery
 from storehub.schema import from_stamp, to_stamp
 from wavemesh.artifacts.digests import blob_name
 from wavemesh.artifacts.plan import Alternative, Failure, Method, Piece, TransferPlan
+from wavemesh.trust.delivered import DeliveryState
 from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""kill -9 of a store hub in the middle of deliveries: nothing read twice, no wrong byte, the plan goes on (S5, M3, H1)."""
+"""kill -9 of a store hub in the middle of deliveries: nothing is read twice, the plan goes on (S5, M3, H1)."""
 
 from __future__ import annotations
 
