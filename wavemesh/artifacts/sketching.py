@@ -59,7 +59,7 @@ def _cut(data: bytes | memoryview, average: int) -> Iterator[memoryview]:
 
 
 def _neighbourhoods(image: bytes) -> Iterator[memoryview]:
-    """Distinct coarse chunks of the image as a delta sees it: streams that are cheap to write again by their content."""
+    """Distinct coarse chunks of the image as a delta sees it: cheap streams by their content."""
     seen: set[bytes] = set()
     view, end = memoryview(image), 0
     for stream in scan(image):
