@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from wavemesh.artifacts.delta.container import parse
 from wavemesh.artifacts.delta.errors import BadDeltaError
 from wavemesh.artifacts.delta.making import delta_of
-from wavemesh.artifacts.delta.rebuilding import map_file, rebuild_into
+from wavemesh.artifacts.delta.rebuilding import RECOMPRESSING_THREADS, layout_of, map_file, rebuild_into
 from wavemesh.artifacts.digests import check_digest, digest_of
 from wavemesh.runtime.durable import Disk, disk_errors
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 
     from wavemesh.trust.statements import Digest
 
-__all__ = ["BadDeltaError", "make", "rebuild", "temporary_of"]
+__all__ = ["BadDeltaError", "make", "rebuild", "rebuild_s", "temporary_of"]
 
 _TEMPORARY_SUFFIX = ".tmp"
+_REBUILT_BYTES_PER_S = 400e6
+"""Assembled, hashed and written in a second, where the disk does not hold it up."""
 
 
 def temporary_of(out: Path) -> Path:
@@ -52,6 +55,13 @@ def rebuild(bases: Sequence[Path], payload: Path, out: Path, target: Digest) -> 
         _place(out, lambda write: rebuild_into(old, delta, target, write))
     except BadDeltaError as error:
         raise BadDeltaError(f"delta {payload.name}: {error}", sha256=target.sha256) from error
+
+
+def rebuild_s(payload: Path) -> float:
+    """Nominal seconds to rebuild from a delta on two cores, for a planner; raises BadDeltaError, DiskFaultError."""
+    head = parse(map_file(payload))
+    encoding_s = sum(one.recipe.seconds(one.content_bytes) for one in layout_of(head).recompressed)
+    return encoding_s / RECOMPRESSING_THREADS + head.target.size_bytes / _REBUILT_BYTES_PER_S
 
 
 def _read(path: Path) -> bytes:

@@ -102,15 +102,20 @@ def rebuild_into(
     """Hand the target's bytes to ``sink`` in order; they are the target's only if it returns. Raises BadDeltaError."""
     head = parse(delta)
     _check(head, bases, target)
+    found = _rebuild(head, layout_of(head), bases, sink)
+    if found != target.sha256:
+        raise BadDeltaError(_what_is_wrong(head, bases, found))
+
+
+def layout_of(head: Head) -> Layout:
+    """Its layout, unpacked; raises BadDeltaError."""
     packed = head.streams["layout"]
     if packed.length > MAX_LAYOUT_BYTES:
         raise BadDeltaError(f"its layout has {packed.length} bytes, more than {MAX_LAYOUT_BYTES}")
     unpacking = Unpacking(packed, "layout")
     layout = parse_layout(unpacking.read(packed.length), head)
     unpacking.finish()
-    found = _rebuild(head, layout, bases, sink)
-    if found != target.sha256:
-        raise BadDeltaError(_what_is_wrong(head, bases, found))
+    return layout
 
 
 def _check(head: Head, bases: Sequence[memoryview], target: Digest) -> None:

@@ -17,11 +17,11 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wavemesh.artifacts.delta.codec import BadDeltaError, make, rebuild
-from wavemesh.artifacts.delta.container import STREAMS, encode, parse, parse_layout
+from wavemesh.artifacts.delta.codec import BadDeltaError, make, rebuild, rebuild_s
+from wavemesh.artifacts.delta.container import STREAMS, encode, parse
 from wavemesh.artifacts.delta.making import delta_of
 from wavemesh.artifacts.delta.packing import STORED, Packed, Unpacking
-from wavemesh.artifacts.delta.rebuilding import rebuild_into
+from wavemesh.artifacts.delta.rebuilding import layout_of, rebuild_into
 from wavemesh.artifacts.delta.recipes import Encoder
 from wavemesh.artifacts.digests import digest_of
 from wavemesh.runtime.durable import DiskFaultError
@@ -61,10 +61,8 @@ def through(tmp_path: Path, bases: list[bytes], target: bytes) -> bytes:
     return (tmp_path / "delta").read_bytes()
 
 
-def layout_of(delta: bytes) -> Layout:
-    head = parse(delta)
-    packed = head.streams["layout"]
-    return parse_layout(Unpacking(packed, "layout").read(packed.length), head)
+def recipes_of(delta: bytes) -> Layout:
+    return layout_of(parse(delta))
 
 
 @given(
@@ -145,7 +143,7 @@ def test_compressed_streams_are_seen_through(tmp_path: Path, wrap: Callable[[byt
     around = random.Random(3).randbytes(3_000)
     old, new = text(4), edited(text(4))
     delta = through(tmp_path, [around + wrap(old) + b"\0" * 100], around + wrap(new) + b"\0" * 90)
-    assert [one.recipe.encoder for one in layout_of(delta).recompressed] == [encoder]
+    assert [one.recipe.encoder for one in recipes_of(delta).recompressed] == [encoder]
     assert len(delta) < 900
     assert len(wrap(new)) > 8 * len(delta)
 
@@ -153,8 +151,8 @@ def test_compressed_streams_are_seen_through(tmp_path: Path, wrap: Callable[[byt
 def test_a_stream_that_a_base_has_bit_for_bit_is_left_alone(tmp_path: Path) -> None:
     same = zlib.compress(text(5), 9)
     delta = through(tmp_path, [b"before" + same], b"other words before" + same)
-    assert layout_of(delta).recompressed == ()
-    assert layout_of(delta).expansions == ()
+    assert recipes_of(delta).recompressed == ()
+    assert recipes_of(delta).expansions == ()
 
 
 def test_a_stream_nobody_known_wrote_is_left_alone(tmp_path: Path) -> None:
@@ -165,13 +163,13 @@ def test_a_stream_nobody_known_wrote_is_left_alone(tmp_path: Path) -> None:
     mixed = half + other.compress(content[50_000:]) + other.flush()
     stream = b"\x78\x9c" + mixed + zlib.adler32(content).to_bytes(4, "big")
     assert zlib.decompress(stream) == content
-    assert layout_of(through(tmp_path, [text(7)], stream)).recompressed == ()
+    assert recipes_of(through(tmp_path, [text(7)], stream)).recompressed == ()
 
 
 def test_streams_that_would_cost_too_much_are_left_alone(tmp_path: Path) -> None:
     """Six megabytes of xz take two seconds, more than an image this small is given."""
     content = text(8, 200) * 3_400
-    assert layout_of(through(tmp_path, [content], lzma.compress(content))).recompressed == ()
+    assert recipes_of(through(tmp_path, [content], lzma.compress(content))).recompressed == ()
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +254,16 @@ def test_a_wrong_base_is_told_from_a_bad_delta(streams: tuple[bytes, bytes, byte
     assert "it is for" in refused(base, base)
     with pytest.raises(DiskFaultError, match="gone"):
         rebuild([tmp_path / "gone"], paths["delta"], paths["out"], digest_of(target))
+
+
+def test_what_rebuilding_takes_is_known_beforehand(tmp_path: Path) -> None:
+    """A planner weighs seconds against bytes: a stream to re-compress counts, by its encoder's nominal speed."""
+    content = text(11)
+    through(tmp_path, [content], edited(content))
+    plain = rebuild_s(tmp_path / "delta")
+    through(tmp_path, [zlib.compress(content)], zlib.compress(edited(content)))
+    assert 0 < plain < 0.01
+    assert 0.005 < rebuild_s(tmp_path / "delta") - plain < 0.02
 
 
 def test_a_delta_is_the_same_whenever_it_is_made(streams: tuple[bytes, bytes, bytes]) -> None:
