@@ -47,9 +47,9 @@ def test_no_way_costs_more_than_the_whole_and_its_own_overhead(target: Sketch, b
     assert 0 <= found.chunks_bytes <= found.full_bytes + INDEX_BYTES_PER_CHUNK * len(target.coarse) + 1
 
 
-@given(SKETCHES)
-def test_what_is_held_costs_nothing_but_the_overhead(target: Sketch) -> None:
-    found = estimate(target, [target])
+@given(SKETCHES, st.lists(SKETCHES, max_size=2))
+def test_what_is_held_costs_nothing_but_the_overhead(target: Sketch, others: list[Sketch]) -> None:
+    found = estimate(target, [*others, target])
     assert found.delta_bytes == DELTA_LEAST_BYTES
     assert found.chunks_bytes == INDEX_BYTES_PER_CHUNK * len(target.coarse)
 

@@ -39,17 +39,13 @@ def map_file(path: Path) -> memoryview:
 class _Output:
     """Hashes pieces and hands them on, in a thread, one piece behind whoever makes them."""
 
-    def __init__(self, sink: Callable[[bytes | bytearray | memoryview], None], most_bytes: int) -> None:
+    def __init__(self, sink: Callable[[bytes | bytearray | memoryview], None]) -> None:
         self._sink = sink
-        self._left = most_bytes
         self._hasher = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
     def put(self, piece: bytes | bytearray | memoryview) -> None:
-        if len(piece) > self._left:
-            raise BadDeltaError("it rebuilds more than the target's size")
-        self._left -= len(piece)
         if self._last is not None:
             self._last.result()
         self._last = self._thread.submit(self._handle, piece)
@@ -137,7 +133,7 @@ def _what_is_wrong(head: Head, bases: Sequence[memoryview], found: str) -> str:
 def _rebuild(
     head: Head, layout: Layout, bases: Sequence[memoryview], sink: Callable[[bytes | bytearray | memoryview], None]
 ) -> str:
-    """Returns the SHA-256 of what was handed on."""
+    """Returns the SHA-256 of what was handed on: never more than the target's size, by how the layout was checked."""
     expanded = [
         memoryview(expand(one.coding, bases[one.base][one.offset : one.offset + one.length], one.content_bytes))
         for one in layout.expansions
@@ -145,7 +141,7 @@ def _rebuild(
     streams = {name: Unpacking(head.streams[name], name) for name in STREAMS if name != "layout"}
     assembly = Assembly(Source([*bases, *expanded]), streams, layout.virtual_bytes(head.target), layout.covers)
     feed = _Feed(assembly.windows())
-    output = _Output(sink, head.target.size_bytes)
+    output = _Output(sink)
     threads = ThreadPoolExecutor(RECOMPRESSING_THREADS)
     try:
         bodies = [threads.submit(recompress, one.recipe, feed.take(one.content_bytes)) for one in layout.recompressed]

@@ -155,6 +155,17 @@ def test_a_stream_that_a_base_has_bit_for_bit_is_left_alone(tmp_path: Path) -> N
     assert recipes_of(delta).expansions == ()
 
 
+def test_streams_of_a_base_that_nothing_is_copied_from_are_left_out(tmp_path: Path) -> None:
+    """What comes after them in the virtual base moves up; the target still comes back, and the other stream counts."""
+    noise = random.Random(12).randbytes(30_000)
+    unused = zlib.compress(noise.hex().encode(), 9)
+    old, new = text(13, 5_000), edited(text(13, 5_000))
+    delta = through(tmp_path, [unused + zlib.compress(old, 9)], zlib.compress(new, 9))
+    (expansion,) = recipes_of(delta).expansions
+    assert (expansion.offset, expansion.content_bytes) == (len(unused) + 2, len(old))
+    assert len(delta) < 700
+
+
 def test_a_stream_nobody_known_wrote_is_left_alone(tmp_path: Path) -> None:
     """Two deflate encoders in one stream: a valid stream that no single call writes."""
     one, other = zlib.compressobj(1, zlib.DEFLATED, -15), zlib.compressobj(9, zlib.DEFLATED, -15)

@@ -264,6 +264,13 @@ def test_scanning_finds_what_is_there_and_nothing_in_noise() -> None:
             expand(stream.coding, image[stream.offset : stream.end - 9], len(content))
 
 
+def test_streams_whose_checksum_does_not_agree_are_left_alone() -> None:
+    content = b"some words, " * 100
+    for stream in (gzip.compress(content, mtime=0), zlib.compress(content)):
+        assert [found.content for found in scan(stream)] == [content]
+        assert scan(stream[:-1] + bytes([stream[-1] ^ 1])) == []
+
+
 def test_a_stream_that_grows_without_bound_is_left_alone() -> None:
     """Eighty megabytes of zeros in a few kilobytes: more content than a stream may have."""
     deflater = zlib.compressobj(9)

@@ -99,19 +99,29 @@ def _children() -> set[int]:
 
 
 async def test_a_cancelled_job_is_killed_with_its_files(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    """The base is a pipe nobody writes to: the job waits in its read for ever, until it is killed."""
+    """The base is a pipe that is held open and says nothing: the job waits in its read for ever, until it is killed."""
     before = _children()
-    os.mkfifo(tmp_path / "pipe")
-    out = tmp_path / "delta"
+    pipe, out = tmp_path / "pipe", tmp_path / "delta"
+    os.mkfifo(pipe)
     for path in leavings(out):
         write(path, b"of a job before")
-    async with asyncio.TaskGroup() as group:
-        job = group.create_task(Workers().make([tmp_path / "pipe"], pair[1], out))
-        await _until(lambda: bool(_children() - before))
-        job.cancel()
-    assert job.cancelled()
-    assert _children() == before
-    assert names(tmp_path) == ["new", "old", "pipe"]
+    held: list[int] = []
+
+    def is_reading() -> bool:
+        with contextlib.suppress(OSError):  # ENXIO: nobody reads there yet
+            held.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(held)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            job = group.create_task(Workers().make([pipe], pair[1], out))
+            await _until(is_reading)
+            job.cancel()
+        assert job.cancelled()
+        assert _children() == before
+        assert names(tmp_path) == ["new", "old", "pipe"]
+    finally:
+        os.close(held[0])
 
 
 async def test_no_more_run_at_once_than_allowed(tmp_path: Path, pair: tuple[Path, Path]) -> None:
