@@ -10,7 +10,8 @@ when it is compressed. Compressed streams inside images are sketched by their co
   its whole share only where whole neighbourhoods are fresh; ``CHANGED_SHARE`` of it where they are not.
 
 Guesses, not bounds: a super hub ranks bases by them and skips deltas that are not worth their 20 s of CPU. What is
-offered has real sizes. Constants are fitted to the pairs of ``bench/results/delta.md``.
+offered has real sizes; ``bench/results/delta.md`` has guesses beside them. Deltas that are mostly changed addresses are
+guessed several times too large, which never ranks them behind a whole image.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wavemesh.artifacts.delta.container import parse
 from wavemesh.artifacts.delta.errors import BadDeltaError
 from wavemesh.artifacts.delta.making import delta_of
-from wavemesh.artifacts.delta.rebuilding import RECOMPRESSING_THREADS, layout_of, map_file, rebuild_into
+from wavemesh.artifacts.delta.rebuilding import layout_of, map_file, rebuild_into
 from wavemesh.artifacts.digests import check_digest, digest_of
 from wavemesh.runtime.durable import Disk, disk_errors
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["BadDeltaError", "make", "rebuild", "rebuild_s", "temporary_of"]
 
 _TEMPORARY_SUFFIX = ".tmp"
+_CORES = 2
 _REBUILT_BYTES_PER_S = 400e6
 """Assembled, hashed and written in a second, where the disk does not hold it up."""
 
@@ -61,7 +62,7 @@ def rebuild_s(payload: Path) -> float:
     """Nominal seconds to rebuild from a delta on two cores, for a planner; raises BadDeltaError, DiskFaultError."""
     head = parse(map_file(payload))
     encoding_s = sum(one.recipe.seconds(one.content_bytes) for one in layout_of(head).recompressed)
-    return encoding_s / RECOMPRESSING_THREADS + head.target.size_bytes / _REBUILT_BYTES_PER_S
+    return encoding_s / _CORES + head.target.size_bytes / _REBUILT_BYTES_PER_S
 
 
 def _read(path: Path) -> bytes:

@@ -1,6 +1,6 @@
 """Rebuild a target from bases and a delta: expand, assemble, re-compress, hash, hand on in pieces.
 
-Two threads re-compress while the assembling goes on; a third hashes and hands on what is ready, one piece behind. What
+A few threads re-compress while the assembling goes on; one more hashes and hands on what is ready, a piece behind. What
 comes out is hashed on its way, and only that hash is believed.
 """
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from wavemesh.trust.statements import Digest
 
-RECOMPRESSING_THREADS = 2
+RECOMPRESSING_THREADS = 4
+"""More than cores of a small hub: one of the encoders is a program of its own, and the longest may come last."""
 
 
 def map_file(path: Path) -> memoryview:
