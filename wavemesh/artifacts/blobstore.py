@@ -243,6 +243,10 @@ class BlobStore:
             msg = f"blob {digest.sha256} of {digest.size_bytes} bytes: the disk lacks {short} bytes for it"
             raise QuotaExceededError(msg, sha256=digest.sha256, missing_bytes=str(short), bound="disk")
 
+    def file_of(self, digest: Digest) -> Path:
+        """Where a complete blob lies, to be read by who verifies what comes of it."""
+        return self._path(digest)
+
     # -- writing ----------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
