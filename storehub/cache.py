@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from storehub.delivery import Deliveries
 from storehub.eviction import CachedBlob, DeviceImages, Need, make_room, pins
 from storehub.records import Disposition
 from storehub.standing import PauseEffect, PauseHere
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from random import Random
 
     from storehub.hub import Hub
+    from storehub.pieces import DeliveryReader
     from wavemesh.artifacts.blobstore import BlobEntry, BlobStore, BlobWriter
-    from wavemesh.artifacts.download import BlobReader
     from wavemesh.identity.nodes import NodeId
     from wavemesh.trust.statements import Digest
 
@@ -64,13 +65,16 @@ class Trouble:
 class Cache:
     """Fills and serves one blob store. Also the ``BlobSource`` of the hub's ArtifactServer."""
 
-    def __init__(self, hub: Hub, blobs: BlobStore, reader: BlobReader, group: asyncio.TaskGroup, rng: Random) -> None:
+    def __init__(
+        self, hub: Hub, blobs: BlobStore, reader: DeliveryReader, group: asyncio.TaskGroup, rng: Random
+    ) -> None:
         """Fetches run as tasks of ``group``."""
         self._hub = hub
         self._blobs = blobs
         self._reader = reader
         self._rng = rng
-        self._fetches = Fetches(blobs, self._fetch, group, PARALLEL_FETCHES)
+        self.deliveries = Deliveries(hub, blobs, reader, rng, make_room=self._make_room, rotten=self.mismatch)
+        self._fetches = Fetches(blobs, self._fetch, group, PARALLEL_FETCHES, self._prepare)
         self.troubles: dict[Digest, Trouble] = {}
         self._proven_bundles: set[tuple[str, Digest]] = set()
 
@@ -109,6 +113,7 @@ class Cache:
     async def fill(self) -> None:
         """Begin what may be fetched now and settle what has arrived."""
         now = self._hub.clock.now()
+        await self.deliveries.tidy()
         await self._settle()
         wants = self._open_wants(now)
         self._stop_others(wants)
@@ -169,6 +174,7 @@ class Cache:
             for intent in store.intents.values()
             if intent.intent.kind is IntentKind.PREFETCH and intent.disposition is Disposition.QUEUED
         ]
+        needs += self.deliveries.needs()
         images = (
             DeviceImages(d.status.device_class, d.status.firmware_sha256, d.last_known_good_sha256)
             for d in store.devices.values()
@@ -201,6 +207,14 @@ class Cache:
         if refusal is not None:
             raise refusal
 
+    async def _prepare(self, digest: Digest) -> None:
+        """Bring a blob by the delivery that is planned for it, as far as that goes without its writer."""
+        try:
+            await self.deliveries.bring(digest)
+        except WavemeshError as error:
+            await self._trouble(digest, error)
+            raise
+
     async def _fetch(self, writer: BlobWriter) -> None:
         """Bring one blob to its end; retries a few times by itself."""
         config, began_at = self._hub.config, self._hub.clock.now()
@@ -208,7 +222,8 @@ class Cache:
         try:
             await download(self._reader, writer, rng=self._rng, patience=patience)
         except BlobMismatchError as error:
-            await self.mismatch(error)
+            if not await self.deliveries.failed(writer.digest, error):
+                await self.mismatch(error)
             await self._trouble(writer.digest, error)
             raise
         except WavemeshError as error:
@@ -235,6 +250,8 @@ class Cache:
         times = old.times + 1 if old is not None and old.gate == gate else 1
         ceiling_s = min(config.fetch_retry_max_s, config.fetch_retry_min_s * 2.0 ** min(times, 16))
         wait_s = config.fetch_retry_max_s if gate else self._rng.uniform(ceiling_s / 2, ceiling_s)
+        if isinstance(error, BusyError):
+            wait_s = max(wait_s, min(error.retry_after_s, config.fetch_retry_max_s))
         retry_at = self._hub.clock.now() + timedelta(seconds=wait_s)
         self.troubles[digest] = Trouble(gate, str(error), times, retry_at)
         _LOG.warning("blob %s: %s", digest.sha256, error)

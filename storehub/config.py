@@ -44,8 +44,9 @@ class Config:
     ``lease_s``: time from grant to the begin of the trial boot. ``trial_allowance_s``: probes and commit, beyond the
     policy's health budget. ``watchdog_s``: until the board's watchdog has brought a dead device back. ``witness_s``:
     how long another device must have been connected before one that is not counts as silent. ``reconnect_*``: back-off
-    towards the super hub, so short that the store is back within five seconds of its WAN. ``hardware_clock``: the clock
-    survives power-off.
+    towards the super hub, so short that the store is back within five seconds of its WAN. ``link_bytes_per_s``: speed
+    of the link to the super hub, to plan deliveries with until transfers have shown what it is. ``hardware_clock``: the
+    clock survives power-off.
     """
 
     listen: str
@@ -65,6 +66,7 @@ class Config:
     ping_relay_timeout_s: float = field(default=5.0, metadata=bounded(0.1, 60))
     fetch_retry_min_s: float = field(default=1.0, metadata=bounded(0.01, 3600))
     fetch_retry_max_s: float = field(default=60.0, metadata=bounded(0.05, 3600))
+    link_bytes_per_s: float = field(default=1_250_000.0, metadata=bounded(1, 1e12))
     scrub_interval_s: float = field(default=3600.0, metadata=bounded(1, 30 * 86_400))
     log_retention_s: float = field(default=86_400.0, metadata=bounded(60, 30 * 86_400))
     heartbeat_interval_s: float = field(default=15.0, metadata=bounded(0.05, 600))

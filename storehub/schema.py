@@ -85,7 +85,14 @@ CREATE TABLE device_logs (
 CREATE INDEX device_logs_by_age ON device_logs (received_at);
 """
 
-MIGRATIONS = (SESSION_SCHEMA + ";\n" + _TABLES, RETIREMENTS_SCHEMA, TELEMETRY_TABLES)
+_DELIVERIES = """
+CREATE TABLE deliveries (
+    target TEXT PRIMARY KEY,
+    content TEXT NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS = (SESSION_SCHEMA + ";\n" + _TABLES, RETIREMENTS_SCHEMA, TELEMETRY_TABLES, _DELIVERIES)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -151,6 +151,8 @@ class BlobStore:
 
     def __init__(self, directory: Path, quota_bytes: int, clock: Clock, disk: Disk) -> None:
         """Use ``open``."""
+        self.directory = directory
+        self.disk = disk
         self._blobs = directory / "blobs"
         self._partials = directory / "partial"
         self.quota_bytes = quota_bytes
@@ -243,9 +245,19 @@ class BlobStore:
             msg = f"blob {digest.sha256} of {digest.size_bytes} bytes: the disk lacks {short} bytes for it"
             raise QuotaExceededError(msg, sha256=digest.sha256, missing_bytes=str(short), bound="disk")
 
+    def reserve(self, digest: Digest) -> None:
+        """Account for a blob before its first byte, until it is written or deleted; raises QuotaExceededError."""
+        self.check_room(digest)
+        if digest not in self._complete:
+            self._partial.setdefault(digest, self._clock.now())
+
     def file_of(self, digest: Digest) -> Path:
         """Where a complete blob lies, to be read by who verifies what comes of it."""
         return self._path(digest)
+
+    def partial_of(self, digest: Digest) -> Path:
+        """Where a blob lies that is not complete."""
+        return self._partials / blob_name(digest)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 

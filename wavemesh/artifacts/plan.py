@@ -24,6 +24,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from wavemesh.artifacts.chunkindex import Range
 from wavemesh.errors import GateError, PeerError
 from wavemesh.policy.gates import Gate
 
@@ -57,14 +58,6 @@ class Method(enum.Enum):
 
 
 _SIMPLEST_FIRST = {method: place for place, method in enumerate(Method)}
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A run of bytes of a pack."""
-
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +244,17 @@ def reconsider(
     return replace(other, why=_clip(f"{other.why}; instead of {plan.method.value}, which still costs {still:.6g}"))
 
 
+def coalesced(ranges: Sequence[Range], gap_bytes: int) -> tuple[Range, ...]:
+    """Ascending ranges, those made one that lie at most ``gap_bytes`` apart: what is between costs less than asking."""
+    joined: list[Range] = []
+    for one in ranges:
+        if joined and one.offset - (joined[-1].offset + joined[-1].length) <= gap_bytes:
+            joined[-1] = Range(joined[-1].offset, one.offset + one.length - joined[-1].offset)
+        else:
+            joined.append(one)
+    return tuple(joined)
+
+
 def with_ranges(plan: TransferPlan, ranges: Sequence[Range], link: Link, budget_bytes: int | None) -> TransferPlan:
     """A plan of chunks whose index is read: the ranges of the pack that are lacking become its pieces.
 
@@ -332,8 +336,11 @@ def _ranges_fault(ranges: Sequence[Range], pack: Digest) -> str:
 
 
 def _is_of(failure: Failure, offer: Offer) -> bool:
-    """Whether what failed is this offer: the same payload, or the same way from the same bases if none was there."""
-    if failure.payload is not None and offer.payload is not None:
+    """Whether an offer is what failed: the same payload; or, still unmade, the same way from the same bases.
+
+    So what was not made in time may be taken once it is made, and what was wrong is not waited for again.
+    """
+    if offer.payload is not None:
         return failure.payload == offer.payload
     return failure.method is offer.method and failure.bases == offer.bases
 

@@ -10,13 +10,15 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from wavemesh.artifacts.inflight import InFlight
+from wavemesh.artifacts.offers import ask_offers
 from wavemesh.artifacts.transfer import ArtifactClient
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     import grpc
 
+    from wavemesh.artifacts.plan import Method, Offer
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.statements import Digest
 
@@ -58,6 +60,13 @@ class YieldingReader:
                     return
         finally:
             self._reads -= 1
+
+    async def offer(
+        self, target: Digest, bases: Sequence[Digest], methods: Sequence[Method]
+    ) -> tuple[Offer, ...] | None:
+        """By which deliveries the parent could bring a blob; None if it knows none. Raises as ``ask_offers``."""
+        async with self._current().transfer() as channel:
+            return await ask_offers(channel, target, bases, methods)
 
     async def _pieces(
         self, client: ArtifactClient, digest: Digest, offset: int, end: int

@@ -33,6 +33,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wavemesh.errors import PeerError
 from wavemesh.telemetry import batches as t
 from wavemesh.telemetry import uploads
+from wavemesh.trust import delivered as d
 from wavemesh.trust import enrolments as e
 from wavemesh.trust import quotes as q
 from wavemesh.trust import statements as s
@@ -81,6 +82,8 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.LocalPause: report_pb2.HubStatus.Pause,
     s.SwapWait: report_pb2.HubStatus.Wait,
     s.LedgerView: report_pb2.HubStatus.Ledger,
+    d.DeliveryView: report_pb2.DeliveryView,
+    d.DerivedSize: report_pb2.DerivedSize,
     s.HubStatus: report_pb2.HubStatus,
     uploads.LogLine: report_pb2.LogLine,
     uploads.LogUpload: report_pb2.LogUpload,
@@ -153,11 +156,25 @@ _MAX_COUNTS: Mapping[str, int] = {
     "delegated": 64,
     "pcrs": 24,
     "lines": 500,
+    "deliveries": 64,
+    "held": 64,
+    "derived": 256,
+    "base_sha256s": 64,
     "batches": t.MAX_BATCHES,
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_FIELDS = frozenset(
-    {"sha256", "firmware_sha256", "log_sha256", "ping_sha256", "policy_digest", "secret_sha256", "trust_root_sha256"}
+    {
+        "sha256",
+        "firmware_sha256",
+        "log_sha256",
+        "ping_sha256",
+        "policy_digest",
+        "secret_sha256",
+        "trust_root_sha256",
+        "target_sha256",
+        "base_sha256s",
+    }
 )
 
 

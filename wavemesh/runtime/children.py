@@ -31,8 +31,8 @@ async def talk_to_child(
 ) -> tuple[int, bytes]:
     """Run a program in a session of its own, give it ``said`` on stdin, and return its status and what it wrote.
 
-    ``said`` must fit a pipe (64 KiB). Of stdout and stderr together the last ``heard_most`` bytes are kept. When
-    cancelled, the program and all of its session are killed and gone before this returns. Raises ChildStartError.
+    Of stdout and stderr together the last ``heard_most`` bytes are kept. When cancelled, the program and all of its
+    session are killed and gone before this returns. Raises ChildStartError.
     """
     try:
         child = subprocess.Popen(  # noqa: ASYNC220  # vfork and exec, a millisecond; the module says why not asyncio's
@@ -56,20 +56,19 @@ async def talk_to_child(
 async def _converse(child: subprocess.Popen[bytes], said: bytes, heard_most: int) -> bytes:
     if child.stdin is None or child.stdout is None:
         raise RuntimeError("the process was started without pipes")
-    try:
-        child.stdin.write(said)
-        child.stdin.close()
-    except BrokenPipeError:
-        pass  # it is gone already; its status says why
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
+    loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
+    writing, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, child.stdin)
+    reading, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
     heard = b""
     try:
+        if not writing.is_closing():  # it may be gone already; its status says why then
+            writing.write(said)
+            writing.close()  # once all is written
         while piece := await reader.read(heard_most):
             heard = (heard + piece)[-heard_most:]
     finally:
-        transport.close()
+        writing.abort()
+        reading.close()
     return heard
 
 

@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from wavemesh.trust.delivered import DeliveryView, DerivedSize  # noqa: TC001  # the codec reads the fields' types
 from wavemesh.trust.quotes import AttestationAnswer, Quote  # noqa: TC001  # the codec reads the fields' types
 
 if TYPE_CHECKING:
@@ -485,3 +486,6 @@ class HubStatus:
     connected: bool = False
     waits: tuple[SwapWait, ...] = ()
     ledgers: tuple[LedgerView, ...] = ()
+    deliveries: tuple[DeliveryView, ...] = ()
+    held: tuple[Digest, ...] = ()
+    derived: tuple[DerivedSize, ...] = ()

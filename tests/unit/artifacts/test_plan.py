@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from wavemesh.artifacts.chunkindex import Range
 from wavemesh.artifacts.plan import (
     LEAST_GAIN,
     RANGES_MOST,
@@ -19,9 +20,9 @@ from wavemesh.artifacts.plan import (
     Method,
     Offer,
     Piece,
-    Range,
     TransferPlan,
     choose,
+    coalesced,
     reconsider,
     replan,
     with_ranges,
@@ -179,6 +180,8 @@ def test_what_failed_is_left_out_and_the_next_plan_says_so() -> None:
     )
     unmade = Failure(Method.DELTA, (OLD,), None, "it was never made")
     assert replan(TARGET, [MADE_SOON], LINK, None, [unmade]).method is Method.FULL
+    assert replan(TARGET, [DELTA], LINK, None, [unmade]).method is Method.DELTA, "it is made after all"
+    assert replan(TARGET, [MADE_SOON], LINK, None, [failed]).method is Method.FULL, "what was wrong is made anew"
 
 
 def test_ties_go_to_the_simpler_method() -> None:
@@ -212,7 +215,10 @@ def test_a_plan_is_not_left_for_itself() -> None:
 
 def test_a_plan_that_fits_no_more_is_left_for_one_that_does() -> None:
     plan = choose(TARGET, [ZSTD], LINK, None)
-    assert reconsider(plan, 0, offers=[ZSTD, DELTA], link=LINK, budget_bytes=39 * MIB).method is Method.DELTA
+    slow = replace(DELTA, rebuild_s=1e5)
+    by_time = Link(MIB, 0, 1)
+    assert reconsider(plan, 0, offers=[ZSTD, slow], link=by_time, budget_bytes=40 * MIB) is plan
+    assert reconsider(plan, 0, offers=[ZSTD, slow], link=by_time, budget_bytes=39 * MIB).method is Method.DELTA
 
 
 def test_ranges_become_pieces_and_the_forecast_is_exact() -> None:
@@ -229,6 +235,13 @@ def test_ranges_become_pieces_and_the_forecast_is_exact() -> None:
         with_ranges(plan, [Range(41 * MIB, 1)], LINK, None)
     with pytest.raises(BadPlanError, match="ranges; at most"):
         with_ranges(plan, [Range(at, 1) for at in range(RANGES_MOST + 1)], LINK, None)
+
+
+def test_ranges_that_lie_close_are_read_as_one() -> None:
+    ranges = [Range(0, 10), Range(12, 3), Range(30, 5)]
+    assert coalesced(ranges, 0) == tuple(ranges)
+    assert coalesced(ranges, 2) == (Range(0, 15), Range(30, 5))
+    assert coalesced(ranges, 15) == (Range(0, 35),)
 
 
 def test_only_chunks_have_ranges() -> None:

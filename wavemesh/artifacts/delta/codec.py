@@ -1,41 +1,30 @@
 """Make a delta, and rebuild a target from bases and a delta.
 
-Both block, hold their inputs in memory and are meant for a process of their own (worker.py). A result appears under
-its name only when it is whole, right and on disk.
-
-The payload, first form: MAGIC, version, SHA-256 and size of the target, size of the concatenated bases, then
-a zstd frame with HDiffPatch's diff.
+Both block and are meant for a process of their own (worker.py). Making holds bases and target in memory and some ten
+bytes for each of theirs; rebuilding maps the bases and holds a few megabytes beside the contents of re-compressed
+streams. A result appears under its name only when it is whole, right and on disk. The form is in container.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import struct
 from typing import TYPE_CHECKING
 
-import hdiffpatch
-import zstandard
-
-from wavemesh.artifacts.digests import MAX_BLOB_BYTES, check_digest
-from wavemesh.errors import PeerError
+from wavemesh.artifacts.delta.errors import BadDeltaError
+from wavemesh.artifacts.delta.making import delta_of
+from wavemesh.artifacts.delta.rebuilding import map_file, rebuild_into
+from wavemesh.artifacts.digests import check_digest, digest_of
 from wavemesh.runtime.durable import Disk, disk_errors
-from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-MAGIC = b"WMDELTA"
-VERSION = 0
-_HEADER = struct.Struct(">7sB32sQQ")
+    from wavemesh.trust.statements import Digest
+
+__all__ = ["BadDeltaError", "make", "rebuild", "temporary_of"]
+
 _TEMPORARY_SUFFIX = ".tmp"
-
-
-class BadDeltaError(PeerError):
-    """A delta is malformed, is for other bases, or does not rebuild what it should."""
-
-    reason = "BAD_DELTA"
 
 
 def temporary_of(out: Path) -> Path:
@@ -48,54 +37,40 @@ def make(bases: Sequence[Path], target: Path, out: Path) -> None:
 
     Raises DiskFaultError.
     """
-    old, new = _read(bases), _read([target])
-    diff = hdiffpatch.diff(old, new, "none", validate=True)
-    body = zstandard.ZstdCompressor(level=19, write_checksum=False).compress(diff)
-    header = _HEADER.pack(MAGIC, VERSION, hashlib.sha256(new).digest(), len(new), len(old))
-    _place(out, header + body)
+    old, new = [_read(base) for base in bases], _read(target)
+    delta = delta_of(old, new)
+    # BadDeltaError here would be a fault of the maker, found in time: nothing is written.
+    rebuild_into([memoryview(base) for base in old], memoryview(delta), digest_of(new), _nowhere)
+    _place(out, lambda write: write(delta))
 
 
 def rebuild(bases: Sequence[Path], payload: Path, out: Path, target: Digest) -> None:
     """Write the target of a delta to ``out``; raises BadDeltaError, DiskFaultError, and then there is no ``out``."""
     check_digest(target)
-    old, delta = _read(bases), _read([payload])
-    if len(delta) < _HEADER.size:
-        raise BadDeltaError(f"delta {payload.name} ends after {len(delta)} bytes, in its header")
-    magic, version, sha256, size_bytes, old_bytes = _HEADER.unpack_from(delta)
-    if magic != MAGIC or version != VERSION:
-        raise BadDeltaError(f"delta {payload.name} is of an unknown form: {magic!r}, version {version}")
-    if Digest(sha256.hex(), size_bytes) != target:
-        raise BadDeltaError(f"delta {payload.name} is for {sha256.hex()} of {size_bytes} bytes, not for {target}")
-    if old_bytes != len(old):
-        raise BadDeltaError(f"delta {payload.name} wants bases of {old_bytes} bytes in all, these have {len(old)}")
+    old, delta = [map_file(base) for base in bases], map_file(payload)
     try:
-        diff = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(
-            delta[_HEADER.size :], max_output_size=min(2 * size_bytes + (1 << 20), MAX_BLOB_BYTES)
-        )
-        new = hdiffpatch.apply(old, diff)
-    except (zstandard.ZstdError, hdiffpatch.HDiffPatchError, ValueError) as error:
-        raise BadDeltaError(f"delta {payload.name} cannot be applied: {error}") from error
-    if len(new) != size_bytes or hashlib.sha256(new).digest() != sha256:
-        raise BadDeltaError(f"delta {payload.name} with these bases does not rebuild {target.sha256}")
-    _place(out, new)
+        _place(out, lambda write: rebuild_into(old, delta, target, write))
+    except BadDeltaError as error:
+        raise BadDeltaError(f"delta {payload.name}: {error}", sha256=target.sha256) from error
 
 
-def _read(paths: Sequence[Path]) -> bytes:
-    """The files, one after the other."""
-    parts: list[bytes] = []
-    for path in paths:
-        with disk_errors(path):
-            parts.append(path.read_bytes())
-    return b"".join(parts)
+def _read(path: Path) -> bytes:
+    with disk_errors(path):
+        return path.read_bytes()
 
 
-def _place(out: Path, content: bytes) -> None:
+def _nowhere(_piece: bytes | bytearray | memoryview) -> None:
+    """Takes pieces that were hashed, which was all they were made for."""
+
+
+def _place(out: Path, fill: Callable[[Callable[[bytes | bytearray | memoryview], None]], None]) -> None:
+    """A file that appears when it is filled and on disk."""
     disk, temporary = Disk(), temporary_of(out)
     try:
         disk.unlink(temporary)
         descriptor = disk.create(temporary)
         try:
-            disk.write(descriptor, content, temporary)
+            fill(lambda piece: disk.write(descriptor, piece, temporary))
             disk.fsync(descriptor, temporary)
         finally:
             os.close(descriptor)

@@ -21,14 +21,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wavemesh.artifacts.chunks import TooManyChunksError, make_pack
-from wavemesh.artifacts.compressed import make_full_zstd
+from wavemesh.artifacts.chunkindex import Range
+from wavemesh.artifacts.chunks import (
+    BadIndexError,
+    BadPackError,
+    TooManyChunksError,
+    make_pack,
+    parse_index,
+    rebuild_from_pack,
+)
+from wavemesh.artifacts.compressed import BadCompressedError, make_full_zstd, rebuild_full_zstd
 from wavemesh.artifacts.delta import codec
 from wavemesh.artifacts.delta.codec import BadDeltaError, temporary_of
 from wavemesh.artifacts.digests import BadDigestError, in_thread
 from wavemesh.errors import LocalError, WavemeshError
 from wavemesh.runtime.children import talk_to_child
-from wavemesh.runtime.durable import Disk, DiskFaultError, DiskFullError
+from wavemesh.runtime.durable import Disk, DiskFaultError, DiskFullError, disk_errors
 from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:
@@ -49,6 +57,20 @@ class DeltaBoundError(LocalError):
     """A job on a delta went past its bounds of memory, CPU or time and was stopped; the target needs another way."""
 
     reason = "DELTA_BOUND"
+
+
+_SAID: tuple[type[WavemeshError], ...] = (
+    BadDeltaError,
+    BadIndexError,
+    BadPackError,
+    BadCompressedError,
+    TooManyChunksError,
+    BadDigestError,
+    DiskFullError,
+    DiskFaultError,
+    DeltaBoundError,
+)
+"""What a job may say went wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +117,18 @@ class Workers:
 
     async def rebuild(self, bases: Sequence[Path], payload: Path, out: Path, target: Digest) -> None:
         """``codec.rebuild`` in a process; raises BadDeltaError, DeltaBoundError, DiskFaultError: then no ``out``."""
-        job: dict[str, object] = {
-            "what": "rebuild",
-            "bases": [str(path) for path in bases],
-            "payload": str(payload),
-            "sha256": target.sha256,
-            "size_bytes": target.size_bytes,
-        }
+        await self._run(_asked("rebuild", bases, payload, target), out, self._rebuild_bounds, target.size_bytes)
+
+    async def unpack(self, payload: Path, out: Path, target: Digest) -> None:
+        """``compressed.rebuild_full_zstd`` in a process; raises BadCompressedError and as ``rebuild``."""
+        await self._run(_asked("unpack", (), payload, target), out, self._rebuild_bounds, target.size_bytes)
+
+    async def assemble(
+        self, index: Path, part: Path, ranges: Sequence[Range], bases: Sequence[Path], *, out: Path, target: Digest
+    ) -> None:
+        """``chunks.rebuild_from_pack`` in a process; raises BadIndexError, BadPackError and as ``rebuild``."""
+        pieces = [[one.offset, one.length] for one in ranges]
+        job = _asked("assemble", bases, part, target) | {"index": str(index), "ranges": pieces}
         await self._run(job, out, self._rebuild_bounds, target.size_bytes)
 
     async def _run(self, job: dict[str, object], out: Path, bounds: Bounds, file_bytes: int) -> None:
@@ -142,6 +169,17 @@ class Workers:
         _judge(what, status, said)
 
 
+def _asked(what: str, bases: Sequence[Path], payload: Path, target: Digest) -> dict[str, object]:
+    """A job that rebuilds."""
+    return {
+        "what": what,
+        "bases": [str(path) for path in bases],
+        "payload": str(payload),
+        "sha256": target.sha256,
+        "size_bytes": target.size_bytes,
+    }
+
+
 def _judge(what: str, status: int, said: bytes) -> None:
     """Raise what a job that failed means."""
     try:
@@ -151,7 +189,7 @@ def _judge(what: str, status: int, said: bytes) -> None:
         reason, message = "", said.decode("utf-8", "replace")[-_SHOWN_CHARS:]
     if status == 0 and reason == "OK":
         return
-    for kind in (BadDeltaError, BadDigestError, DiskFullError, DiskFaultError, DeltaBoundError, TooManyChunksError):
+    for kind in _SAID:
         if reason == kind.reason:
             raise kind(message)
     if status in {-signal.SIGXCPU, -signal.SIGKILL}:
@@ -204,9 +242,22 @@ def _do(job: dict[str, object]) -> None:
     out = Path(str(job["out"]))
     if job["what"] == "make":
         codec.make(bases, Path(str(job["target"])), out)
+        return
+    payload, digest = Path(str(job["payload"])), Digest(str(job["sha256"]), int(str(job["size_bytes"])))
+    if job["what"] == "rebuild":
+        codec.rebuild(bases, payload, out, digest)
+    elif job["what"] == "unpack":
+        rebuild_full_zstd(payload, out, digest)
     else:
-        digest = Digest(str(job["sha256"]), int(str(job["size_bytes"])))
-        codec.rebuild(bases, Path(str(job["payload"])), out, digest)
+        _assemble(job, bases, payload, out, digest)
+
+
+def _assemble(job: dict[str, object], bases: Sequence[Path], part: Path, out: Path, target: Digest) -> None:
+    index, raw = Path(str(job["index"])), job["ranges"]
+    with disk_errors(index):
+        parsed = parse_index(index.read_bytes())
+    ranges = [Range(int(offset), int(length)) for offset, length in raw] if isinstance(raw, list) else []
+    rebuild_from_pack(parsed, part, ranges, bases, out=out, target=target)
 
 
 def main() -> int:
