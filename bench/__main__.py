@@ -6,7 +6,7 @@ import importlib
 import sys
 
 # Each is a module bench.NAME with main(arguments) -> exit status.
-BENCHES = ("agent", "corpus", "sessions", "transfer", "fleet", "resume", "halt")
+BENCHES = ("agent", "corpus", "delta", "sessions", "transfer", "fleet", "resume", "halt")
 
 
 def main(arguments: list[str]) -> int:

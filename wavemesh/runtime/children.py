@@ -53,11 +53,20 @@ async def talk_to_child(
         await _end(child)
 
 
+class _Line(asyncio.BaseProtocol):
+    """Knows whether its transport is over: one that is must not be aborted."""
+
+    is_lost = False
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.is_lost = True
+
+
 async def _converse(child: subprocess.Popen[bytes], said: bytes, heard_most: int) -> bytes:
     if child.stdin is None or child.stdout is None:
         raise RuntimeError("the process was started without pipes")
     loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
-    writing, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, child.stdin)
+    writing, line = await loop.connect_write_pipe(_Line, child.stdin)
     reading, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
     heard = b""
     try:
@@ -67,7 +76,8 @@ async def _converse(child: subprocess.Popen[bytes], said: bytes, heard_most: int
         while piece := await reader.read(heard_most):
             heard = (heard + piece)[-heard_most:]
     finally:
-        writing.abort()
+        if not line.is_lost:
+            writing.abort()
         reading.close()
     return heard
 

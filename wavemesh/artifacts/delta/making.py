@@ -1,7 +1,7 @@
 """Make a delta: find streams, choose which to re-compress, match, write down the differences.
 
 What re-compressing costs whoever rebuilds is bounded beforehand: streams are taken in the order of bytes in the image
-per nominal second, until RECOMPRESS_S_PER_GIB of the target's size is spent. A stream that a base has bit for bit is
+per nominal second, until RECOMPRESS_S_PER_GIB is spent. A stream that a base has bit for bit is
 left alone: it is matched as it is, for nothing.
 """
 
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 RECOMPRESS_S_PER_GIB = 11.2
-"""Nominal core-seconds that a rebuild may spend on encoders: 1.75 for an image of 160 MiB, over two cores."""
-RECOMPRESS_S_LEAST = 0.25
+"""Nominal core-seconds that a rebuild may spend on encoders, for a target of a GiB: 1.75 for 160 MiB, on two cores."""
+RECOMPRESS_S_LEAST = 1.75
+"""What a smaller target may spend as well: a second is short whatever it is for."""
 _PACKING_THREADS = 2
 _FAILURES_MOST = 16
 _WINDOW_BYTES = 1 << 20

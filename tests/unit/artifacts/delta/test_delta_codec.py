@@ -169,8 +169,8 @@ def test_a_stream_nobody_known_wrote_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_streams_that_would_cost_too_much_are_left_alone(tmp_path: Path) -> None:
-    """A megabyte and more of xz is a third of a second, more than an image this small is given."""
-    content = text(8, 200) * 800
+    """Six megabytes of xz take two seconds, more than an image this small is given."""
+    content = text(8, 200) * 3_400
     assert layout_of(through(tmp_path, [content], lzma.compress(content))).recompressed == ()
 
 
