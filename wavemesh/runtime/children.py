@@ -66,19 +66,29 @@ async def _converse(child: subprocess.Popen[bytes], said: bytes, heard_most: int
     if child.stdin is None or child.stdout is None:
         raise RuntimeError("the process was started without pipes")
     loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
-    writing, line = await loop.connect_write_pipe(_Line, child.stdin)
-    reading, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
-    heard = b""
     try:
-        if not writing.is_closing():  # it may be gone already; its status says why then
-            writing.write(said)
-            writing.close()  # once all is written
-        while piece := await reader.read(heard_most):
-            heard = (heard + piece)[-heard_most:]
+        writing, line = await loop.connect_write_pipe(_Line, child.stdin)
+    except BaseException:
+        child.stdout.close()  # what is connected is closed by its transport
+        raise
+    try:
+        reading, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
+        try:
+            if not writing.is_closing():  # it may be gone already; its status says why then
+                writing.write(said)
+                writing.close()  # once all is written
+            return await _last_of(reader, heard_most)
+        finally:
+            reading.close()
     finally:
         if not line.is_lost:
             writing.abort()
-        reading.close()
+
+
+async def _last_of(reader: asyncio.StreamReader, most: int) -> bytes:
+    heard = b""
+    while piece := await reader.read(most):
+        heard = (heard + piece)[-most:]
     return heard
 
 
