@@ -10,7 +10,9 @@ Rules.
 4. A delta is kept if it is at most ``WORTH`` of the least that serves without a base, a compressed blob if it is at
    most that of the blob. What is not, and what could not be made within its bounds, is remembered and not tried again
    before ``AGAIN_AFTER``.
-5. What is not made yet is forecast by what the same method made of other blobs here, and by ``_SHARE`` before it made
+5. Before a large delta is made, the likeness of target and base is looked at (``artifacts/likeness.py``), which
+   takes a tenth of the time; one that is not likely to be worth it is dismissed at once.
+6. What is not made yet is forecast by what the same method made of other blobs here, and by ``_SHARE`` before it made
    any; the time by ``_BYTES_PER_S``.
 """
 
@@ -35,6 +37,8 @@ DELTAS_MOST = 4
 WORTH = 0.9
 AGAIN_AFTER = timedelta(days=1)
 LEARNED_FROM = 32
+LIKENED_FROM_BYTES = 8 * 1024 * 1024
+"""Of a target: smaller deltas are made as quickly as their likeness is found."""
 
 _MIB = 1024 * 1024
 DELTA_MEMORY_PER_BYTE = 10
@@ -167,6 +171,11 @@ def why_not_worth(recipe: Recipe, payload_bytes: int, compressed_bytes: int | No
     if payload_bytes <= WORTH * best:
         return ""
     return f"{payload_bytes} bytes, where {best} do without it"
+
+
+def is_to_be_likened(recipe: Recipe) -> bool:
+    """Whether to look at the likeness before the making."""
+    return recipe.method is Method.DELTA and recipe.target.size_bytes >= LIKENED_FROM_BYTES
 
 
 def is_to_be_tried(dismissed: Dismissed | None, now: datetime) -> bool:

@@ -22,6 +22,7 @@ from superhub.derivations import (
     Made,
     Recipe,
     forecast_bytes,
+    is_to_be_likened,
     is_to_be_tried,
     level_for,
     ready_in_s,
@@ -69,6 +70,7 @@ class _Flight:
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.began_s: float | None = None
+        self.forecast_bytes: int | None = None
 
 
 class Deriving:
@@ -169,10 +171,12 @@ class Deriving:
     async def _offer(self, recipe: Recipe, held: Sequence[Digest]) -> Offer:
         made = self._derived.made(recipe)
         if made is None:
+            flight = self._flights.get(recipe)
+            forecast = flight.forecast_bytes if flight is not None else None
             return Offer(
                 recipe.method,
                 bases=recipe.bases,
-                read_bytes=forecast_bytes(recipe, self._derived.all()),
+                read_bytes=forecast or forecast_bytes(recipe, self._derived.all()),
                 ready_in_s=self._ready_in_s(recipe),
                 rebuild_s=rebuild_s(recipe),
             )
@@ -304,7 +308,7 @@ class Deriving:
         await self._bring(recipe.target)
         flight.began_s = self._clock.monotonic()
         try:
-            await self._make(recipe)
+            await self._make(recipe, flight)
         except _DEFINITE as error:
             await self._derived.dismiss(Dismissed(recipe, str(error), self._clock.now()))
             _LOG.warning("%s of blob %s is not made: %s", recipe.method.value, recipe.target.sha256, error)
@@ -312,23 +316,20 @@ class Deriving:
             msg = f"a job of {recipe.method.value} could not run: {error}"
             raise LocalError(msg) from error
 
-    async def _make(self, recipe: Recipe) -> None:
+    async def _make(self, recipe: Recipe, flight: _Flight) -> None:
         """Make one thing and keep it if it is worth it; raises WavemeshError."""
         folder = self._directory / _folder_name(recipe)
         try:
             target, bases = await in_thread(self._lay_out, folder, recipe)
             for path, digest in zip((target, *bases), (recipe.target, *recipe.bases), strict=True):
                 await self._check(path, digest)
+            if is_to_be_likened(recipe) and not await self._is_alike(
+                recipe, flight, target, bases, folder / "likeness"
+            ):
+                return
             began_s = self._clock.monotonic()
             payload, index = folder / "payload", folder / "index"
-            level = level_for(recipe.target, self._limits)
-            match recipe.method:
-                case Method.DELTA:
-                    await self._makers.make(bases, target, payload)
-                case Method.CHUNKS:
-                    await self._makers.pack(target, payload, index, level)
-                case _:
-                    await self._makers.compress(target, payload, level)
+            await self._work(recipe, target, bases, payload, index)
             made = Made(
                 recipe=recipe,
                 payload=await digest_of_file(payload),
@@ -339,6 +340,26 @@ class Deriving:
             await self._settle(made, payload, index)
         finally:
             await in_thread(self._disk.remove_tree, folder)
+
+    async def _work(self, recipe: Recipe, target: Path, bases: Sequence[Path], payload: Path, index: Path) -> None:
+        level = level_for(recipe.target, self._limits)
+        match recipe.method:
+            case Method.DELTA:
+                await self._makers.make(bases, target, payload)
+            case Method.CHUNKS:
+                await self._makers.pack(target, payload, index, level)
+            case _:
+                await self._makers.compress(target, payload, level)
+
+    async def _is_alike(self, recipe: Recipe, flight: _Flight, target: Path, bases: Sequence[Path], out: Path) -> bool:
+        """Whether a delta is likely to be worth its making; what is not is dismissed."""
+        estimate = await self._makers.liken(bases, target, out)
+        flight.forecast_bytes = estimate.delta_bytes
+        if estimate.is_delta_worth_making:
+            return True
+        reason = f"too unlike: {estimate.delta_bytes} bytes are expected, compressed {estimate.full_bytes}"
+        await self._derived.dismiss(Dismissed(recipe, reason, self._clock.now()))
+        return False
 
     def _lay_out(self, folder: Path, recipe: Recipe) -> tuple[Path, list[Path]]:
         """Link the inputs into the job's directory; raises DiskFaultError, also for one that was evicted meanwhile."""

@@ -34,6 +34,7 @@ from wavemesh.artifacts.compressed import BadCompressedError, make_full_zstd, re
 from wavemesh.artifacts.delta import codec
 from wavemesh.artifacts.delta.codec import BadDeltaError, temporary_of
 from wavemesh.artifacts.digests import BadDigestError, in_thread
+from wavemesh.artifacts.likeness import estimate
 from wavemesh.errors import LocalError, WavemeshError
 from wavemesh.runtime.children import talk_to_child
 from wavemesh.runtime.durable import Disk, DiskFaultError, DiskFullError, disk_errors
@@ -222,16 +223,28 @@ def _contain(job: dict[str, object]) -> None:
 
 
 def _packs(job: dict[str, object]) -> bool:
-    """Do a job that needs no base (``making.py``), if it is one."""
+    """Do a job that makes something else than a delta (``making.py``), if it is one."""
     target, out = Path(str(job.get("target"))), Path(str(job["out"]))
     match job["what"]:
         case "compress":
             make_full_zstd(target, out, level=int(str(job["level"])))
         case "pack":
             make_pack(target, out, Path(str(job["index"])), level=int(str(job["level"])))
+        case "liken":
+            _liken(job, target, out)
         case _:
             return False
     return True
+
+
+def _liken(job: dict[str, object], target: Path, out: Path) -> None:
+    from wavemesh.artifacts.sketching import sketch_file
+
+    raw = job["bases"]
+    sketches = [sketch_file(Path(str(path))) for path in (raw if isinstance(raw, list) else ())]
+    found = estimate(sketch_file(target), sketches)
+    said = json.dumps([found.full_bytes, found.chunks_bytes, found.delta_bytes, found.make_s])
+    Disk().write_new(out, said.encode())
 
 
 def _do(job: dict[str, object]) -> None:
