@@ -23,6 +23,7 @@ from wavemesh.artifacts.plan import Method
 from wavemesh.errors import BusyError, GateError, NotFoundError, WavemeshError
 from wavemesh.policy.gates import Gate
 from wavemesh.telemetry.units import BlobMoved
+from wavemesh.trust.delivered import SeededBytes
 from wavemesh.trust.envelope import SignatureGateError
 from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
 
@@ -83,11 +84,15 @@ class Seeding:
         self._derive_on_entry = derive_on_entry
         self._clock = clock
         self._tracing = tracing
-        self.moved_bytes: Counter[Method] = Counter()
-        """What went to stores since this process began, by how it travelled."""
+        self._sent_bytes: Counter[str] = Counter()
         self._revision = 0
         self._bundles: dict[ReleaseManifest, Bundle] = {}
         self._bundles_by: TrustedMetadata | None = None
+
+    @property
+    def seeded(self) -> tuple[SeededBytes, ...]:
+        """What went to stores since this process began, by how it travelled, by name."""
+        return tuple(SeededBytes(method, sent) for method, sent in sorted(self._sent_bytes.items()))
 
     def changed(self) -> None:
         """Trust, holds or orders changed: judge anew, and stop fetching what nobody may have now."""
@@ -162,7 +167,7 @@ class Seeding:
             await self._trace(peer, named, replace(moved, sent_bytes=sent_bytes, gate=gate, error=str(failed)))
             raise
         finally:
-            self.moved_bytes[Method(moved.method)] += sent_bytes
+            self._sent_bytes[moved.method] += sent_bytes
         await self._trace(peer, named, replace(moved, sent_bytes=sent_bytes))
 
     async def _trace(self, peer: NodeId, named: Sequence[Digest], moved: BlobMoved) -> None:

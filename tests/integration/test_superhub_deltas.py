@@ -21,6 +21,7 @@ from wavemesh.artifacts.delta import codec
 from wavemesh.artifacts.digests import digest_of
 from wavemesh.errors import GateError, NotFoundError
 from wavemesh.runtime.grpc import make_bulk_channel
+from wavemesh.runtime.status import RemoteFaultError
 from wavemesh.trust.statements import Digest
 from wavemesh.v1 import artifact_pb2, artifact_pb2_grpc
 
@@ -177,9 +178,12 @@ async def test_each_delivery_rebuilds_the_target(region: Region, tmp_path: Path)
 
         sizes = {method: found[method].read_bytes for method in ALL}
         assert sizes[DELTA] < sizes[CHUNKS] < sizes[FULL_ZSTD] < sizes[FULL]
-        assert hub.parts.seeding.moved_bytes.total() == len(OLD) + sum(map(len, payloads.values())) + len(
-            index_bytes
-        ) + len(part)
+        assert {one.method: one.sent_bytes for one in hub.parts.seeding.seeded} == {
+            "full": len(OLD) + len(NEW),
+            "full-zstd": len(payloads[FULL_ZSTD]),
+            "chunks": len(payloads[CHUNKS]) + len(index_bytes) + len(part),
+            "delta": len(payloads[DELTA]),
+        }
         assert leavings(region) == []
     assert region.bytes_served(new.main.digest) == len(NEW), "made from one fetch (S1)"
 
@@ -291,6 +295,24 @@ async def test_what_was_made_is_no_release(region: Region) -> None:
             await read_all(region.client(STORE, hub.port), payload)
         again = await ready(region, hub.port, release.main.digest)
         assert again[FULL_ZSTD].payload == found[FULL_ZSTD].payload, "made again"
+
+
+async def test_what_was_made_and_went_bad_is_never_served_whole_and_made_again(region: Region) -> None:
+    """H2, for what no origin has."""
+    release = region.publish("firmware-1", OLD)
+    async with running(region) as hub:
+        client = region.client(STORE, hub.port)
+        found = await ready(region, hub.port, release.main.digest)
+        payload = named(found[FULL_ZSTD].payload)
+        path = hub.parts.deriving._blobs.file_of(payload)
+        path.write_bytes(b"!" + path.read_bytes()[1:])
+        with pytest.raises(RemoteFaultError) as caught:
+            await read_all(client, payload)
+        assert caught.value.details["reason"] == "BLOB_MISMATCH"
+        with pytest.raises(NotFoundError):
+            await read_all(client, payload)
+        again = await ready(region, hub.port, release.main.digest)
+        assert digest_of(await read_all(client, named(again[FULL_ZSTD].payload))) == payload
 
 
 async def test_deltas_that_are_switched_off_are_not_made(region: Region) -> None:
