@@ -371,7 +371,7 @@ def _processes() -> dict[int, tuple[str, int]]:
 
 async def test_a_killed_super_hub_leaves_no_worker_and_no_half_delta(region: Region) -> None:
     """Kill -9 while a job works: the job dies too, the next start sweeps, and the next question makes it anew."""
-    content = b"".join(Random(number).randbytes(700) + bytes(300) for number in range(4_000))
+    content = b"".join(Random(number).randbytes(700) + bytes(300) for number in range(3_000))
     release = region.publish("firmware-1", content)
     async with region.running_origin(), region.running_control():
         write(region)
@@ -394,6 +394,7 @@ async def test_a_killed_super_hub_leaves_no_worker_and_no_half_delta(region: Reg
                     await asyncio.sleep(0.02)
             assert leavings(region) != []
             assert rows(region) == []
+            write(region, "max_s = 4", port)  # quick levels from here on
             process = await python("superhub", "--dir", str(region.hub_dir))
             async with asyncio.timeout(30):
                 while not await asked(region, port, release.main.digest, (FULL,)):  # noqa: ASYNC110  # the same
