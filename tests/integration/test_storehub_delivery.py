@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from storehub.deliveries import Delivery, DeliveryState
 from tests.delivery_kit import MIB, OfferingHub, first_wave, images, next_wave, terms
 from tests.session_kit import Fleet
 from tests.storehub_kit import STORE, WAVE, Control, SuperHub, device_node, eventually, lay_out, running, wan
 from wavemesh.artifacts.plan import Method
 from wavemesh.artifacts.transfer import ArtifactClient
+from wavemesh.codec.statements import decode
 from wavemesh.errors import GateError
 from wavemesh.runtime.grpc import make_bulk_channel
+from wavemesh.trust.delivered import DeliveryState
+from wavemesh.trust.statements import HubStatus
 from wavemesh.v1 import artifact_pb2
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from storehub.app import App
+    from storehub.deliveries import Delivery
+    from wavemesh.trust.delivered import DeliveryView
     from wavemesh.trust.statements import Digest
 
 
@@ -53,6 +57,14 @@ class Store:
         self.super_hub.want(*first_wave(self.control, "old"))
         await eventually(lambda: holds(app, self.old))
         await eventually(lambda: not delivery(app, self.old).is_open)
+
+    def status(self) -> HubStatus:
+        """What the hub last said of itself."""
+        return decode(HubStatus, self.super_hub.statuses["hub"])
+
+    def told(self) -> dict[str, DeliveryView]:
+        """Deliveries at their end by wave, as they went up."""
+        return {one.wave_id: one for one in self.status().deliveries if one.state is DeliveryState.DONE}
 
     def plan_new(self) -> None:
         self.super_hub.want(*next_wave(self.control, "new"))
@@ -108,6 +120,12 @@ async def test_a_delta_moves_little_and_devices_get_plain_bytes(fleet: Fleet, tm
         asked = one.super_hub.asked[-1]
         assert [base.sha256 for base in asked.bases] == [one.old.sha256]
         await eventually(lambda: not holds(app, payload) and not one.pieces)
+        await eventually(lambda: WAVE in one.told())
+        told = one.told()[WAVE]
+        assert (told.method, told.state, told.name) == ("delta", DeliveryState.DONE, "new.img")
+        assert (told.forecast_bytes, told.moved_bytes) == (payload.size_bytes, payload.size_bytes)
+        assert told.size_bytes == one.new.size_bytes
+        assert {one.new, one.old} <= set(one.status().held)
 
 
 async def test_chunks_read_only_what_the_bases_lack(fleet: Fleet, tmp_path: Path) -> None:

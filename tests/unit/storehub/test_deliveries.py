@@ -205,6 +205,10 @@ def test_a_delivery_is_read_back_as_it_was_kept(offers: tuple[Offer, ...]) -> No
     kept = delivery(
         plan=plan(*offers),
         said='why "so"',
+        forecast_bytes=1,
+        settled_bytes=2,
+        held_bytes=3,
+        moved_bytes=4,
         waits_since=AT,
         wait_until=AT + timedelta(seconds=3),
         failures=(Failure(Method.DELTA, (OLD,), None, "late"), Failure(Method.CHUNKS, (), OTHER, "wrong")),
