@@ -431,58 +431,6 @@ async def test_followers_learn_that_the_writer_failed(tmp_path: Path) -> None:
             await spoil(group)
 
 
-@pytest.mark.parametrize("verified", [True, False], ids=["verified before", "not yet verified"])
-@pytest.mark.parametrize(
-    ("offset", "length"), [(0, 1), (READ_STEP_BYTES - 1, 2), (7, 2 * STEP_BYTES), (len(CONTENT) - 1, 1), (9, 0)]
-)
-async def test_a_part_is_read_alone(tmp_path: Path, offset: int, length: int, *, verified: bool) -> None:
-    store = await opened(tmp_path)
-    await put(store)
-    if not verified:
-        store = await opened(tmp_path)
-    async with aclosing(store.read(DIGEST, offset, length)) as pieces:
-        got = b"".join([piece async for piece in pieces])
-    assert got == CONTENT[offset : offset + length if length else None]
-
-
-async def test_no_part_of_a_blob_that_went_bad_elsewhere_is_given_out(tmp_path: Path) -> None:
-    """H2: what no process has verified yet is hashed whole before the first byte of a part leaves."""
-    await put(await opened(tmp_path))
-    [path] = files_in(tmp_path / "blobs")
-    path.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
-    store = await opened(tmp_path)
-    with pytest.raises(BlobMismatchError):
-        await anext(store.read(DIGEST, 0, 10))
-    assert not store.has(DIGEST)
-
-
-async def test_a_part_is_read_without_what_lies_before_it(tmp_path: Path) -> None:
-    """Hundreds of parts of one pack must not cost hundreds of packs of reading."""
-    store = await opened(tmp_path)
-    await put(store)
-    [path] = files_in(tmp_path / "blobs")
-    path.write_bytes(bytes([CONTENT[0] ^ 1]) + CONTENT[1:])
-    async with aclosing(store.read(DIGEST, 2 * STEP_BYTES, 100)) as pieces:
-        assert b"".join([piece async for piece in pieces]) == CONTENT[2 * STEP_BYTES :][:100]
-    with pytest.raises(BlobMismatchError):
-        await anext(store.read(DIGEST, 0, 10))
-
-
-async def test_a_part_of_what_arrives_is_followed_to_its_own_end(tmp_path: Path) -> None:
-    """S1: a part may leave before the blob is whole; its last step still waits until it is verified."""
-    store = await opened(tmp_path)
-    async with store.writer(DIGEST) as writer:
-        await writer.write(CONTENT[: 2 * STEP_BYTES])
-        async with aclosing(store.follow(DIGEST, 100, STEP_BYTES)) as pieces:
-            got = b"".join([piece async for piece in pieces])
-        assert got == CONTENT[100 : 100 + STEP_BYTES]
-        last = asyncio.ensure_future(anext(store.follow(DIGEST, len(CONTENT) - 5, 3)))
-        await writer.write(CONTENT[2 * STEP_BYTES :])
-        await asyncio.sleep(0.02)
-        assert not last.done()
-    assert await last == CONTENT[-5:-2]
-
-
 async def test_reads_beyond_the_end_and_of_unknown_blobs_are_refused(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     await put(store)
