@@ -94,6 +94,14 @@ def is_done(lab: Lab, wave: str, name: str, context: str = STORE) -> bool:
     return deliveries(lab, context).get((wave, name), {}).get("state") == "done"
 
 
+def derived(lab: Lab, target_sha256: str) -> set[str]:
+    """By what methods the super hub has made a blob, as control shows it."""
+    request = operator_pb2.GetFleetStatusRequest()
+    chosen = operations.contexts(lab).select("control")
+    answer = ask(chosen, lambda stub: stub.GetFleetStatus(request, timeout=CALL_TIMEOUT_S))
+    return {one.method for hub in answer.hubs for one in hub.derived if one.target_sha256 == target_sha256}
+
+
 def updated(lab: Lab, wave: str) -> int:
     return operations.ledger(lab, "control", wave).counts.updated
 
@@ -131,6 +139,7 @@ def test_the_next_release_moves_a_few_per_cent_and_the_wave_completes(lab: Lab) 
         assert sha256 in slots, f"{device} has the image to the byte"
     wait_until(lambda: is_done(lab, "143", NEXT.firmware, "control"), 10, "the ledger at control")
     assert deliveries(lab, "control")["143", NEXT.firmware]["moved_bytes"] == second["moved_bytes"]
+    wait_until(lambda: "delta" in derived(lab, sha256), 10, "the super hub to tell what it made")
     again = planned(lab, "143", policy, dry_run=True)
     assert again[store_id(STORE).path]["methods"]["held"] == 1
     assert again["fleet"]["unknown_bytes"] == 0

@@ -303,6 +303,21 @@ class Gate:
                 yield piece
 
 
+async def test_what_nobody_wants_any_more_is_stopped_and_leaves_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    """A wave that closes in the middle: its pieces go, the pins go, and the hub goes on."""
+    async with store(fleet, tmp_path, 12) as one, one.hub() as app:
+        await one.hold_old(app)
+        pack, index = one.super_hub.chunks(one.new, one.old, read_bytes=300_000)
+        gate = Gate(one.super_hub, pack.sha256, after_bytes=100_000)
+        one.plan_new()
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        one.super_hub.want(one.control.closed())
+        await eventually(lambda: one.new not in app.cache.deliveries.all and not one.pieces)
+        await eventually(lambda: {entry.digest for entry in app.cache.entries()}.isdisjoint({index, pack}))
+        assert "base of the planned delivery of new.img" not in app.cache.pins().get(one.old.sha256, ())
+        assert await read(fleet, app, one.old) == one.old_image
+
+
 async def test_pieces_that_do_not_fit_beside_the_target_are_not_read(fleet: Fleet, tmp_path: Path) -> None:
     """Cache: room for pieces and result is there before the first byte, or the plan is given up and says so."""
     async with store(fleet, tmp_path, 10) as one, one.hub(more=f"quota_bytes = {2 * MIB + 80_000}\n") as app:
