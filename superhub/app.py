@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from superhub.acceptance import Acceptance
 from superhub.authority import Authority, load_authority
 from superhub.config import DerivingStart, SuperHubConfig
+from superhub.derivations import sizes_told
 from superhub.derived import Derived
 from superhub.deriving import Deriving
 from superhub.events import Events
@@ -428,6 +429,7 @@ class SuperHub:
                 cache_bytes=blobs.used_bytes,
                 cache_quota_bytes=blobs.quota_bytes,
                 seeded=parts.seeding.seeded,
+                derived=sizes_told(parts.deriving.made),
             )
             parts.statuses.set("hub", encode(status))
             await asyncio.sleep(STATUS_PERIOD_S)

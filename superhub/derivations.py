@@ -24,6 +24,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from wavemesh.artifacts.plan import Method
+from wavemesh.trust.delivered import DerivedSize
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -39,6 +40,7 @@ AGAIN_AFTER = timedelta(days=1)
 LEARNED_FROM = 32
 LIKENED_FROM_BYTES = 8 * 1024 * 1024
 """Of a target: smaller deltas are made as quickly as their likeness is found."""
+TOLD_MOST = 256
 
 _MIB = 1024 * 1024
 DELTA_MEMORY_PER_BYTE = 10
@@ -185,3 +187,23 @@ def is_to_be_tried(dismissed: Dismissed | None, now: datetime) -> bool:
 
 def _input_bytes(recipe: Recipe) -> int:
     return recipe.target.size_bytes + sum(base.size_bytes for base in recipe.bases)
+
+
+def sizes_told(made: Iterable[Made]) -> tuple[DerivedSize, ...]:
+    """What a status says was made, for control to forecast by: the newest TOLD_MOST.
+
+    Of chunks nothing: what a store reads of a pack depends on what it holds.
+    """
+    told = sorted(
+        (one for one in made if one.recipe.method is not Method.CHUNKS),
+        key=lambda one: (-one.made_at.timestamp(), one.payload.sha256),
+    )
+    return tuple(
+        DerivedSize(
+            one.recipe.target.sha256,
+            one.recipe.method.value,
+            one.payload.size_bytes,
+            tuple(base.sha256 for base in one.recipe.bases),
+        )
+        for one in told[:TOLD_MOST]
+    )

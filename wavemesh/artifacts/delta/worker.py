@@ -70,6 +70,7 @@ _SAID: tuple[type[WavemeshError], ...] = (
     DiskFullError,
     DiskFaultError,
     DeltaBoundError,
+    TooManyChunksError,
 )
 """What a job may say went wrong."""
 
