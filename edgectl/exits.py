@@ -177,7 +177,7 @@ WITHOUT_HINT: Mapping[str, str] = {
         "between caches; the hub retries and reports",
     ),
     **dict.fromkeys(
-        ("BAD_CHUNK_INDEX", "BAD_CHUNK_PACK", "BAD_COMPRESSED", "TOO_MANY_CHUNKS"),
+        ("BAD_CHUNK_INDEX", "BAD_CHUNK_PACK", "BAD_COMPRESSED", "CHILD_START", "TOO_MANY_CHUNKS"),
         "between caches; the hub takes another delivery",
     ),
     "BAD_REPORT": "control's audit has it",

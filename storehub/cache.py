@@ -113,10 +113,10 @@ class Cache:
     async def fill(self) -> None:
         """Begin what may be fetched now and settle what has arrived."""
         now = self._hub.clock.now()
-        await self.deliveries.tidy()
         await self._settle()
         wants = self._open_wants(now)
         self._stop_others(wants)
+        await self.deliveries.tidy(self._fetches.active)
         missing = [digest for digest in wants if not self._blobs.has(digest)]
         for digest in missing:
             trouble = self.troubles.get(digest)

@@ -183,15 +183,20 @@ def charged_wave(target: Digest, waves: Iterable[tuple[str, datetime, tuple[Dige
     return needing[0][1] if needing else ""
 
 
-def shown(deliveries: Iterable[tuple[Delivery, int, str]], open_waves: Iterable[str]) -> tuple[DeliveryView, ...]:
-    """What a status says of deliveries: each with what it moved and its names; open waves first, then the newest."""
+def shown(
+    deliveries: Iterable[Delivery],
+    open_waves: Iterable[str],
+    moved: Callable[[Delivery], int],
+    names: Mapping[Digest, tuple[str, ...]],
+) -> tuple[DeliveryView, ...]:
+    """What a status says of deliveries: those of open waves first, then the newest, SHOWN_MOST of them."""
     running = frozenset(open_waves)
 
-    def order(one: tuple[Delivery, int, str]) -> tuple[bool, float, str]:
-        delivery = one[0]
+    def order(delivery: Delivery) -> tuple[bool, float, str]:
         return delivery.wave_id not in running, -delivery.began_at.timestamp(), delivery.target.sha256
 
-    return tuple(_view(*one) for one in sorted(deliveries, key=order)[:SHOWN_MOST])
+    first = sorted(deliveries, key=order)[:SHOWN_MOST]
+    return tuple(_view(one, moved(one), ", ".join(names.get(one.target, ()))) for one in first)
 
 
 def _view(delivery: Delivery, moved_bytes: int, name: str) -> DeliveryView:

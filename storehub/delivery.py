@@ -39,7 +39,7 @@ from wavemesh.trust.delivered import DeliveryState
 from wavemesh.trust.statements import IntentKind
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
     from random import Random
 
@@ -99,7 +99,9 @@ class Deliveries:
     def shown(self) -> tuple[DeliveryView, ...]:
         """The deliveries for a ledger."""
         waves = [wave_id for wave_id, record in self._hub.store.waves.items() if record.closed_at is None]
-        return decide.shown(((one, self.moved_bytes(one), self._name(one.target)) for one in self.all.values()), waves)
+        if not self.all:
+            return ()
+        return decide.shown(self.all.values(), waves, self.moved_bytes, self._hub.belief.known_blobs())
 
     def held(self) -> list[HeldBlob]:
         """Complete blobs of this store."""
@@ -138,9 +140,9 @@ class Deliveries:
             try:
                 await self._carry_out(delivery, plan)
             except _GIVEN_UP as error:
-                await self._give_up(self.all[target], error)
+                await self._give_up(self.all.get(target, delivery), error)
             except GateError as error:
-                await self._refused(self.all[target], error)
+                await self._refused(self.all.get(target, delivery), error)
                 raise
             else:
                 return
@@ -390,8 +392,8 @@ class Deliveries:
 
     # -- keeping it tidy --------------------------------------------------------------------------------------------
 
-    async def tidy(self) -> None:
-        """Settle what arrived while nobody looked, and drop what nobody wants any more."""
+    async def tidy(self, busy: Collection[Digest]) -> None:
+        """Settle what arrived while nobody looked, and drop what nobody wants any more and is not ``busy``."""
         store = self._hub.store
         if not self._is_swept:
             self._is_swept = True
@@ -403,6 +405,8 @@ class Deliveries:
         for delivery in list(self.all.values()):
             if delivery.is_open and self._blobs.has(delivery.target):
                 await self.arrived(delivery.target)
+            elif delivery.target in busy:
+                continue
             elif (delivery.is_open and delivery.target not in wanted) or self._is_forgotten(delivery):
                 async with store.database.transaction() as tx:
                     await store.deliveries.drop(tx, delivery.target)

@@ -18,10 +18,14 @@ from typing import TYPE_CHECKING
 
 from superhub.acceptance import Acceptance
 from superhub.authority import Authority, load_authority
-from superhub.config import SuperHubConfig
+from superhub.config import DerivingStart, SuperHubConfig
+from superhub.derivations import sizes_told
+from superhub.derived import Derived
+from superhub.deriving import Deriving
 from superhub.events import Events
 from superhub.intake import Intake
 from superhub.origin import origin_at
+from superhub.running import Running
 from superhub.seeding import Seeding
 from superhub.service import RegionRegistry
 from superhub.shelf import Shelf
@@ -33,6 +37,7 @@ from wavemesh import __version__
 from wavemesh.artifacts.blobstore import BlobStore
 from wavemesh.artifacts.download import Patience, download
 from wavemesh.artifacts.fetching import Fetches
+from wavemesh.artifacts.making import Makers
 from wavemesh.artifacts.transfer import SERVICE_NAME as ARTIFACT_SERVICE
 from wavemesh.artifacts.transfer import ArtifactServer
 from wavemesh.codec.statements import encode
@@ -57,7 +62,7 @@ from wavemesh.telemetry.outbox import Outbox
 from wavemesh.trust.statements import HubStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
     from random import Random
 
@@ -67,6 +72,9 @@ if TYPE_CHECKING:
     from wavemesh.artifacts.download import BlobReader
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.enrolments import IssuedCertificate
+    from wavemesh.trust.statements import Digest
+
+    OnDigest = Callable[[Digest], Awaitable[None]]
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,6 +101,8 @@ class Ground:
     resources: SqliteResources
     tracing: Tracing
     peers: Peers
+    derived: Derived
+    group: asyncio.TaskGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,8 @@ class Parts:
     peers: Peers
     authority: Authority
     renewal: Renewal
+    seeding: Seeding
+    deriving: Deriving
 
 
 class SuperHub:
@@ -173,7 +185,10 @@ class SuperHub:
         outbox = self.outbox = Outbox(self.node_id, store.database, self._clock, self.config.telemetry)
         await outbox.load()
         tracing = Tracing(self.node_id, outbox, store.database, self._clock)
-        parts = self._parts = self._wire(Ground(store, blobs, fetches, log, resources, tracing, peers))
+        derived = await Derived.open(store.database, blobs, self._clock.now())
+        ground = Ground(store, blobs, fetches, log, resources, tracing, peers, derived, group)
+        parts = self._parts = self._wire(ground)
+        await parts.deriving.sweep()
         await parts.sink.restore()
         background = [
             group.create_task(parts.upstream.run(), name="upstream"),
@@ -188,6 +203,7 @@ class SuperHub:
             await self._listen(parts)
         finally:
             fetches.stop_all(LinkDownError("the super hub is stopping"))
+            parts.deriving.stop_all()
             for task in background:
                 task.cancel()
 
@@ -205,7 +221,8 @@ class SuperHub:
             downstream.changed()
 
         events = Events(path, store, log, clock, appended)
-        seeding = self._seeding(ground, acceptance, events)
+        running = Running()
+        seeding, deriving = self._supply(ground, acceptance, events, running)
         sink = RegionSink(
             store=store,
             resources=ground.resources,
@@ -241,13 +258,58 @@ class SuperHub:
             authority=authority,
             clock=clock,
             tracing=tracing,
+            running=running,
         )
         downstream = self._downstream(registry, ground.peers)
-        artifacts = ArtifactServer(self.node_id, seeding, ground.peers)
-        renewal = self._renewal(authority, upstream)
-        return Parts(sink, upstream, downstream, artifacts, statuses, registry, ground.peers, authority, renewal)
+        return Parts(
+            sink=sink,
+            upstream=upstream,
+            downstream=downstream,
+            artifacts=ArtifactServer(self.node_id, seeding, ground.peers, offers=seeding),
+            statuses=statuses,
+            registry=registry,
+            peers=ground.peers,
+            authority=authority,
+            renewal=self._renewal(authority, upstream),
+            seeding=seeding,
+            deriving=deriving,
+        )
 
-    def _seeding(self, ground: Ground, acceptance: Acceptance, events: Events) -> Seeding:
+    def _supply(
+        self, ground: Ground, acceptance: Acceptance, events: Events, running: Running
+    ) -> tuple[Seeding, Deriving]:
+        """What stores may fetch, and what is made of it for them."""
+
+        async def bring(digest: Digest) -> None:
+            await seeding.bring(digest)
+
+        async def make_room(digest: Digest) -> None:
+            await seeding.make_room_for_derived(digest)
+
+        deriving = self._deriving(ground, bring, make_room)
+        seeding = self._seeding(ground, acceptance, events, deriving, running)
+        return seeding, deriving
+
+    def _deriving(self, ground: Ground, bring: OnDigest, make_room: OnDigest) -> Deriving:
+        """What is made of blobs."""
+        config = self.config.deltas
+        return Deriving(
+            directory=self._directory / "state" / "deriving",
+            blobs=ground.blobs,
+            derived=ground.derived,
+            makers=Makers(parallel=config.parallel, make_bounds=config.bounds),
+            limits=config.limits,
+            is_on=config.enabled,
+            clock=self._clock,
+            group=ground.group,
+            bring=bring,
+            make_room=make_room,
+            disk=Disk(),
+        )
+
+    def _seeding(
+        self, ground: Ground, acceptance: Acceptance, events: Events, deriving: Deriving, running: Running
+    ) -> Seeding:
         """What stores may fetch."""
         return Seeding(
             region=self.node_id.name,
@@ -257,6 +319,9 @@ class SuperHub:
             fetches=ground.fetches,
             acceptance=acceptance,
             events=events,
+            deriving=deriving,
+            running=running,
+            derive_on_entry=self.config.deltas.start is DerivingStart.ENTERED,
             clock=self._clock,
             tracing=ground.tracing,
         )
@@ -363,6 +428,8 @@ class SuperHub:
                 devices_connected=parts.registry.devices_connected,
                 cache_bytes=blobs.used_bytes,
                 cache_quota_bytes=blobs.quota_bytes,
+                seeded=parts.seeding.seeded,
+                derived=sizes_told(parts.deriving.made),
             )
             parts.statuses.set("hub", encode(status))
             await asyncio.sleep(STATUS_PERIOD_S)

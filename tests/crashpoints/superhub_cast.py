@@ -142,7 +142,7 @@ class RegionHub:
             stage.registry = cast.registry = registry
             return PlayedDownstream(cast, registry)
 
-        def artifacts(_node: NodeId, seeding: Any, _peers: object) -> SimpleNamespace:
+        def artifacts(_node: NodeId, seeding: Any, _peers: object, **_: object) -> SimpleNamespace:
             cast.seeding = seeding
             return SimpleNamespace(add_to=lambda _: None)
 

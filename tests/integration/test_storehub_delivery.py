@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from storehub.deliveries import Delivery, DeliveryState
 from tests.delivery_kit import MIB, OfferingHub, first_wave, images, next_wave, terms
 from tests.session_kit import Fleet
 from tests.storehub_kit import STORE, WAVE, Control, SuperHub, device_node, eventually, lay_out, running, wan
 from wavemesh.artifacts.plan import Method
 from wavemesh.artifacts.transfer import ArtifactClient
+from wavemesh.codec.statements import decode
 from wavemesh.errors import GateError
 from wavemesh.runtime.grpc import make_bulk_channel
+from wavemesh.trust.delivered import DeliveryState
+from wavemesh.trust.statements import HubStatus
 from wavemesh.v1 import artifact_pb2
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from storehub.app import App
+    from storehub.deliveries import Delivery
+    from wavemesh.trust.delivered import DeliveryView
     from wavemesh.trust.statements import Digest
 
 
@@ -53,6 +57,14 @@ class Store:
         self.super_hub.want(*first_wave(self.control, "old"))
         await eventually(lambda: holds(app, self.old))
         await eventually(lambda: not delivery(app, self.old).is_open)
+
+    def status(self) -> HubStatus:
+        """What the hub last said of itself."""
+        return decode(HubStatus, self.super_hub.statuses["hub"])
+
+    def told(self) -> dict[str, DeliveryView]:
+        """Deliveries at their end by wave, as they went up."""
+        return {one.wave_id: one for one in self.status().deliveries if one.state is DeliveryState.DONE}
 
     def plan_new(self) -> None:
         self.super_hub.want(*next_wave(self.control, "new"))
@@ -108,6 +120,12 @@ async def test_a_delta_moves_little_and_devices_get_plain_bytes(fleet: Fleet, tm
         asked = one.super_hub.asked[-1]
         assert [base.sha256 for base in asked.bases] == [one.old.sha256]
         await eventually(lambda: not holds(app, payload) and not one.pieces)
+        await eventually(lambda: WAVE in one.told())
+        told = one.told()[WAVE]
+        assert (told.method, told.state, told.name) == ("delta", DeliveryState.DONE, "new.img")
+        assert (told.forecast_bytes, told.moved_bytes) == (payload.size_bytes, payload.size_bytes)
+        assert told.size_bytes == one.new.size_bytes
+        assert {one.new, one.old} <= set(one.status().held)
 
 
 async def test_chunks_read_only_what_the_bases_lack(fleet: Fleet, tmp_path: Path) -> None:
@@ -283,6 +301,21 @@ class Gate:
                     await asyncio.Event().wait()
                 passed += len(piece)
                 yield piece
+
+
+async def test_what_nobody_wants_any_more_is_stopped_and_leaves_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    """A wave that closes in the middle: its pieces go, the pins go, and the hub goes on."""
+    async with store(fleet, tmp_path, 12) as one, one.hub() as app:
+        await one.hold_old(app)
+        pack, index = one.super_hub.chunks(one.new, one.old, read_bytes=300_000)
+        gate = Gate(one.super_hub, pack.sha256, after_bytes=100_000)
+        one.plan_new()
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        one.super_hub.want(one.control.closed())
+        await eventually(lambda: one.new not in app.cache.deliveries.all and not one.pieces)
+        await eventually(lambda: {entry.digest for entry in app.cache.entries()}.isdisjoint({index, pack}))
+        assert "base of the planned delivery of new.img" not in app.cache.pins().get(one.old.sha256, ())
+        assert await read(fleet, app, one.old) == one.old_image
 
 
 async def test_pieces_that_do_not_fit_beside_the_target_are_not_read(fleet: Fleet, tmp_path: Path) -> None:

@@ -100,6 +100,15 @@ async def test_a_fast_link_gets_wider_windows_and_the_bytes_are_right(tmp_path: 
         assert all(0 < offset < len(CONTENT) for offset in moved_at)
 
 
+async def test_a_part_moves_too_and_ends_where_it_is_to(tmp_path: Path) -> None:
+    async with reading(tmp_path, 0.003) as (reader, source, _):
+        length = len(CONTENT) - 2000
+        for _ in range(4):
+            async with aclosing(reader.read(DIGEST, 1000, length)) as pieces:
+                assert b"".join([bytes(piece) async for piece in pieces]) == CONTENT[1000 : 1000 + length]
+        assert any(1000 < offset < 1000 + length for offset in source.offsets)
+
+
 async def test_two_reads_move_together_and_both_are_right(tmp_path: Path) -> None:
     async with reading(tmp_path, 0.001) as (reader, source, _), asyncio.TaskGroup() as group:
         both = [group.create_task(whole(reader)), group.create_task(whole(reader, 1))]

@@ -16,7 +16,8 @@ with this inside, integers little-endian, columns because columns compress:
 Half a SHA-256 recognises chunks, also those that somebody made up to look like others (2^128 tries for each); that the
 target is right is believed by its whole digest alone. There is one way to write an index's content: chunks are
 numbered by first use, none is there twice, none is unused, and nothing follows. How a target is cut is part of the
-format too (``chunks.py``), but a reader need not cut to follow an index.
+format too (``chunks.py``), but a reader need not cut to follow an index. zstandard loads with the first index: who
+only passes ranges on, a device for one, does not have it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ import struct
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
-
-import zstandard
 
 from wavemesh.errors import PeerError
 from wavemesh.trust.statements import Digest
@@ -142,6 +141,8 @@ def _laid_out(
 
 def encode_index(index: ChunkIndex) -> bytes:
     """The index as a blob."""
+    import zstandard
+
     return MAGIC + zstandard.ZstdCompressor(level=INDEX_LEVEL).compress(_content(index))
 
 
@@ -191,6 +192,8 @@ def _unpacked(data: bytes) -> bytes:
         raise _bad(f"{len(data)} bytes, more than {MAX_INDEX_BYTES}")
     if not data.startswith(MAGIC):
         raise _bad(f"it begins with {data[: len(MAGIC)]!r}, not with {MAGIC!r}")
+    import zstandard
+
     try:
         return unpack_frame(data[len(MAGIC) :], MAX_CONTENT_BYTES)
     except zstandard.ZstdError as error:
@@ -202,6 +205,8 @@ def unpack_frame(frame: bytes, most_bytes: int) -> bytes:
 
     The size it says is the memory taken, so it is looked at first.
     """
+    import zstandard
+
     says = zstandard.frame_content_size(frame)
     if not 0 <= says <= most_bytes:
         msg = f"the frame's content has {says if says >= 0 else 'an unsaid number of'} bytes; at most {most_bytes}"

@@ -59,8 +59,8 @@ def mark_path(path: Path) -> Path:
 def take_over(source: Path, path: Path, digest: Digest, disk: Disk, boot: str) -> None:
     """Make a whole file the partial one of a blob, to be verified and finished by its next writer; copies nothing.
 
-    A file of another length is refused with BlobMismatchError and stays. After a power cut on the way there is no mark,
-    and then nothing is believed.
+    A file of another length is refused with BlobMismatchError and stays. It is on disk before it has its name: whatever
+    mark an earlier partial file left there, what is believed by it are bytes of this one.
     """
     with disk_errors(source):
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -71,7 +71,6 @@ def take_over(source: Path, path: Path, digest: Digest, disk: Disk, boot: str) -
         disk.fsync(descriptor, source)
     finally:
         os.close(descriptor)
-    disk.remove(mark_path(path))
     disk.rename(source, path)
     disk.fsync_dir(path.parent)
     disk.write_atomic(mark_path(path), _mark(boot, found))

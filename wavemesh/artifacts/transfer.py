@@ -11,6 +11,7 @@ A blob that ended is not yet a blob that is right: whoever receives it verifies 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -21,14 +22,16 @@ from google.protobuf.message import DecodeError
 from wavemesh.artifacts.digests import OutOfRangeError, check_digest, end_of
 from wavemesh.artifacts.pacing import FIRST_MESSAGE_BYTES, most_message_bytes, next_message_bytes
 from wavemesh.artifacts.partial import BlobMismatchError
+from wavemesh.artifacts.plan import Method
 from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, PeerError
 from wavemesh.runtime.status import STATUS_KEY, answers, error_from_rpc, status_of
 from wavemesh.trust.statements import Digest
 from wavemesh.v1 import artifact_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 
+    from wavemesh.artifacts.plan import Offer
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.peers import Peers
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 SERVICE_NAME = artifact_pb2.DESCRIPTOR.services_by_name["ArtifactService"].full_name
 MAX_FIND_MISSING = 4096
+MAX_BASES = 64
+MAX_OFFERS = 64
 STALL_S = 60.0
 SHED_RETRY_S = 2.0
 
@@ -49,6 +54,25 @@ class BadTransferError(PeerError):
     """A sender's frame is malformed, or it sends more than the blob has."""
 
     reason = "BAD_TRANSFER"
+
+
+_METHODS = {
+    artifact_pb2.DELIVERY_METHOD_FULL: Method.FULL,
+    artifact_pb2.DELIVERY_METHOD_FULL_ZSTD: Method.FULL_ZSTD,
+    artifact_pb2.DELIVERY_METHOD_CHUNKS: Method.CHUNKS,
+    artifact_pb2.DELIVERY_METHOD_DELTA: Method.DELTA,
+}
+_NUMBERS = {method: number for number, method in _METHODS.items()}
+
+
+class OfferSource(Protocol):
+    """Who knows by which deliveries a blob could come to a peer."""
+
+    async def offer(
+        self, peer: NodeId, target: Digest, bases: Sequence[Digest], methods: Collection[Method]
+    ) -> Sequence[Offer]:
+        """The deliveries by these methods to a peer that holds these bases; raises as ``BlobSource.open``."""
+        ...
 
 
 class BlobSource(Protocol):
@@ -111,11 +135,17 @@ class ArtifactServer:
         source: BlobSource,
         peers: Peers,
         *,
+        offers: OfferSource | None = None,
         maximum_reads: int = 64,
         maximum_reads_per_peer: int = 4,
         stall_s: float = STALL_S,
     ) -> None:
-        """Bound the reads at a time, in all and of one peer; ``stall_s`` ends a read that nobody takes bytes of."""
+        """Bound the reads at a time, in all and of one peer; ``stall_s`` ends a read that nobody takes bytes of.
+
+        Without ``offers`` no deliveries are known here: Offer is UNIMPLEMENTED.
+        """
+        self._offers = offers
+        self._offers_active = 0
         self._node_id = node_id
         self._source = source
         self._peers = peers
@@ -141,6 +171,12 @@ class ArtifactServer:
                 self.read, request_deserializer=artifact_pb2.ReadRequest.FromString, response_serializer=None
             ),
         }
+        if self._offers is not None:
+            handlers["Offer"] = grpc.unary_unary_rpc_method_handler(
+                self.offer,
+                request_deserializer=artifact_pb2.OfferRequest.FromString,
+                response_serializer=artifact_pb2.OfferResponse.SerializeToString,
+            )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
     @answers
@@ -154,6 +190,25 @@ class ArtifactServer:
             raise PeerError(msg)
         missing = await self._source.find_missing(peer, [_digest(digest) for digest in request.digests])
         return artifact_pb2.FindMissingResponse(missing=[_message(digest) for digest in missing])
+
+    @answers
+    async def offer(self, request: artifact_pb2.OfferRequest, context: Context) -> artifact_pb2.OfferResponse:
+        """Handle Offer."""
+        peer = self._child(context)
+        if len(request.bases) > MAX_BASES:
+            msg = f"{len(request.bases)} bases in one Offer; at most {MAX_BASES}, the likeliest first"
+            raise PeerError(msg)
+        target, bases = _digest(request.target), [_digest(base) for base in request.bases]
+        methods = {_METHODS[number] for number in request.methods if number in _METHODS}
+        if self._offers is None or self._offers_active >= MAX_OFFERS:
+            msg = f"{self._offers_active} offers are being made here"
+            raise BusyError(msg, retry_after_s=SHED_RETRY_S)
+        self._offers_active += 1
+        try:
+            offers = await self._offers.offer(peer, target, bases, methods)
+        finally:
+            self._offers_active -= 1
+        return artifact_pb2.OfferResponse(deliveries=[_delivery(one) for one in offers])
 
     @answers
     async def read(self, request: artifact_pb2.ReadRequest, context: Context) -> None:
@@ -206,6 +261,18 @@ class ArtifactServer:
             self._reads[peer] -= 1
             if not self._reads[peer]:
                 del self._reads[peer]
+
+
+def _delivery(offer: Offer) -> artifact_pb2.Delivery:
+    return artifact_pb2.Delivery(
+        method=_NUMBERS[offer.method],
+        bases=[_message(base) for base in offer.bases],
+        payload=None if offer.payload is None else _message(offer.payload),
+        index=None if offer.index is None else _message(offer.index),
+        read_bytes=offer.read_bytes,
+        ready_in_s=math.ceil(offer.ready_in_s),
+        rebuild_s=offer.rebuild_s,
+    )
 
 
 async def _abort(context: Context, error: OutOfRangeError | BlobMismatchError) -> NoReturn:

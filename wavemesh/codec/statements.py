@@ -84,6 +84,7 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.LedgerView: report_pb2.HubStatus.Ledger,
     d.DeliveryView: report_pb2.DeliveryView,
     d.DerivedSize: report_pb2.DerivedSize,
+    d.SeededBytes: report_pb2.SeededBytes,
     s.HubStatus: report_pb2.HubStatus,
     uploads.LogLine: report_pb2.LogLine,
     uploads.LogUpload: report_pb2.LogUpload,

@@ -42,3 +42,11 @@ class DerivedSize:
     method: str
     read_bytes: int
     base_sha256s: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SeededBytes:
+    """What went from a super hub to its stores one way since its process began, broken transfers included."""
+
+    method: str
+    sent_bytes: int = 0

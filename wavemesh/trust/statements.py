@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from wavemesh.trust.delivered import DeliveryView, DerivedSize  # noqa: TC001  # the codec reads the fields' types
+from wavemesh.trust.delivered import DeliveryView, DerivedSize, SeededBytes  # noqa: TC001  # the codec reads the fields' types
 from wavemesh.trust.quotes import AttestationAnswer, Quote  # noqa: TC001  # the codec reads the fields' types
 
 if TYPE_CHECKING:
@@ -489,3 +489,4 @@ class HubStatus:
     deliveries: tuple[DeliveryView, ...] = ()
     held: tuple[Digest, ...] = ()
     derived: tuple[DerivedSize, ...] = ()
+    seeded: tuple[SeededBytes, ...] = ()

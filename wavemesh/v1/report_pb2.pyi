@@ -638,6 +638,32 @@ class DerivedSize(_message.Message):
 Global___DerivedSize: _TypeAlias = DerivedSize  # noqa: Y015
 
 @_typing.final
+class SeededBytes(_message.Message):
+    """What went from a super hub to its stores one way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """"full", "full-zstd", "chunks" or "delta"."""
+    sent_bytes: _builtins.int
+    """Bytes that went out, those of transfers that broke included."""
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        sent_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "sent_bytes", b"sent_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeededBytes: _TypeAlias = SeededBytes  # noqa: Y015
+
+@_typing.final
 class HubStatus(_message.Message):
     """Status key "hub"; super hubs pass it on as "store/STORE/hub"."""
 
@@ -738,6 +764,7 @@ class HubStatus(_message.Message):
     DELIVERIES_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     DERIVED_FIELD_NUMBER: _builtins.int
+    SEEDED_FIELD_NUMBER: _builtins.int
     hub: _builtins.str
     """Path of the hub."""
     software_version: _builtins.str
@@ -782,6 +809,10 @@ class HubStatus(_message.Message):
     def derived(self) -> _containers.RepeatedCompositeFieldContainer[Global___DerivedSize]:
         """Of a super hub: what it has made for deliveries, and how much a store reads of each; the newest 256."""
 
+    @_builtins.property
+    def seeded(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeededBytes]:
+        """Of a super hub: what went to its stores since its process began, by how it travelled."""
+
     def __init__(
         self,
         *,
@@ -800,10 +831,11 @@ class HubStatus(_message.Message):
         deliveries: _abc.Iterable[Global___DeliveryView] | None = ...,
         held: _abc.Iterable[_artifact_pb2.Digest] | None = ...,
         derived: _abc.Iterable[Global___DerivedSize] | None = ...,
+        seeded: _abc.Iterable[Global___SeededBytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "deliveries", b"deliveries", "derived", b"derived", "devices_connected", b"devices_connected", "held", b"held", "hub", b"hub", "incarnation", b"incarnation", "ledgers", b"ledgers", "local_pauses", b"local_pauses", "software_version", b"software_version", "swaps_active", b"swaps_active", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "deliveries", b"deliveries", "derived", b"derived", "devices_connected", b"devices_connected", "held", b"held", "hub", b"hub", "incarnation", b"incarnation", "ledgers", b"ledgers", "local_pauses", b"local_pauses", "seeded", b"seeded", "software_version", b"software_version", "swaps_active", b"swaps_active", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

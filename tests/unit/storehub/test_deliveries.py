@@ -178,17 +178,18 @@ def test_the_first_wave_that_needs_a_blob_pays() -> None:
 
 
 def test_a_status_shows_open_waves_first_and_not_too_many() -> None:
-    old = [(delivery(blob(100 + n), wave_id="1", began_at=AT + timedelta(hours=n)), 5, "x.img") for n in range(80)]
-    mine = (delivery(wave_id="142", plan=plan(DELTA), said="é" * 600), 7, "new.img")
-    views = shown([*old, mine], ["142"])
+    old = [delivery(blob(100 + n), wave_id="1", began_at=AT + timedelta(hours=n)) for n in range(80)]
+    mine = delivery(wave_id="142", plan=plan(DELTA), said="é" * 600)
+    views = shown([*old, mine], ["142"], lambda _: 7, {TARGET: ("a.img", "b.img")})
     assert len(views) == SHOWN_MOST
     assert (views[0].sha256, views[0].method, views[0].moved_bytes) == (TARGET.sha256, "delta", 7)
+    assert views[0].name == "a.img, b.img"
     assert len(views[0].said.encode()) <= 480
     assert views[1].sha256 == blob(179).sha256
 
 
 def test_what_goes_up_changes_in_steps_while_bytes_move() -> None:
-    [view] = shown([(delivery(plan=plan(DELTA)), 3 * MIB + 5, "")], [])
+    [view] = shown([delivery(plan=plan(DELTA))], [], lambda _: 3 * MIB + 5, {})
     assert in_steps(view).moved_bytes == 3 * MIB
     assert in_steps(replace(view, state=DeliveryState.DONE)).moved_bytes == 3 * MIB + 5
 
@@ -205,6 +206,10 @@ def test_a_delivery_is_read_back_as_it_was_kept(offers: tuple[Offer, ...]) -> No
     kept = delivery(
         plan=plan(*offers),
         said='why "so"',
+        forecast_bytes=1,
+        settled_bytes=2,
+        held_bytes=3,
+        moved_bytes=4,
         waits_since=AT,
         wait_until=AT + timedelta(seconds=3),
         failures=(Failure(Method.DELTA, (OLD,), None, "late"), Failure(Method.CHUNKS, (), OTHER, "wrong")),

@@ -22,12 +22,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wavemesh.artifacts.chunkindex import Range
-from wavemesh.artifacts.chunks import BadIndexError, BadPackError, parse_index, rebuild_from_pack
-from wavemesh.artifacts.compressed import BadCompressedError, rebuild_full_zstd
+from wavemesh.artifacts.chunks import (
+    BadIndexError,
+    BadPackError,
+    TooManyChunksError,
+    make_pack,
+    parse_index,
+    rebuild_from_pack,
+)
+from wavemesh.artifacts.compressed import BadCompressedError, make_full_zstd, rebuild_full_zstd
 from wavemesh.artifacts.delta import codec
 from wavemesh.artifacts.delta.codec import BadDeltaError, temporary_of
 from wavemesh.artifacts.digests import BadDigestError, in_thread
+from wavemesh.artifacts.likeness import estimate
 from wavemesh.errors import LocalError, WavemeshError
+from wavemesh.runtime.children import talk_to_child
 from wavemesh.runtime.durable import Disk, DiskFaultError, DiskFullError, disk_errors
 from wavemesh.trust.statements import Digest
 
@@ -56,10 +65,12 @@ _SAID: tuple[type[WavemeshError], ...] = (
     BadIndexError,
     BadPackError,
     BadCompressedError,
+    TooManyChunksError,
     BadDigestError,
     DiskFullError,
     DiskFaultError,
     DeltaBoundError,
+    TooManyChunksError,
 )
 """What a job may say went wrong."""
 
@@ -149,23 +160,14 @@ class Workers:
             self._disk.unlink(path)
 
     async def _process(self, asked: dict[str, object], wall_s: float) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", _MODULE),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={"MALLOC_ARENA_MAX": "2"} | {name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-            start_new_session=True,
-        )
         what = f"{asked['what']} of {asked['out']}"
+        environment = {"MALLOC_ARENA_MAX": "2"} | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        arguments = (sys.executable, "-P", "-m", _MODULE)
         try:
             async with asyncio.timeout(wall_s):
-                said = await _talk(process, json.dumps(asked).encode())
-                status = await process.wait()
+                status, said = await talk_to_child(arguments, json.dumps(asked).encode(), environment, _SAID_BYTES_MOST)
         except TimeoutError as error:
             raise DeltaBoundError(f"delta: {what} took longer than {wall_s:g} s and was stopped") from error
-        finally:
-            await _end(process)
         _judge(what, status, said)
 
 
@@ -178,34 +180,6 @@ def _asked(what: str, bases: Sequence[Path], payload: Path, target: Digest) -> d
         "sha256": target.sha256,
         "size_bytes": target.size_bytes,
     }
-
-
-async def _talk(process: asyncio.subprocess.Process, asked: bytes) -> bytes:
-    """Ask, and hear the last of what it says until it closes its end."""
-    if process.stdin is None or process.stdout is None:
-        raise RuntimeError("the process was started without pipes")
-    process.stdin.write(asked)
-    process.stdin.close()
-    said = b""
-    while piece := await process.stdout.read(_SAID_BYTES_MOST):
-        said = (said + piece)[-_SAID_BYTES_MOST:]
-    return said
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill the process and whatever it started, and see it gone, also when cancelled meanwhile."""
-    if process.returncode is not None:
-        return
-    os.killpg(process.pid, signal.SIGKILL)
-    cancelled: list[asyncio.CancelledError] = []
-    while True:
-        try:
-            await process.wait()
-            break
-        except asyncio.CancelledError as error:
-            cancelled.append(error)
-    if cancelled:
-        raise cancelled[0]
 
 
 def _judge(what: str, status: int, said: bytes) -> None:
@@ -249,7 +223,34 @@ def _contain(job: dict[str, object]) -> None:
         resource.setrlimit(kind, (least, least))
 
 
+def _packs(job: dict[str, object]) -> bool:
+    """Do a job that makes something else than a delta (``making.py``), if it is one."""
+    target, out = Path(str(job.get("target"))), Path(str(job["out"]))
+    match job["what"]:
+        case "compress":
+            make_full_zstd(target, out, level=int(str(job["level"])))
+        case "pack":
+            make_pack(target, out, Path(str(job["index"])), level=int(str(job["level"])))
+        case "liken":
+            _liken(job, target, out)
+        case _:
+            return False
+    return True
+
+
+def _liken(job: dict[str, object], target: Path, out: Path) -> None:
+    from wavemesh.artifacts.sketching import sketch_file
+
+    raw = job["bases"]
+    sketches = [sketch_file(Path(str(path))) for path in (raw if isinstance(raw, list) else ())]
+    found = estimate(sketch_file(target), sketches)
+    said = json.dumps([found.full_bytes, found.chunks_bytes, found.delta_bytes, found.make_s])
+    Disk().write_new(out, said.encode())
+
+
 def _do(job: dict[str, object]) -> None:
+    if _packs(job):
+        return
     raw = job["bases"]
     bases = [Path(str(path)) for path in raw] if isinstance(raw, list) else []
     out = Path(str(job["out"]))
