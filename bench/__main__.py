@@ -6,7 +6,7 @@ import importlib
 import sys
 
 # Each is a module bench.NAME with main(arguments) -> exit status.
-BENCHES = ("agent", "corpus", "sessions", "transfer", "fleet", "region", "resume", "halt")
+BENCHES = ("agent", "corpus", "delta", "sessions", "transfer", "fleet", "region", "resume", "halt")
 
 
 def main(arguments: list[str]) -> int:

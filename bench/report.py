@@ -17,7 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
 
-_PACKAGES = ("wavemesh", "grpcio", "protobuf", "cryptography", "uvloop", "aiosqlite")
+_PACKAGES = (
+    *("wavemesh", "grpcio", "protobuf", "cryptography", "uvloop", "aiosqlite"),
+    *("hdiffpatch", "lz4", "pyfastcdc", "zstandard"),
+)
 
 
 class WrongResultError(Exception):

@@ -48,10 +48,10 @@ class HeldBlobs:
         del peer
         return [digest for digest in digests if not self.store.has(digest)]
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         """See BlobSource."""
         del peer
-        return self.store.follow(digest, offset)
+        return self.store.follow(digest, offset, length_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from control import intent_rows, inventory, requests, store, views
+from control.forecast import forecast
 from control.intent_rows import Disposition
 from control.lookups import Lookups, for_operators
 from control.planning import PlanRequest, draft, find_planned
 from control.requests import AskHubError, BadRequestError
 from control.rollout import store_of
-from control.views import revocations_page
+from control.views import forecast_message, revocations_page
 from wavemesh.codec.statements import from_proto, to_proto
 from wavemesh.errors import ForbiddenError, GateError, LinkDownError
 from wavemesh.identity.nodes import Role
@@ -154,7 +155,12 @@ class OperatorApi(Lookups):
                 if not request.dry_run:
                     await self._waves.add(tx, view, plan.payload, caller.uri)
         self._changes.notify()
-        return operator_pb2.PlanWaveResponse(wave=self._queries.wave_message(view), duplicate=duplicate)
+        manifest = self._releases.all().get(view.row.release)  # revoked since it was planned: nothing will move
+        artifacts = [one.digest for one in manifest.artifacts] if manifest is not None else ()
+        moved = forecast(view.targets, artifacts, self._fleet.hubs, policy.delivery) if artifacts else ()
+        return operator_pb2.PlanWaveResponse(
+            wave=self._queries.wave_message(view), duplicate=duplicate, forecast=map(forecast_message, moved)
+        )
 
     @for_operators
     async def ListWaves(  # noqa: N802  # gRPC names

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from control.desired import DesiredState
     from control.fleet import Fleet
+    from control.forecast import Forecast
     from control.intent_rows import IntentRow
     from control.ledger import Outcome
     from control.store import WaveView
@@ -65,6 +66,7 @@ def wave_message(view: WaveView, fleet: Fleet, desired: DesiredState) -> operato
             connected=fleet.is_connected(store_path),
             order_delivered=delivered,
             waits=[to_proto(wait) for wait in (hub.waits if hub else ()) if wait.wave_id == row.wave_id],
+            deliveries=[to_proto(one) for one in (hub.deliveries if hub else ()) if one.wave_id == row.wave_id],
         )
         message.exposure += exposed
         if view.row.state not in _ENDED:
@@ -181,6 +183,18 @@ def intent_message(row: IntentRow, queue_place: int = 0) -> operator_pb2.IntentR
     )
     record.received_at.FromDatetime(row.received_at)
     return record
+
+
+def forecast_message(one: Forecast) -> operator_pb2.TransferForecast:
+    """What a place will move."""
+    return operator_pb2.TransferForecast(
+        place=one.place,
+        bytes=one.expected_bytes,
+        full_bytes=one.full_bytes,
+        unknown_bytes=one.unknown_bytes,
+        methods=one.methods,
+        over_budget=one.over_budget,
+    )
 
 
 def device_message(row: RowMapping, fleet: Fleet, outcomes: Iterable[RowMapping]) -> operator_pb2.Device:

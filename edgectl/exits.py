@@ -165,9 +165,12 @@ WITHOUT_HINT: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         (
+            "BAD_DELTA",
             "BAD_IMAGE",
+            "BAD_PLAN",
             "BAD_TRANSFER",
             "BLOB_MISMATCH",
+            "DELTA_BOUND",
             "FETCH_STOPPED",
             "ORIGIN_REFUSED",
             "ORIGIN_URL",
@@ -175,6 +178,10 @@ WITHOUT_HINT: Mapping[str, str] = {
             "TLS_FILES",
         ),
         "between caches; the hub retries and reports",
+    ),
+    **dict.fromkeys(
+        ("BAD_CHUNK_INDEX", "BAD_CHUNK_PACK", "BAD_COMPRESSED", "CHILD_START", "TOO_MANY_CHUNKS"),
+        "between caches; the hub takes another delivery",
     ),
     "BAD_REPORT": "control's audit has it",
     **dict.fromkeys(

@@ -71,6 +71,12 @@ DEVICE_STATES: Mapping[str, str] = {
     "awaiting_signoff": "Supervised: the trial failed; waits for `edgectl device approve-rollback`.",
     "refused": "A gate refused.",
 }
+DELIVERY_STATES: Mapping[str, tuple[str, str]] = {
+    "waiting": ("The super hub makes what the store will read: cheaper than not to wait.", ""),
+    "reading": ("Being read and rebuilt, or until a window opens or the link is back.", ""),
+    "done": ("The blob is whole and verified at the store.", ""),
+    "refused": ("Nothing that is offered fits the wave's byte budget.", "raise `delivery.byteBudget`, or wait"),
+}
 PERMIT_STATES: Mapping[str, str] = {
     "outstanding": "Its device may still swap: it counts as exposure.",
     "spent": "Its device has a final outcome.",
@@ -121,6 +127,8 @@ def catalogue() -> Iterator[Word]:
         yield Word(word, "wave state", meaning, remedy)
     for word, (meaning, remedy) in DISPOSITIONS.items():
         yield Word(word, "intent", meaning, remedy)
+    for word, (meaning, remedy) in DELIVERY_STATES.items():
+        yield Word(word, "delivery", meaning, remedy)
     for word, (meaning, remedy) in DISCREPANCIES.items():
         yield Word(word, "discrepancy", meaning, remedy)
     for kind, words in (("device state", DEVICE_STATES), ("permit", PERMIT_STATES), ("term", TERMS)):

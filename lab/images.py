@@ -105,7 +105,7 @@ def build_kernel_images(out: Path) -> ImagePair:
             tree = work / kernel
             for archive in (package, busybox):
                 _run(["dpkg-deb", "-x", str(archive), str(tree)], work)
-            _make_ext4(tree, work / image.name)
+            make_ext4(tree, work / image.name)
             shutil.rmtree(tree)
             (work / image.name).replace(image)
     return pair
@@ -153,8 +153,8 @@ def _place(path: Path, content: bytes | bytearray) -> None:
     temporary.replace(path)
 
 
-def _make_ext4(tree: Path, image: Path) -> None:
-    """Lay a tree out as ext4, the same bytes from the same tree on every machine."""
+def make_ext4(tree: Path, image: Path, size_bytes: int = IMAGE_BYTES) -> None:
+    """Lay a tree out as ext4, the same bytes from the same tree on every machine; raises ImageError."""
     paths = sorted(tree.rglob("*"))
     for path in (tree, *paths):
         os.utime(path, (_EPOCH_S, _EPOCH_S), follow_symlinks=False)
@@ -163,7 +163,7 @@ def _make_ext4(tree: Path, image: Path) -> None:
         [
             *("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-U", _UUID),
             *("-E", f"hash_seed={_HASH_SEED},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"),
-            *("-d", str(tree), str(image), f"{IMAGE_BYTES // 1024}k"),
+            *("-d", str(tree), str(image), f"{size_bytes // 1024}k"),
         ],
         image.parent,
         fixed,

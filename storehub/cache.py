@@ -23,6 +23,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from storehub.apps import newest
+from storehub.delivery import Deliveries
 from storehub.eviction import DeviceImages, pins
 from storehub.healing import Healing
 from storehub.records import Disposition
@@ -39,13 +40,13 @@ from wavemesh.trust.releases import MAX_BUNDLE_BYTES, verify_signature_bundle
 from wavemesh.trust.statements import IntentKind, WaveState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
     from datetime import datetime
     from random import Random
 
     from storehub.hub import Hub
+    from storehub.pieces import DeliveryReader
     from wavemesh.artifacts.blobstore import BlobEntry, BlobStore, BlobWriter
-    from wavemesh.artifacts.download import BlobReader
     from wavemesh.identity.nodes import NodeId
     from wavemesh.trust.statements import Digest
 
@@ -71,19 +72,20 @@ class Trouble:
 class Cache:
     """Fills and serves one blob store. Also the ``BlobSource`` of the hub's ArtifactServer."""
 
-    def __init__(self, hub: Hub, blobs: BlobStore, reader: BlobReader, group: asyncio.TaskGroup, rng: Random) -> None:
+    def __init__(
+        self, hub: Hub, blobs: BlobStore, reader: DeliveryReader, group: asyncio.TaskGroup, rng: Random
+    ) -> None:
         """Fetches run as tasks of ``group``."""
         self._hub = hub
         self._blobs = blobs
         self._reader = reader
         self._rng = rng
-        self._fetches = Fetches(blobs, self._fetch, group, PARALLEL_FETCHES)
+        self.healing = Healing(hub, blobs, self._found_wrong)
+        self.deliveries = Deliveries(hub, blobs, reader, rng, make_room=self._make_room, rotten=self.healing.mismatch)
+        self._fetches = Fetches(blobs, self._fetch, group, PARALLEL_FETCHES, self._prepare)
         self.troubles: dict[Digest, Trouble] = {}
         self._proven_bundles: set[tuple[str, Digest]] = set()
-        self.healing = Healing(hub, blobs, self._found_wrong)
         self.scrub = Scrub(blobs, hub.clock, hub.config.scrub_bytes_per_s, hub.config.scrub_interval_s)
-        self.further_needs: Callable[[], Iterable[Need]] = tuple
-        """What else is needed here: the bases of planned deltas."""
 
     @property
     def used_bytes(self) -> int:
@@ -125,6 +127,7 @@ class Cache:
         wants = self._open_wants(now)
         self._stop_others(wants)
         await self._sweep(wants, now)
+        await self.deliveries.tidy(self._fetches.active)
         missing = [digest for digest in wants if not self._blobs.has(digest) and digest not in self._blobs.suspects]
         for digest in missing:
             trouble = self.troubles.get(digest)
@@ -190,7 +193,7 @@ class Cache:
             if intent.intent.kind is IntentKind.PREFETCH and intent.disposition is Disposition.QUEUED
         ]
         needs += self._apps_in_use()
-        needs += self.further_needs()
+        needs += self.deliveries.needs()
         images = (
             DeviceImages(d.status.device_class, d.status.firmware_sha256, d.last_known_good_sha256)
             for d in store.devices.values()
@@ -254,6 +257,14 @@ class Cache:
         if refusal is not None:
             raise refusal
 
+    async def _prepare(self, digest: Digest) -> None:
+        """Bring a blob by the delivery that is planned for it, as far as that goes without its writer."""
+        try:
+            await self.deliveries.bring(digest)
+        except WavemeshError as error:
+            await self._trouble(digest, error)
+            raise
+
     async def _fetch(self, writer: BlobWriter) -> None:
         """Bring one blob to its end; retries a few times by itself."""
         config, began_at = self._hub.config, self._hub.clock.now()
@@ -261,8 +272,9 @@ class Cache:
         try:
             await download(self._reader, writer, rng=self._rng, patience=patience)
         except BlobMismatchError as error:
+            is_rebuilt = await self.deliveries.failed(writer.digest, error)
             await self._trouble(writer.digest, error)
-            if not writer.is_wrong:  # else the store itself finds it, once the writer is gone
+            if not (writer.is_wrong or is_rebuilt):  # else the store itself finds it, once the writer is gone
                 await self.healing.mismatch(error)
             raise
         except WavemeshError as error:
@@ -289,6 +301,8 @@ class Cache:
         times = old.times + 1 if old is not None and old.gate == gate else 1
         ceiling_s = min(config.fetch_retry_max_s, config.fetch_retry_min_s * 2.0 ** min(times, 16))
         wait_s = config.fetch_retry_max_s if gate else self._rng.uniform(ceiling_s / 2, ceiling_s)
+        if isinstance(error, BusyError):
+            wait_s = max(wait_s, min(error.retry_after_s, config.fetch_retry_max_s))
         retry_at = self._hub.clock.now() + timedelta(seconds=wait_s)
         is_told = times > 1 and old is not None and old.is_told
         self.troubles[digest] = trouble = Trouble(gate, str(error), times, retry_at, is_told)
@@ -358,14 +372,14 @@ class Cache:
         del peer  # every device of the store may know what its hub holds
         return [digest for digest in digests if not self._blobs.has(digest)]
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         """The bytes for a device, fetched meanwhile if they are wanted and may be fetched now."""
         del peer  # devices of the store share its cache; whether one may install what it reads, it verifies itself
         self._check_release(digest)
         is_held = self._blobs.has(digest)
         self._blobs.counters.opened(is_held=is_held)
         if is_held or self._blobs.is_arriving(digest):
-            return self._guarded(self._blobs.follow(digest, offset))
+            return self._guarded(self._blobs.follow(digest, offset, length_bytes))
         await self.healing.tell_suspects()
         trouble = self.troubles.get(digest)
         if trouble is not None and trouble.gate:
@@ -374,7 +388,7 @@ class Cache:
         if digest not in wants:
             raise self._why_not_now(digest)
         await self._make_room([want for want in wants if not self._blobs.has(want)])
-        return self._guarded(await self._fetches.open(digest, offset))
+        return self._guarded(await self._fetches.open(digest, offset, length_bytes))
 
     def _known_wants(self) -> set[Digest]:
         return {blob for r in self._hub.store.waves.values() if r.closed_at is None for blob in r.blobs}

@@ -46,8 +46,9 @@ class Config:
     ``lease_s``: time from grant to the begin of the trial boot. ``trial_allowance_s``: probes and commit, beyond the
     policy's health budget. ``watchdog_s``: until the board's watchdog has brought a dead device back. ``witness_s``:
     how long another device must have been connected before one that is not counts as silent. ``reconnect_*``: back-off
-    towards the super hub, so short that the store is back within five seconds of its WAN. ``hardware_clock``: the clock
-    survives power-off. ``window_bytes_per_s`` bounds what is fetched within prefetch windows, all blobs together,
+    towards the super hub, so short that the store is back within five seconds of its WAN. ``link_bytes_per_s``: speed
+    of the link to the super hub, to plan deliveries with until transfers have shown what it is. ``hardware_clock``: the
+    clock survives power-off. ``window_bytes_per_s`` bounds what is fetched within prefetch windows, all blobs together,
     ``day_bytes_per_s`` what is fetched otherwise; 0 is no bound. ``scrub_bytes_per_s``: how fast the cache is read
     again and verified, ``scrub_interval_s``: the rest between two rounds; by default 32 GiB take a day.
     ``partial_keep_s``: how long what is there of a blob is kept that nobody wants any more.
@@ -73,6 +74,7 @@ class Config:
     day_bytes_per_s: int = field(default=0, metadata=bounded(0, 1 << 40))
     fetch_retry_min_s: float = field(default=1.0, metadata=bounded(0.01, 3600))
     fetch_retry_max_s: float = field(default=60.0, metadata=bounded(0.05, 3600))
+    link_bytes_per_s: float = field(default=1_250_000.0, metadata=bounded(1, 1e12))
     scrub_interval_s: float = field(default=3600.0, metadata=bounded(1, 30 * 86_400))
     scrub_bytes_per_s: int = field(default=BYTES_PER_S, metadata=bounded(1024, 1 << 34))
     partial_keep_s: float = field(default=3 * 86_400.0, metadata=bounded(60, 90 * 86_400))

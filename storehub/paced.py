@@ -15,9 +15,10 @@ from storehub.nights import Meter
 from wavemesh.artifacts.rates import Rate, TokenBucket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
-    from wavemesh.artifacts.download import BlobReader
+    from storehub.pieces import DeliveryReader
+    from wavemesh.artifacts.plan import Method, Offer
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.statements import Digest
 
@@ -26,9 +27,11 @@ WAIT_STEP_S = 1.0
 
 
 class PacedReader:
-    """A BlobReader on another, at the rates of a store."""
+    """A DeliveryReader on another, at the rates of a store."""
 
-    def __init__(self, reader: BlobReader, clock: Clock, *, window_bytes_per_s: float, day_bytes_per_s: float) -> None:
+    def __init__(
+        self, reader: DeliveryReader, clock: Clock, *, window_bytes_per_s: float, day_bytes_per_s: float
+    ) -> None:
         """Rates in bytes a second, 0 for none."""
         now = clock.monotonic()
         self._reader = reader
@@ -41,9 +44,15 @@ class PacedReader:
         self.meter = Meter()
         """How fast bytes come, all reads together."""
 
-    async def read(self, digest: Digest, offset: int) -> AsyncGenerator[memoryview, None]:
+    async def offer(
+        self, target: Digest, bases: Sequence[Digest], methods: Sequence[Method]
+    ) -> tuple[Offer, ...] | None:
+        """What the reader is offered; a question costs no rate."""
+        return await self._reader.offer(target, bases, methods)
+
+    async def read(self, digest: Digest, offset: int = 0, length_bytes: int = 0) -> AsyncGenerator[memoryview, None]:
         """The bytes from ``offset`` on, in their time; raises as the reader does."""
-        async with aclosing(self._reader.read(digest, offset)) as pieces:
+        async with aclosing(self._reader.read(digest, offset, length_bytes)) as pieces:
             async for piece in pieces:
                 size_bytes = len(piece)
                 self.meter.moved(size_bytes, self._clock.monotonic())

@@ -195,7 +195,7 @@ class Registry:
     async def _document(self, peer: Proof, digest: Digest) -> bytes:
         if digest.size_bytes > MAX_OCI_MANIFEST_BYTES:
             raise _Answer(404, "MANIFEST_UNKNOWN", f"sha256:{digest.sha256} is too large for a manifest")
-        async with aclosing(await self._cache.open(peer.node_id, digest, 0)) as pieces:
+        async with aclosing(await self._cache.open(peer.node_id, digest, 0, 0)) as pieces:
             return b"".join([piece async for piece in pieces])
 
     async def _blob(
@@ -215,24 +215,20 @@ class Registry:
         response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
         with self._counted(peer.node_id.path):
             # Opened for HEAD too: it says whether the bytes may be had, which the size alone does not.
-            async with aclosing(await self._cache.open(peer.node_id, digest, start)) as pieces:
+            async with aclosing(
+                await self._cache.open(peer.node_id, digest, start, end - start if is_part else 0)
+            ) as pieces:
                 await response.prepare(request)
                 if request.method == "GET":
-                    await self._send(response, peer, pieces, end - start)
+                    await self._send(response, peer, pieces)
         return response
 
-    async def _send(
-        self, response: web.StreamResponse, peer: Proof, pieces: AsyncIterator[bytes], left_bytes: int
-    ) -> None:
+    async def _send(self, response: web.StreamResponse, peer: Proof, pieces: AsyncIterator[bytes]) -> None:
         try:
             async for piece in pieces:
                 self._hub.credentials.authorities.check_not_revoked(peer)
-                part = piece[:left_bytes]
-                await response.write(part)
-                self.served_bytes += len(part)
-                left_bytes -= len(part)
-                if not left_bytes:
-                    break
+                await response.write(piece)
+                self.served_bytes += len(piece)
         except ConnectionError:
             return  # whoever pulled is gone; he comes back with a range
         except WavemeshError as error:

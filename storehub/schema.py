@@ -88,12 +88,20 @@ CREATE INDEX device_logs_by_age ON device_logs (received_at);
 
 _PAUSES_BY_INTENT = "ALTER TABLE pauses ADD COLUMN intent_id TEXT NOT NULL DEFAULT ''"
 
+_DELIVERIES = """
+CREATE TABLE deliveries (
+    target TEXT PRIMARY KEY,
+    content TEXT NOT NULL
+) STRICT;
+"""
+
 MIGRATIONS = (
     SESSION_SCHEMA + ";\n" + _TABLES,
     RETIREMENTS_SCHEMA,
     TELEMETRY_TABLES,
     INCIDENTS_SCHEMA,
     _PAUSES_BY_INTENT,
+    _DELIVERIES,
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from storehub.delivery_rows import DeliveryRows
 from storehub.ledger import Entry, supersedes
 from storehub.records import DeviceRecord, Disposition, IntentRecord, IntentSource, SlotRecord, WaveRecord
 from storehub.schema import MIGRATIONS, from_stamp, to_stamp
@@ -61,6 +62,7 @@ class HubStore:
         self._waves: dict[str, WaveRecord] = {}
         self._pauses: dict[tuple[str, str], PauseHere] = {}
         self._intents: dict[str, IntentRecord] = {}
+        self.deliveries = DeliveryRows({})
 
     @classmethod
     async def open(cls, path: Path) -> HubStore:
@@ -271,6 +273,7 @@ class HubStore:
         for row in await rows("SELECT * FROM outcomes"):
             entry = _entry(row)
             self._ledgers.setdefault(entry.outcome.wave_id, {})[entry.outcome.device] = entry
+        self.deliveries = await DeliveryRows.load(self.database)
         self._intents = {row["intent_id"]: _intent(row) for row in await rows("SELECT * FROM intents")}
         self.incidents = await Incidents.open(self.database)
 

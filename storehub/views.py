@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from storehub.deliveries import held_shown, in_steps
 from storehub.ledger import summarise
 from storehub.records import Disposition
 from storehub.standing import Standing
@@ -69,6 +70,7 @@ class Views:
             connected=True,
             order_delivered=True,
             waits=[to_proto(wait) for wait in self._waits() if wait.wave_id == order.wave_id],
+            deliveries=[to_proto(one) for one in self._cache.deliveries.shown() if one.wave_id == order.wave_id],
         )
         pauses = {(pause.origin, pause.reason) for pause in order.pauses}
         pauses |= {(p.origin, p.reason) for p in hub.store.pauses.values() if p.wave_id == order.wave_id}
@@ -180,6 +182,8 @@ class Views:
             waits=self._waits(),
             ledgers=tuple(self._ledgers()),
             cache=self._statistics(),
+            deliveries=tuple(map(in_steps, self._cache.deliveries.shown())),
+            held=held_shown(self._cache.deliveries.held()),
         )
 
     def _ledgers(self) -> Iterator[LedgerView]:

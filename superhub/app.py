@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING
 from superhub.acceptance import Acceptance
 from superhub.authority import Authority, load_authority
 from superhub.config import SuperHubConfig
+from superhub.derivations import sizes_told
+from superhub.derived import Derived
 from superhub.events import Events
-from superhub.healing import Healing
 from superhub.intake import Intake
 from superhub.opening import OpenOrigin, open_origin
+from superhub.running import Running
 from superhub.schedule import Schedule
-from superhub.seeding import Seeding
 from superhub.service import RegionRegistry
 from superhub.shelf import Shelf
 from superhub.sink import RegionSink
 from superhub.statuses import StatusRelay
 from superhub.store import RegionStore
+from superhub.supply import Ground, Region, supply
 from superhub.timetable import TimedReader, Timetable
 from superhub.tracing import Tracing
 from wavemesh import __version__
@@ -69,10 +71,14 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from superhub.deriving import Deriving
+    from superhub.healing import Healing
+    from superhub.seeding import Seeding
     from wavemesh.artifacts.blobstore import BlobWriter
     from wavemesh.artifacts.download import BlobReader
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.enrolments import IssuedCertificate
+
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,22 +96,6 @@ class TrustRootError(LocalError):
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What the parts stand on: all that was opened from disk."""
-
-    store: RegionStore
-    blobs: BlobStore
-    fetches: Fetches
-    log: SqliteReportLog
-    resources: SqliteResources
-    tracing: Tracing
-    peers: Peers
-    scrub: Scrub
-    origin: OpenOrigin
-    timetable: Timetable
-
-
-@dataclass(frozen=True, slots=True)
 class Parts:
     """What runs, wired."""
 
@@ -120,6 +110,7 @@ class Parts:
     renewal: Renewal
     seeding: Seeding
     healing: Healing
+    deriving: Deriving
 
 
 class SuperHub:
@@ -196,8 +187,10 @@ class SuperHub:
         await outbox.load()
         tracing = Tracing(self.node_id, outbox, store.database, self._clock)
         scrub = Scrub(blobs, self._clock, self.config.scrub_bytes_per_s, self.config.scrub_interval_s)
-        ground = Ground(store, blobs, fetches, log, resources, tracing, peers, scrub, origin, timetable)
+        derived = await Derived.open(store.database, blobs, self._clock.now())
+        ground = Ground(store, blobs, fetches, log, resources, tracing, peers, scrub, origin, timetable, derived, group)
         parts = self._parts = self._wire(ground)
+        await parts.deriving.sweep()
         await parts.sink.restore()
         background = [
             group.create_task(parts.upstream.run(), name="upstream"),
@@ -215,6 +208,7 @@ class SuperHub:
             await self._listen(parts)
         finally:
             fetches.stop_all(LinkDownError("the super hub is stopping"))
+            parts.deriving.stop_all()
             for task in background:
                 task.cancel()
 
@@ -234,9 +228,10 @@ class SuperHub:
             downstream.changed()
 
         events = Events(path, store, log, clock, appended)
-        healing = Healing(store, ground.blobs, events, clock)
-        seeding = self._seeding(ground, acceptance, events, healing)
-        showing = Showing(log.append)
+        running = Running()
+        region = Region(self.node_id.name, self._directory, self.config, clock)
+        supplied = supply(region, ground, acceptance, events, running)
+        seeding, showing = supplied.seeding, Showing(log.append)
         sink = RegionSink(
             store=store,
             resources=ground.resources,
@@ -277,38 +272,24 @@ class SuperHub:
             authority=authority,
             clock=clock,
             tracing=tracing,
+            running=running,
         )
         downstream = self._downstream(registry, ground.peers)
-        artifacts = ArtifactServer(self.node_id, seeding, ground.peers, maximum_reads=self.config.maximum_reads)
-        renewal = self._renewal(authority, upstream)
         return Parts(
             sink=sink,
             upstream=upstream,
             downstream=downstream,
-            artifacts=artifacts,
+            artifacts=ArtifactServer(
+                self.node_id, seeding, ground.peers, offers=seeding, maximum_reads=self.config.maximum_reads
+            ),
             statuses=statuses,
             registry=registry,
             peers=ground.peers,
             authority=authority,
-            renewal=renewal,
+            renewal=self._renewal(authority, upstream),
             seeding=seeding,
-            healing=healing,
-        )
-
-    def _seeding(self, ground: Ground, acceptance: Acceptance, events: Events, healing: Healing) -> Seeding:
-        """What stores may fetch."""
-        return Seeding(
-            region=self.node_id.name,
-            max_age=self.config.compliance.max_age,
-            store=ground.store,
-            blobs=ground.blobs,
-            fetches=ground.fetches,
-            acceptance=acceptance,
-            events=events,
-            healing=healing,
-            clock=self._clock,
-            tracing=ground.tracing,
-            check_time=ground.timetable.check,
+            healing=supplied.healing,
+            deriving=supplied.deriving,
         )
 
     def _upstream(self, log: SqliteReportLog, sink: RegionSink) -> SessionUpstream:
@@ -416,6 +397,8 @@ class SuperHub:
                 cache_quota_bytes=blobs.quota_bytes,
                 cache=statistics_of(blobs, ground.scrub.progress, len(ground.store.incidents.all)),
                 origin=_shown(f"{self.config.origin.url}: {ground.timetable.describe()}"),
+                seeded=parts.seeding.seeded,
+                derived=sizes_told(parts.deriving.made),
             )
             parts.statuses.set("hub", encode(status))
             await asyncio.sleep(STATUS_PERIOD_S)

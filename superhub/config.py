@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import enum
+import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path  # noqa: TC003  # the configuration reads the fields' types
 
+from superhub.derivations import Limits
 from superhub.schedule import ScheduleConfig
+from wavemesh.artifacts.delta.worker import Bounds
 from wavemesh.artifacts.objectstore import SCHEME, Place, check_endpoint
 from wavemesh.artifacts.scrubbing import BYTES_PER_S
 from wavemesh.identity.ca import NODE_LIFETIME
@@ -69,6 +73,40 @@ class ComplianceConfig:
         return timedelta(days=self.max_age_days)
 
 
+class DerivingStart(enum.Enum):
+    """When deltas are begun."""
+
+    ASKED = "asked"
+    """When the first store asks: from what it has, and from what others of the region run."""
+    ENTERED = "entered"
+    """Already when a release enters the region, so that they are there when the first store's window opens."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltasConfig:
+    """What is made of releases for stores that hold others: deltas, chunks, compressed blobs.
+
+    ``parallel`` jobs run at once, each a process of its own on one core, niced, with ``memory_mib`` MiB of memory and
+    ``max_s`` seconds at most; what cannot be made within that is not offered. ``start`` says when they are begun.
+    """
+
+    enabled: bool = True
+    parallel: int = field(default=1, metadata=bounded(1, 64))
+    memory_mib: int = field(default=4096, metadata=bounded(512, 1024 * 1024))
+    max_s: float = field(default=1200.0, metadata=bounded(1, 86_400))
+    start: DerivingStart = DerivingStart.ASKED
+
+    @property
+    def limits(self) -> Limits:
+        """The same for those who decide."""
+        return Limits(self.memory_mib, self.max_s, self.parallel)
+
+    @property
+    def bounds(self) -> Bounds:
+        """The same for one job, which counts its processor's time and may wait for a busy machine."""
+        return Bounds(memory_mib=self.memory_mib, cpu_s=math.ceil(self.max_s), wall_s=3 * self.max_s)
+
+
 @dataclass(frozen=True, slots=True)
 class AuthorityConfig:
     """How long the certificates last that this hub issues: longer than any node is offline, and a margin."""
@@ -104,6 +142,7 @@ class SuperHubConfig:
     join_listen: str = ""
     authority: AuthorityConfig = field(default_factory=AuthorityConfig)
     compliance: ComplianceConfig = field(default_factory=ComplianceConfig)
+    deltas: DeltasConfig = field(default_factory=DeltasConfig)
     maximum_stores: int = field(default=2000, metadata=bounded(1, 20_000))
     parallel_fetches: int = field(default=4, metadata=bounded(1, 64))
     maximum_reads: int = field(default=64, metadata=bounded(1, 4096))

@@ -18,7 +18,7 @@ from wavemesh.identity.nodes import NodeId, Role, is_name
 from wavemesh.session.frames import MAX_ASKS_IN_FLIGHT
 from wavemesh.telemetry import batches
 from wavemesh.trust.enrolments import JoinRequest
-from wavemesh.trust.statements import Envelope, HubStatus
+from wavemesh.trust.statements import DeviceStatus, Envelope, HubStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from superhub.authority import Authority
     from superhub.events import Events
     from superhub.intake import Intake
+    from superhub.running import Running
     from superhub.shelf import Shelf
     from superhub.statuses import StatusRelay
     from superhub.tracing import Tracing
@@ -59,6 +60,7 @@ class RegionRegistry:
         authority: Authority,
         clock: Clock,
         tracing: Tracing,
+        running: Running,
     ) -> None:
         """Everything a store's session touches."""
         self._node_id = node_id
@@ -72,6 +74,7 @@ class RegionRegistry:
         self._authority = authority
         self._clock = clock
         self._tracing = tracing
+        self._running = running
         self._hubs: dict[str, HubStatus] = {}
         self._pings = asyncio.Semaphore(MAX_ASKS_IN_FLIGHT)
         self._pings_waiting = 0
@@ -123,7 +126,14 @@ class RegionRegistry:
                 else:
                     self._note_hub(child, replace(said, hub=child.path, connected=True))
             elif entry.key.startswith("device/") and _is_device(child, entry.key):
+                self._note_device(f"{child.path}/{entry.key}", entry.body)
                 self._statuses.set(f"store/{child.name}/{entry.key}", entry.body)
+
+    def _note_device(self, path: str, body: bytes | None) -> None:
+        try:
+            self._running.says(path, None if body is None else decode(DeviceStatus, body))
+        except PeerError as error:
+            _LOG.warning("status of %s: %s", path, error)
 
     async def answer(self, child: NodeId, kind: str, body: bytes) -> bytes:
         """Relay a health ping to control, let a node below the child join or renew, take telemetry.

@@ -3,6 +3,7 @@
 * ``outcomes``: the winning outcome of each (wave, device) as signed, until control closes the wave. They are what a
   restarted log's snapshot is made of.
 * ``seen``: ids of intents and events that went up, and what was reported once; bounded, the oldest go first.
+* ``derived``: what was made of which blob (``derived.py``).
 * ``entered``: when each release entered this region, for ever: a few bytes a release.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import astuple
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from superhub.derived import DERIVED_SCHEMA
 from superhub.issued import ISSUED_SCHEMA
 from superhub.urls import URLS_SCHEMA
 from wavemesh.artifacts.incidents import INCIDENTS_SCHEMA, Incidents
@@ -66,6 +68,7 @@ MIGRATIONS = (
     TELEMETRY_TABLES,
     INCIDENTS_SCHEMA,
     URLS_SCHEMA,
+    DERIVED_SCHEMA,
 )
 
 

@@ -116,7 +116,7 @@ class Blobs:
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return [digest for digest in digests if digest.sha256 not in self.content]
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         if self.refusal is not None:
             raise self.refusal
         if digest.sha256 not in self.content:

@@ -86,7 +86,7 @@ class Endless:
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return ()
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         return self._pieces(digest.size_bytes - offset)
 
     async def _pieces(self, left: int) -> AsyncGenerator[bytes, None]:

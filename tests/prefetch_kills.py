@@ -179,11 +179,11 @@ class WatchingSuperHub(SuperHub):
         self._directory = directory
         self._digest = digest
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         """See SuperHub."""
         if digest == self._digest:
             self.asked_again_bytes += max(0, held_bytes(self._directory, digest) - offset)
-        return await super().open(peer, digest, offset)
+        return await super().open(peer, digest, offset, length_bytes)
 
 
 @dataclass(slots=True)

@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    import grpc
+
     from wavemesh.runtime.clock import Clock
     from wavemesh.session.parent import ParentOptions
     from wavemesh.trust.statements import TrustMetadata
@@ -242,6 +244,7 @@ class SuperHub(MemoryRegistry):
         self.downstream: SessionDownstream | None = None
         self.reads: list[tuple[str, int]] = []
         self.blob_faults: dict[str, Exception] = {}
+        self.handlers: tuple[grpc.GenericRpcHandler, ...] = ()
         self.address = ""
 
     def want(self, *resources: Resource) -> None:
@@ -260,7 +263,7 @@ class SuperHub(MemoryRegistry):
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return [digest for digest in digests if digest.sha256 not in self.control.blobs]
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         if digest.sha256 in self.blob_faults:
             raise self.blob_faults[digest.sha256]
         if digest.sha256 not in self.control.blobs:
@@ -302,6 +305,7 @@ async def wan(super_hub: SuperHub, address: str = "127.0.0.1:0", terms: ParentOp
     server, port = make_server(credentials, address=address, maximum_concurrent_rpcs=1000, peers=peers)
     super_hub.downstream = SessionDownstream(SUPER_HUB, super_hub, SystemClock(), peers, DownstreamOptions(terms))
     super_hub.downstream.add_to(server)
+    server.add_generic_rpc_handlers(super_hub.handlers)
     ArtifactServer(SUPER_HUB, super_hub, peers).add_to(server)
     await server.start()
     super_hub.address = f"127.0.0.1:{port}"

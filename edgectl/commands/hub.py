@@ -16,6 +16,7 @@ from edgectl.framework import DryRunOption, Session, command
 from edgectl.intents import IntentIdOption, new_intent_id, now, submit
 from edgectl.output import Table
 from edgectl.tables import hubs_table, place, wait_lines
+from edgectl.transfers import delivery_parts
 from wavemesh.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def show_hub(
     lines = [f"  paused here: wave {p['wave_id']} by {p['origin']}: {p['reason']}" for p in hub["local_pauses"]]
     lines += wait_lines(hub["waits"])
     lines += [f"  cache {line.strip()}" for line in statistics_lines(hub["cache"])]
-    session.show(hub, hubs_table([hub]), f"incarnation {hub['incarnation'] or '?'}", *lines)
+    moved = delivery_parts((hub["hub"], one) for one in hub["deliveries"])
+    session.show(hub, hubs_table([hub]), f"incarnation {hub['incarnation'] or '?'}", *lines, *moved)
 
 
 def _hubs(session: Session) -> list[dict[str, Any]]:

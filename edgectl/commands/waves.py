@@ -13,6 +13,7 @@ from edgectl.effects import YesOption, confirm, preview
 from edgectl.framework import DEFAULT_LIMIT, DryRunOption, LimitOption, Session, command
 from edgectl.intents import IntentIdOption, ReasonOption, new_intent_id, now, submit
 from edgectl.tables import wave_parts, waves_table
+from edgectl.transfers import delivery_parts, forecast_parts
 
 if TYPE_CHECKING:
     from wavemesh.v1.operator_pb2_grpc import OperatorServiceAsyncStub
@@ -46,7 +47,7 @@ def plan(
     answer = session.ask(lambda stub: stub.PlanWave(request, timeout=CALL_TIMEOUT_S))
     head = "would be planned" if dry_run else "was planned before" if answer.duplicate else "planned"
     data = plain(answer)
-    session.show(data, f"wave {wave}: {head}", *wave_parts(data["wave"]))
+    session.show(data, f"wave {wave}: {head}", *wave_parts(data["wave"]), *forecast_parts(data["forecast"]))
 
 
 @command(app, "start")
@@ -153,7 +154,8 @@ def status(session: Session, *, wave: WaveOption) -> None:
 
     request = GetWaveRequest(wave_id=wave)
     data = plain(session.ask(lambda stub: stub.GetWave(request, timeout=CALL_TIMEOUT_S)).wave)
-    session.show(data, *wave_parts(data))
+    moved = [(one["store"], each) for one in data["stores"] for each in one["deliveries"]]
+    session.show(data, *wave_parts(data), *delivery_parts(moved))
 
 
 @command(app, "watch")

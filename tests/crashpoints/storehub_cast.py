@@ -229,7 +229,7 @@ class StoreCast(Cast):
 
     async def _fetch(self, path: str, digest: Digest) -> bool:
         try:
-            pieces = await self.cache.open(NodeId(FLEET, path), digest, 0)
+            pieces = await self.cache.open(NodeId(FLEET, path), digest, 0, digest.size_bytes)
             async with aclosing(pieces):
                 content = b"".join([bytes(piece) async for piece in pieces])
         except WavemeshError as error:

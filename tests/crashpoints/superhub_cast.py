@@ -75,7 +75,7 @@ class RegionCast(Cast):
     async def _fetch(self, path: str, digest: Digest) -> bool:
         content = b""
         try:
-            pieces = await self.seeding.open(NodeId(FLEET, path), digest, 0)
+            pieces = await self.seeding.open(NodeId(FLEET, path), digest, 0, digest.size_bytes)
             async with aclosing(pieces):
                 async for piece in pieces:
                     content += bytes(piece)

@@ -62,7 +62,7 @@ class Stalled:
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return digests
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         async def pieces() -> AsyncGenerator[bytes, None]:
             yield b"first"
             self.reached += 1

@@ -58,7 +58,7 @@ class SlowBlobs:
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return ()
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         async def pieces() -> AsyncGenerator[bytes, None]:
             half = len(CONTENT) // 2
             yield CONTENT[offset:half]

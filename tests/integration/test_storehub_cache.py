@@ -27,7 +27,6 @@ from tests.storehub_kit import (
 )
 from wavemesh.artifacts.blobstore import BlobStore
 from wavemesh.artifacts.digests import digest_of
-from wavemesh.artifacts.room import Need
 from wavemesh.artifacts.transfer import ArtifactClient
 from wavemesh.errors import GateError, NotFoundError, PeerError, WavemeshError
 from wavemesh.runtime.grpc import make_bulk_channel
@@ -274,15 +273,6 @@ async def test_what_is_partly_there_is_given_up_once_nobody_wants_it(control: Co
             assert app.cache.blobs.partial_size(unwanted) == 0
             assert app.cache.blobs.partial_size(control.firmware) == 500
             assert (app.cache.blobs.counters.swept, app.cache.blobs.counters.swept_bytes) == (1, 1000)
-
-
-async def test_further_needs_are_pins(control: Control, tmp_path: Path) -> None:
-    """Semantics, "Cache": the bases of planned deltas."""
-    super_hub = SuperHub(control)
-    async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
-        base = Digest("6" * 64, 10)
-        app.cache.further_needs = lambda: [Need("base of a delta for wave 9", (base,))]
-        assert app.cache.pins()[base.sha256] == ("base of a delta for wave 9",)
 
 
 async def test_wrong_bytes_from_the_super_hub_pause_the_wave_and_are_told_once(

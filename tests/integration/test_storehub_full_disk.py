@@ -33,9 +33,9 @@ class HeldBack(SuperHub):
         self.may_send = asyncio.Event()
         self.sent: list[int] = []
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         """See SuperHub; the second half of a big blob is held back."""
-        pieces = await super().open(peer, digest, offset)
+        pieces = await super().open(peer, digest, offset, length_bytes)
 
         async def slowly() -> AsyncGenerator[bytes, None]:
             at = offset

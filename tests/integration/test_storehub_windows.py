@@ -59,12 +59,12 @@ class NightlyHub(SuperHub):
         self.served: list[tuple[datetime, int]] = []
         self.sending = 0
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         data = self.control.blobs.get(digest.sha256)
         if data is None:
             raise NotFoundError(digest.sha256)
         if digest != self.control.firmware:
-            return await super().open(peer, digest, offset)
+            return await super().open(peer, digest, offset, length_bytes)
 
         async def pieces() -> AsyncGenerator[bytes, None]:
             self.sending += 1

@@ -13,8 +13,9 @@ import pytest
 
 from lab.wan import Link, LinkConfig, Mode
 from wavemesh.artifacts.blobstore import BlobMismatchError, BlobStore
+from wavemesh.artifacts.chunkindex import Range
 from wavemesh.artifacts.digests import digest_of
-from wavemesh.artifacts.download import Patience, download
+from wavemesh.artifacts.download import Patience, download, download_ranges
 from wavemesh.artifacts.pacing import LEAST_MESSAGE_BYTES, MOMENT_S, most_message_bytes
 from wavemesh.artifacts.transfer import STALL_S, ArtifactClient, ArtifactServer
 from wavemesh.errors import BusyError, ForbiddenError, GateError, LinkDownError, NotFoundError, WavemeshError
@@ -41,12 +42,34 @@ MOST_LOST_BYTES = 64 * 1024
 QUICK = Patience(attempts=50, back_off_min_s=0.01, back_off_max_s=0.05)
 
 
+class Collected:
+    """A RangeSink in memory."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    @property
+    def offset(self) -> int:
+        return len(self.content)
+
+    async def write(self, data: bytes | memoryview) -> None:
+        self.content += data
+
+
+class OlderServer(ArtifactServer):
+    """As the version before: the length of a ReadRequest is a field it does not know."""
+
+    async def read(self, request: artifact_pb2.ReadRequest, context: Any) -> None:
+        request.ClearField("length_bytes")
+        await super().read(request, context)
+
+
 class StoreSource:
     """A BlobSource over a store, with a fault to inject before each piece."""
 
     def __init__(self, store: BlobStore) -> None:
         self.store = store
-        self.read: Callable[[Digest, int], AsyncGenerator[bytes, None]] = store.read
+        self.read: Callable[[Digest, int, int], AsyncGenerator[bytes, None]] = store.read
         self.offsets: list[int] = []
         self.left = asyncio.Event()
         self.fault: Callable[[], WavemeshError | None] = lambda: None
@@ -54,13 +77,13 @@ class StoreSource:
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return [digest for digest in digests if not self.store.has(digest)]
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         self.offsets.append(offset)
-        return self._pieces(digest, offset)
+        return self._pieces(digest, offset, length_bytes)
 
-    async def _pieces(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         try:
-            async with aclosing(self.read(digest, offset)) as pieces:
+            async with aclosing(self.read(digest, offset, length_bytes)) as pieces:
                 async for piece in pieces:
                     if (error := self.fault()) is not None:
                         raise error
@@ -90,14 +113,16 @@ class Rig:
 
 
 @asynccontextmanager
-async def serving(credentials: Any, directory: Path, **options: Any) -> AsyncIterator[Rig]:
+async def serving(
+    credentials: Any, directory: Path, kind: type[ArtifactServer] = ArtifactServer, **options: Any
+) -> AsyncIterator[Rig]:
     store = await BlobStore.open(directory, 1 << 30, SystemClock())
     async with store.writer(DIGEST) as writer:
         await writer.write(CONTENT)
     source = StoreSource(store)
     peers = Peers(credentials(HUB).authorities, SystemClock())
     server, port = make_server(credentials(HUB), address="127.0.0.1:0", maximum_concurrent_rpcs=100, peers=peers)
-    artifacts = ArtifactServer(credentials(HUB).node_id, source, peers, **options)
+    artifacts = kind(credentials(HUB).node_id, source, peers, **options)
     artifacts.add_to(server)
     await server.start()
     try:
@@ -155,12 +180,12 @@ async def test_a_slow_reader_gets_small_messages(credentials: Any) -> None:
         yield CONTENT[: 256 * 1024]
 
     server: Any = ArtifactServer(credentials(HUB).node_id, StoreSource.__new__(StoreSource), Peers.__new__(Peers))
-    await server._send(SimpleNamespace(write=take_slowly), pieces(), most_message_bytes(0))
+    await server._send(SimpleNamespace(write=take_slowly), pieces(), 256 * 1024, most_message_bytes(0))
     assert sum(sizes) > 256 * 1024
     assert all(size < LEAST_MESSAGE_BYTES + 16 for size in sizes[1:])
 
 
-async def first_step_only(digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+async def first_step_only(digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
     """A source that goes on for as long as it is not left."""
     yield CONTENT[offset : offset + 1024]
     await asyncio.Event().wait()
@@ -174,6 +199,73 @@ async def test_blobs_travel_whole_and_from_any_offset(credentials: Any, tmp_path
             assert await read(client, offset=offset) == CONTENT[offset:]
         unknown = Digest("0" * 64, 1)
         assert await client.find_missing([unknown, DIGEST]) == [unknown]
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 1), (5, 3 * MIB), (MIB // 2 - 1, 2), (len(CONTENT) - 1, 1), (0, len(CONTENT))]
+)
+async def test_a_part_of_a_blob_travels_alone(credentials: Any, tmp_path: Path, offset: int, length: int) -> None:
+    """S5: of a pack of chunks a store reads only what it lacks."""
+    async with serving(credentials, tmp_path) as rig:
+        async with aclosing(rig.client().read(DIGEST, offset, length)) as pieces:
+            got = b"".join([bytes(piece) async for piece in pieces])
+        assert got == CONTENT[offset : offset + length]
+        await asyncio.wait_for(rig.source.left.wait(), 5)
+
+
+async def test_more_than_a_blob_has_is_out_of_range(credentials: Any, tmp_path: Path) -> None:
+    async with serving(credentials, tmp_path) as rig:
+        with pytest.raises(RemoteFaultError, match="has not"):
+            await anext(rig.client().read(DIGEST, 1, len(CONTENT)))
+        async with rig.channel(f"{HUB}/device/pos-01") as channel:
+            stub = artifact_pb2_grpc.ArtifactServiceStub(channel)
+            named = artifact_pb2.Digest(sha256=DIGEST.sha256, size_bytes=DIGEST.size_bytes)
+            for request in (
+                artifact_pb2.ReadRequest(digest=named, offset=1, length_bytes=len(CONTENT)),
+                artifact_pb2.ReadRequest(digest=named, length_bytes=(1 << 64) - 1),
+                artifact_pb2.ReadRequest(digest=named, offset=(1 << 64) - 1),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    _ = [response async for response in stub.Read(request)]
+                assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
+        assert rig.source.offsets == []
+
+
+async def test_a_server_that_knows_no_length_is_stopped_at_the_last_byte_wanted(
+    credentials: Any, tmp_path: Path
+) -> None:
+    """Compatibility: an N-1 super hub ignores the field and sends all to the end."""
+    async with serving(credentials, tmp_path, kind=OlderServer) as rig:
+        rig.source.read = first_step_only
+        async with asyncio.timeout(10), aclosing(rig.client().read(DIGEST, 10, 100)) as pieces:
+            got = b"".join([bytes(piece) async for piece in pieces])
+        assert got == CONTENT[10:110]
+        await asyncio.wait_for(rig.source.left.wait(), 5)
+
+
+async def test_a_part_that_ends_early_is_a_broken_link(credentials: Any, tmp_path: Path) -> None:
+    async def short(digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
+        yield CONTENT[offset : offset + length_bytes - 1]
+
+    async with serving(credentials, tmp_path) as rig:
+        rig.source.read = short
+        with pytest.raises(LinkDownError, match="ended at byte 109 of 110"):
+            async with aclosing(rig.client().read(DIGEST, 10, 100)) as pieces:
+                _ = [bytes(piece) async for piece in pieces]
+
+
+async def test_ranges_are_gone_on_with_in_their_middle(credentials: Any, tmp_path: Path) -> None:
+    """M3, for parts: over a link that keeps breaking each byte wanted arrives once, in order."""
+    ranges = (Range(7, 2 * MIB), Range(3 * MIB, 1), Range(4 * MIB, MIB + 3))
+    wanted = b"".join(CONTENT[one.offset : one.offset + one.length] for one in ranges)
+    async with serving(credentials, tmp_path / "hub") as rig:
+        rng = Random(11)
+        rig.source.fault = lambda: LinkDownError("flaky") if rng.random() < 0.4 else None
+        sink = Collected()
+        await download_ranges(rig.client(), DIGEST, ranges, sink, rng=Random(5), patience=QUICK)
+        assert bytes(sink.content) == wanted
+        assert len(rig.source.offsets) > len(ranges)
+        assert rig.source.offsets == sorted(rig.source.offsets)
 
 
 async def test_blobs_that_belong_together_cost_one_channel(credentials: Any, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Source:
     async def find_missing(self, peer: NodeId, digests: Sequence[Digest]) -> Sequence[Digest]:
         return ()
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
         self.offsets.append(offset)
         return self._pieces(offset)
 
@@ -98,6 +98,15 @@ async def test_a_fast_link_gets_wider_windows_and_the_bytes_are_right(tmp_path: 
         moved_at = [offset for offset in source.offsets if offset]
         assert moved_at
         assert all(0 < offset < len(CONTENT) for offset in moved_at)
+
+
+async def test_a_part_moves_too_and_ends_where_it_is_to(tmp_path: Path) -> None:
+    async with reading(tmp_path, 0.003) as (reader, source, _):
+        length = len(CONTENT) - 2000
+        for _ in range(4):
+            async with aclosing(reader.read(DIGEST, 1000, length)) as pieces:
+                assert b"".join([bytes(piece) async for piece in pieces]) == CONTENT[1000 : 1000 + length]
+        assert any(1000 < offset < 1000 + length for offset in source.offsets)
 
 
 async def test_two_reads_move_together_and_both_are_right(tmp_path: Path) -> None:

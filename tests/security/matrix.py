@@ -100,6 +100,7 @@ ROWS: Mapping[str, tuple[Who, Who, Who]] = {
     "wavemesh.v1.SessionService/Connect": (Who.CHILDREN, Who.CHILDREN, Who.CHILDREN),
     "wavemesh.v1.ArtifactService/FindMissing": (Who.NOBODY, Who.CHILDREN, Who.CHILDREN),
     "wavemesh.v1.ArtifactService/Read": (Who.NOBODY, Who.CHILDREN, Who.CHILDREN),
+    "wavemesh.v1.ArtifactService/Offer": (Who.NOBODY, Who.CHILDREN, Who.NOBODY),
     "wavemesh.v1.OperatorService/SubmitIntent": _BOTH,
     "wavemesh.v1.OperatorService/ListIntents": _BOTH,
     "wavemesh.v1.OperatorService/PlanWave": _CONTROL_ONLY,

@@ -26,6 +26,7 @@ from superhub.acceptance import Acceptance
 from superhub.compliance import Bundle, Pass, RegionView, assess
 from superhub.events import Events
 from superhub.intake import Intake
+from superhub.running import Running
 from superhub.service import RegionRegistry
 from superhub.shelf import Shelf
 from superhub.sink import RegionSink
@@ -340,6 +341,7 @@ class SuperHub(MiddleNode):
             authority=tracing,
             clock=self.clock,
             tracing=tracing,
+            running=Running(),
         )
         self.serve(registry)
         self.dialer.knock()

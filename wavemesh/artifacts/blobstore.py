@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from wavemesh.artifacts.arriving import Arrival, BlobWriter, FetchStoppedError
 from wavemesh.artifacts.counting import Counters
-from wavemesh.artifacts.digests import blob_name, check_digest, in_thread, parse_blob_name
-from wavemesh.artifacts.entries import BlobEntry, OutOfRangeError, QuotaExceededError
+from wavemesh.artifacts.digests import OutOfRangeError, blob_name, check_digest, end_of, in_thread, parse_blob_name
+from wavemesh.artifacts.entries import BlobEntry, QuotaExceededError
 from wavemesh.artifacts.partial import BlobMismatchError, PartialFile, boot_id, mark_path
 from wavemesh.artifacts.quarantine import Quarantine
 from wavemesh.artifacts.steps import read_and_hash, read_cached, reread_and_hash
@@ -198,6 +198,20 @@ class BlobStore:
         over = self.used_bytes + self.quarantine.used_bytes - self.quota_bytes
         return max(over, self.quarantine.used_bytes - self.free_bytes())
 
+    def reserve(self, digest: Digest) -> None:
+        """Account for a blob before its first byte, until it is written or deleted; raises QuotaExceededError."""
+        self.check_room(digest)
+        if digest not in self._complete:
+            self._partial.setdefault(digest, self._clock.now())
+
+    def file_of(self, digest: Digest) -> Path:
+        """Where a complete blob lies, to be read by who verifies what comes of it."""
+        return self._path(digest)
+
+    def partial_of(self, digest: Digest) -> Path:
+        """Where a blob lies that is not complete."""
+        return self._partials / blob_name(digest)
+
     # -- writing ----------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -345,28 +359,26 @@ class BlobStore:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def follow(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+    async def follow(self, digest: Digest, offset: int, length_bytes: int = 0) -> AsyncGenerator[bytes, None]:
         """The bytes from ``offset`` on, at most READ_STEP_BYTES at a time, waiting for a writer that is at work.
 
-        Raises NotFoundError, OutOfRangeError, BlobMismatchError, the error that ended the writer, DiskFaultError.
+        ``length_bytes`` of them, or with 0 all to the end. Raises NotFoundError, OutOfRangeError, BlobMismatchError,
+        the error that ended the writer, DiskFaultError.
         """
-        self._check_offset(digest, offset)
+        end = end_of(digest, offset, length_bytes)
         arrival = self._arrivals.get(digest)
-        if arrival is None:
-            async for piece in self.read(digest, offset):
-                yield piece
-            return
-        descriptor = await arrival.open()
-        if descriptor is None:
-            async for piece in self.read(digest, offset):
-                yield piece
+        descriptor = None if arrival is None else await arrival.open()
+        if arrival is None or descriptor is None:
+            async with aclosing(self.read(digest, offset, length_bytes)) as pieces:
+                async for piece in pieces:
+                    yield piece
             return
         try:
-            while offset < digest.size_bytes:
+            while offset < end:
                 if arrival.outcome is not None:
                     raise arrival.outcome
                 held_back = 0 if arrival.is_over else READ_STEP_BYTES
-                readable = min(arrival.offset, digest.size_bytes - held_back) - offset
+                readable = min(arrival.offset, digest.size_bytes - held_back, end) - offset
                 if readable <= 0:
                     await arrival.wait()
                     continue
@@ -377,27 +389,44 @@ class BlobStore:
         finally:
             os.close(descriptor)
 
-    async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes, None]:
-        """The bytes of a complete blob from ``offset`` on, verified on the way (what lies before ``offset`` too).
+    async def read(self, digest: Digest, offset: int = 0, length_bytes: int = 0) -> AsyncGenerator[bytes, None]:
+        """The bytes of a complete blob from ``offset`` on, verified: ``length_bytes``, or with 0 all to its end.
 
-        Raises NotFoundError, OutOfRangeError and, before the last step, BlobMismatchError, also for bytes that cannot
-        be read: then the blob is gone from here and can be fetched again.
+        A read to the end verifies what lies before ``offset`` too; one that is to stop before it does not, but where
+        the blob was not verified by this process yet, all of it first. Raises NotFoundError, OutOfRangeError and,
+        before the last step, BlobMismatchError, also for bytes that cannot be read: then the blob is gone from here and
+        can be fetched again.
         """
-        self._check_offset(digest, offset)
-        tags = self._tags.get(digest)
-        steps = self._hashed_steps(digest) if tags is None else self._tagged_steps(digest, tags)
-        position = 0
+        end = end_of(digest, offset, length_bytes)
+        if end < digest.size_bytes and digest not in self._tags:
+            await self._verify(digest)
+        tags, position = self._tags.get(digest), 0
+        if tags is None:
+            steps = self._hashed_steps(digest)
+        else:
+            # A read to the end resumes one: what went bad before it is found out too. A part stands alone.
+            position = offset - offset % READ_STEP_BYTES if end < digest.size_bytes else 0
+            steps = self._tagged_steps(digest, tags, position // READ_STEP_BYTES)
         async with aclosing(steps):
             async for piece in steps:
+                wanted = piece[max(0, offset - position) : max(0, end - position)]
                 position += len(piece)
-                if position > offset:
-                    yield piece[max(0, offset - (position - len(piece))) :]
+                if wanted:
+                    yield wanted
+                if position >= end:
+                    break
 
-    async def _tagged_steps(self, digest: Digest, tags: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
-        """All steps, each checked by its tag before it is given out."""
+    async def _verify(self, digest: Digest) -> None:
+        """Hash the whole blob, so that any part of it may be given out by its tags; raises as ``read``."""
+        async with aclosing(self._hashed_steps(digest)) as steps:
+            async for _ in steps:
+                pass
+
+    async def _tagged_steps(self, digest: Digest, tags: Sequence[bytes], first: int) -> AsyncGenerator[bytes, None]:
+        """All steps from number ``first`` on, each checked by its tag before it is given out."""
         buffer = bytearray(READ_STEP_BYTES)
         async with self._open(digest) as descriptor:
-            for index, tag in enumerate(tags):
+            for index, tag in enumerate(tags[first:], start=first):
                 position = index * READ_STEP_BYTES
                 piece = read_cached(descriptor, position, buffer, digest.size_bytes)
                 if piece is None:
@@ -479,9 +508,3 @@ class BlobStore:
         self._complete[digest] = used_at
         with suppress(FileNotFoundError):  # evicted while it is being read
             await in_thread(os.utime, self._path(digest), (used_at.timestamp(),) * 2)
-
-    def _check_offset(self, digest: Digest, offset: int) -> None:
-        check_digest(digest)
-        if not 0 <= offset <= digest.size_bytes:
-            msg = f"offset {offset} is beyond the {digest.size_bytes} bytes of blob {digest.sha256}"
-            raise OutOfRangeError(msg)

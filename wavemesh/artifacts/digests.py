@@ -36,6 +36,12 @@ class BadDigestError(PeerError):
     reason = "BAD_DIGEST"
 
 
+class OutOfRangeError(PeerError):
+    """An offset lies beyond the end of a blob, or more is wanted than it has from there."""
+
+    reason = "OUT_OF_RANGE"
+
+
 def check_digest(digest: Digest) -> Digest:
     """Return the digest if it is well formed; raises BadDigestError. Call it on whatever comes from outside."""
     if not _SHA256.fullmatch(digest.sha256):
@@ -45,6 +51,21 @@ def check_digest(digest: Digest) -> Digest:
         msg = f"size {digest.size_bytes} of blob {digest.sha256} is not within 0 to {MAX_BLOB_BYTES} bytes"
         raise BadDigestError(msg)
     return digest
+
+
+def end_of(digest: Digest, offset: int, length_bytes: int = 0) -> int:
+    """Where a read from ``offset`` ends: after ``length_bytes``, or with 0 at the end; raises as below.
+
+    BadDigestError; OutOfRangeError if the blob has no such offset or not so many bytes from there.
+    """
+    check_digest(digest)
+    if not 0 <= offset <= digest.size_bytes:
+        msg = f"offset {offset} is beyond the {digest.size_bytes} bytes of blob {digest.sha256}"
+        raise OutOfRangeError(msg)
+    if not 0 <= length_bytes <= digest.size_bytes - offset:
+        msg = f"blob {digest.sha256} of {digest.size_bytes} bytes has not {length_bytes} bytes from offset {offset} on"
+        raise OutOfRangeError(msg)
+    return offset + length_bytes if length_bytes else digest.size_bytes
 
 
 def blob_name(digest: Digest) -> str:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 from wavemesh.errors import BusyError, ConflictError, ForbiddenError, GateError, LinkDownError, NotFoundError, PeerError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from random import Random
 
+    from wavemesh.artifacts.chunkindex import Range
     from wavemesh.trust.statements import Digest
 
 
@@ -30,13 +31,16 @@ class BlobReader(Protocol):
         ...
 
 
-class BlobSink(Protocol):
-    """Where a blob goes: a BlobWriter, or the inactive slot of a device."""
+class RangeReader(Protocol):
+    """Whence parts of a blob come: ArtifactClient, YieldingReader."""
 
-    @property
-    def digest(self) -> Digest:
-        """What is written."""
+    def read(self, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[memoryview, None]:
+        """``length_bytes`` bytes from ``offset`` on; raises PeerErrors."""
         ...
+
+
+class RangeSink(Protocol):
+    """Where parts of a blob go, one after the other."""
 
     @property
     def offset(self) -> int:
@@ -45,6 +49,15 @@ class BlobSink(Protocol):
 
     async def write(self, data: bytes | memoryview) -> None:
         """Append."""
+        ...
+
+
+class BlobSink(RangeSink, Protocol):
+    """Where a blob goes: a BlobWriter, or the inactive slot of a device."""
+
+    @property
+    def digest(self) -> Digest:
+        """What is written."""
         ...
 
     async def finish(self) -> None:
@@ -74,17 +87,68 @@ async def download(
     Raises GateError, NotFoundError, ForbiddenError or ConflictError at once, the last PeerError when patience is at an
     end, and whatever the sink raises.
     """
-    patience = patience or Patience()
+
+    async def read() -> None:
+        async with aclosing(reader.read(sink.digest, sink.offset)) as pieces:
+            await _pour(pieces, sink, progress)
+
+    await _persevere(read, sink, sink.digest.size_bytes, rng, patience or Patience())
+    await sink.finish()
+
+
+async def download_ranges(
+    reader: RangeReader,
+    digest: Digest,
+    ranges: Sequence[Range],
+    sink: RangeSink,
+    *,
+    rng: Random,
+    patience: Patience | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Fetch what the sink lacks of these ranges of a blob, one after the other; as ``download``, and unverified.
+
+    Whoever puts the parts together verifies them: a part of a blob has no digest.
+    """
+
+    async def read() -> None:
+        for offset, length_bytes in rest_of(ranges, sink.offset):
+            end = sink.offset + length_bytes
+            async with aclosing(reader.read(digest, offset, length_bytes)) as pieces:
+                await _pour(pieces, sink, progress)
+            if sink.offset != end:  # else the next range would be taken for the rest of this one
+                msg = f"{length_bytes} bytes of blob {digest.sha256} from {offset} on ended at {sink.offset} of {end}"
+                raise LinkDownError(msg)
+
+    await _persevere(read, sink, sum(one.length for one in ranges), rng, patience or Patience())
+
+
+def rest_of(ranges: Sequence[Range], held: int) -> Iterator[tuple[int, int]]:
+    """Offset and length of what is left of the ranges when the first ``held`` bytes of them all are there."""
+    for one in ranges:
+        skipped = min(held, one.length)
+        held -= skipped
+        if skipped < one.length:
+            yield one.offset + skipped, one.length - skipped
+
+
+async def _pour(pieces: AsyncIterator[memoryview], sink: RangeSink, progress: Callable[[int], None] | None) -> None:
+    async for piece in pieces:
+        await sink.write(piece)
+        if progress is not None:
+            progress(sink.offset)
+
+
+async def _persevere(
+    read: Callable[[], Awaitable[None]], sink: RangeSink, size_bytes: int, rng: Random, patience: Patience
+) -> None:
+    """Read again, from where the sink is, until it has so many bytes; raises as ``download``."""
     fruitless = 0
-    while sink.offset < sink.digest.size_bytes:
+    while sink.offset < size_bytes:
         start = sink.offset
         try:
-            async with aclosing(reader.read(sink.digest, start)) as pieces:
-                async for piece in pieces:
-                    await sink.write(piece)
-                    if progress is not None:
-                        progress(sink.offset)
-            _check_end(sink)
+            await read()
+            _check_end(sink, size_bytes)
         except (GateError, NotFoundError, ForbiddenError, ConflictError):
             raise
         except PeerError as error:
@@ -92,12 +156,11 @@ async def download(
             if fruitless >= patience.attempts:
                 raise
             await asyncio.sleep(_pause_s(error, fruitless, patience, rng))
-    await sink.finish()
 
 
-def _check_end(sink: BlobSink) -> None:
-    if sink.offset < sink.digest.size_bytes:
-        msg = f"the bytes of blob {sink.digest.sha256} ended at {sink.offset} of {sink.digest.size_bytes}"
+def _check_end(sink: RangeSink, size_bytes: int) -> None:
+    if sink.offset < size_bytes:
+        msg = f"the bytes ended at {sink.offset} of {size_bytes}"
         raise LinkDownError(msg)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wavemesh.errors import LocalError, PeerError
+from wavemesh.errors import LocalError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -17,12 +17,6 @@ class QuotaExceededError(LocalError):
     """A blob does not fit into the quota or onto the disk; known before its first byte is written."""
 
     reason = "QUOTA_EXCEEDED"
-
-
-class OutOfRangeError(PeerError):
-    """An offset lies beyond the end of a blob."""
-
-    reason = "OUT_OF_RANGE"
 
 
 @dataclass(frozen=True, slots=True)

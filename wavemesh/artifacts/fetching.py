@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from wavemesh.errors import WavemeshError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from wavemesh.artifacts.blobstore import BlobStore, BlobWriter
     from wavemesh.trust.statements import Digest
@@ -41,8 +41,16 @@ class _Flight:
 class Fetches:
     """The fetches of one store."""
 
-    def __init__(self, store: BlobStore, fetch: Fetch, group: asyncio.TaskGroup, parallel: int = 4) -> None:
-        """Fetches run as tasks of ``group``."""
+    def __init__(
+        self,
+        store: BlobStore,
+        fetch: Fetch,
+        group: asyncio.TaskGroup,
+        parallel: int = 4,
+        prepare: Callable[[Digest], Awaitable[None]] | None = None,
+    ) -> None:
+        """Fetches run as tasks of ``group``. ``prepare`` comes before the writer, in the same turn; as ``fetch``."""
+        self._prepare = prepare
         self._store = store
         self._fetch = fetch
         self._group = group
@@ -66,15 +74,18 @@ class Fetches:
             if flight.error is not None:
                 raise flight.error
 
-    async def open(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
-        """The blob's bytes from ``offset`` on, while they are still being fetched; raises as ``ensure``."""
+    async def open(self, digest: Digest, offset: int, length_bytes: int = 0) -> AsyncGenerator[bytes, None]:
+        """The blob's bytes from ``offset`` on, while they are still being fetched; raises as ``ensure``.
+
+        ``length_bytes`` of them, or with 0 all to the end.
+        """
         self.begin(digest)
         flight = self._flights.get(digest)
         if flight is not None:
             await flight.started.wait()
             if flight.error is not None:
                 raise flight.error
-        return self._store.follow(digest, offset)
+        return self._store.follow(digest, offset, length_bytes)
 
     @property
     def active(self) -> list[Digest]:
@@ -95,9 +106,12 @@ class Fetches:
 
     async def _run(self, digest: Digest, flight: _Flight) -> None:
         try:
-            async with self._parallel, self._store.writer(digest) as writer:
-                flight.started.set()
-                await self._fetch(writer)
+            async with self._parallel:
+                if self._prepare is not None:
+                    await self._prepare(digest)
+                async with self._store.writer(digest) as writer:
+                    flight.started.set()
+                    await self._fetch(writer)
         except WavemeshError as error:
             flight.error = error
         finally:

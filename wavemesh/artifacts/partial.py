@@ -56,6 +56,30 @@ def mark_path(path: Path) -> Path:
     return path.with_name(path.name + ".mark")
 
 
+def take_over(source: Path, path: Path, digest: Digest, disk: Disk, boot: str) -> None:
+    """Make a whole file the partial one of a blob, to be verified and finished by its next writer; copies nothing.
+
+    A file of another length is refused with BlobMismatchError and stays. It is on disk before it has its name: whatever
+    mark an earlier partial file left there, what is believed by it are bytes of this one.
+    """
+    with disk_errors(source):
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor).st_size
+        if found != digest.size_bytes:
+            raise BlobMismatchError(digest, f"{found} bytes were rebuilt")
+        disk.fsync(descriptor, source)
+    finally:
+        os.close(descriptor)
+    disk.rename(source, path)
+    disk.fsync_dir(path.parent)
+    disk.write_atomic(mark_path(path), _mark(boot, found))
+
+
+def _mark(boot: str, offset: int) -> bytes:
+    return f"{boot or '-'} {offset}\n".encode()
+
+
 class PartialFile:
     """One partial file, open for appending."""
 
@@ -130,7 +154,7 @@ class PartialFile:
         if self._marked == self.offset:
             return
         self._disk.fsync(self._descriptor, self.path)
-        self._disk.write_atomic(mark_path(self.path), f"{self._boot or '-'} {self.offset}\n".encode())
+        self._disk.write_atomic(mark_path(self.path), _mark(self._boot, self.offset))
         self._marked = self.offset
 
     def finish(self, target: Path) -> None:

@@ -11,6 +11,7 @@ A blob that ended is not yet a blob that is right: whoever receives it verifies 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -18,17 +19,19 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from wavemesh.artifacts.blobstore import BlobMismatchError, OutOfRangeError
-from wavemesh.artifacts.digests import check_digest
+from wavemesh.artifacts.digests import OutOfRangeError, check_digest, end_of
 from wavemesh.artifacts.pacing import FIRST_MESSAGE_BYTES, most_message_bytes, next_message_bytes
+from wavemesh.artifacts.partial import BlobMismatchError
+from wavemesh.artifacts.plan import Method
 from wavemesh.errors import BusyError, ForbiddenError, LinkDownError, PeerError
 from wavemesh.runtime.status import STATUS_KEY, answers, error_from_rpc, status_of
 from wavemesh.trust.statements import Digest
 from wavemesh.v1 import artifact_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 
+    from wavemesh.artifacts.plan import Offer
     from wavemesh.identity.nodes import NodeId
     from wavemesh.runtime.peers import Peers
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 SERVICE_NAME = artifact_pb2.DESCRIPTOR.services_by_name["ArtifactService"].full_name
 MAX_FIND_MISSING = 4096
+MAX_BASES = 64
+MAX_OFFERS = 64
 STALL_S = 60.0
 SHED_RETRY_S = 2.0
 
@@ -51,6 +56,25 @@ class BadTransferError(PeerError):
     reason = "BAD_TRANSFER"
 
 
+_METHODS = {
+    artifact_pb2.DELIVERY_METHOD_FULL: Method.FULL,
+    artifact_pb2.DELIVERY_METHOD_FULL_ZSTD: Method.FULL_ZSTD,
+    artifact_pb2.DELIVERY_METHOD_CHUNKS: Method.CHUNKS,
+    artifact_pb2.DELIVERY_METHOD_DELTA: Method.DELTA,
+}
+_NUMBERS = {method: number for number, method in _METHODS.items()}
+
+
+class OfferSource(Protocol):
+    """Who knows by which deliveries a blob could come to a peer."""
+
+    async def offer(
+        self, peer: NodeId, target: Digest, bases: Sequence[Digest], methods: Collection[Method]
+    ) -> Sequence[Offer]:
+        """The deliveries by these methods to a peer that holds these bases; raises as ``BlobSource.open``."""
+        ...
+
+
 class BlobSource(Protocol):
     """Where a server's blobs come from; it decides what a peer may have."""
 
@@ -58,10 +82,11 @@ class BlobSource(Protocol):
         """Those of the digests that are not held, in order."""
         ...
 
-    async def open(self, peer: NodeId, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
-        """The bytes from ``offset`` on, fetched meanwhile if need be; the iterator may raise as ``open`` may.
+    async def open(self, peer: NodeId, digest: Digest, offset: int, length_bytes: int) -> AsyncGenerator[bytes, None]:
+        """``length_bytes`` bytes from ``offset`` on, fetched meanwhile if need be; the iterator may raise as this may.
 
-        Raises NotFoundError, GateError, BusyError, OutOfRangeError, BlobMismatchError.
+        The caller has looked that the blob has so many. Raises NotFoundError, GateError, BusyError, OutOfRangeError,
+        BlobMismatchError.
         """
         ...
 
@@ -110,11 +135,17 @@ class ArtifactServer:
         source: BlobSource,
         peers: Peers,
         *,
+        offers: OfferSource | None = None,
         maximum_reads: int = 64,
         maximum_reads_per_peer: int = 4,
         stall_s: float = STALL_S,
     ) -> None:
-        """Bound the reads at a time, in all and of one peer; ``stall_s`` ends a read that nobody takes bytes of."""
+        """Bound the reads at a time, in all and of one peer; ``stall_s`` ends a read that nobody takes bytes of.
+
+        Without ``offers`` no deliveries are known here: Offer is UNIMPLEMENTED.
+        """
+        self._offers = offers
+        self._offers_active = 0
         self._node_id = node_id
         self._source = source
         self._peers = peers
@@ -140,6 +171,12 @@ class ArtifactServer:
                 self.read, request_deserializer=artifact_pb2.ReadRequest.FromString, response_serializer=None
             ),
         }
+        if self._offers is not None:
+            handlers["Offer"] = grpc.unary_unary_rpc_method_handler(
+                self.offer,
+                request_deserializer=artifact_pb2.OfferRequest.FromString,
+                response_serializer=artifact_pb2.OfferResponse.SerializeToString,
+            )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
     @answers
@@ -155,29 +192,47 @@ class ArtifactServer:
         return artifact_pb2.FindMissingResponse(missing=[_message(digest) for digest in missing])
 
     @answers
+    async def offer(self, request: artifact_pb2.OfferRequest, context: Context) -> artifact_pb2.OfferResponse:
+        """Handle Offer."""
+        peer = self._child(context)
+        if len(request.bases) > MAX_BASES:
+            msg = f"{len(request.bases)} bases in one Offer; at most {MAX_BASES}, the likeliest first"
+            raise PeerError(msg)
+        target, bases = _digest(request.target), [_digest(base) for base in request.bases]
+        methods = {_METHODS[number] for number in request.methods if number in _METHODS}
+        if self._offers is None or self._offers_active >= MAX_OFFERS:
+            msg = f"{self._offers_active} offers are being made here"
+            raise BusyError(msg, retry_after_s=SHED_RETRY_S)
+        self._offers_active += 1
+        try:
+            offers = await self._offers.offer(peer, target, bases, methods)
+        finally:
+            self._offers_active -= 1
+        return artifact_pb2.OfferResponse(deliveries=[_delivery(one) for one in offers])
+
+    @answers
     async def read(self, request: artifact_pb2.ReadRequest, context: Context) -> None:
         """Handle Read: a coroutine that writes, because a generator's end would depend on who drops it when."""
         peer = self._child(context)
         try:
             digest = _digest(request.digest)
-            if request.offset > digest.size_bytes:
-                msg = f"offset {request.offset} is beyond the {digest.size_bytes} bytes of blob {digest.sha256}"
-                raise OutOfRangeError(msg)
+            length = end_of(digest, request.offset, request.length_bytes) - request.offset
             with self._counted(peer):
-                async with aclosing(await self._source.open(peer, digest, request.offset)) as pieces:
-                    await self._send(context, pieces, most_message_bytes(request.window_bytes))
+                async with aclosing(await self._source.open(peer, digest, request.offset, length)) as pieces:
+                    await self._send(context, pieces, length, most_message_bytes(request.window_bytes))
         except (OutOfRangeError, BlobMismatchError) as error:
             await _abort(context, error)
 
-    async def _send(self, context: Context, pieces: AsyncIterator[bytes], most_bytes: int) -> None:
-        """All pieces, in messages as large as the peer is fast, and of so many bytes at most."""
+    async def _send(self, context: Context, pieces: AsyncIterator[bytes], length: int, most_bytes: int) -> None:
+        """``length`` bytes of the pieces, in messages as large as the peer is fast, and of so many bytes at most."""
         clock, message_bytes = asyncio.get_running_loop(), FIRST_MESSAGE_BYTES
         async for piece in pieces:
-            start = 0
-            while start < len(piece):
-                end, began_s = start + min(message_bytes, most_bytes), clock.time()
+            start, last = 0, min(len(piece), length)
+            while start < last:
+                end, began_s = min(start + min(message_bytes, most_bytes), last), clock.time()
                 await self._write(context, frame(piece[start:end]))
                 start, message_bytes = end, next_message_bytes(message_bytes, clock.time() - began_s)
+            length -= last
 
     async def _write(self, context: Context, message: bytes) -> None:
         try:
@@ -206,6 +261,18 @@ class ArtifactServer:
             self._reads[peer] -= 1
             if not self._reads[peer]:
                 del self._reads[peer]
+
+
+def _delivery(offer: Offer) -> artifact_pb2.Delivery:
+    return artifact_pb2.Delivery(
+        method=_NUMBERS[offer.method],
+        bases=[_message(base) for base in offer.bases],
+        payload=None if offer.payload is None else _message(offer.payload),
+        index=None if offer.index is None else _message(offer.index),
+        read_bytes=offer.read_bytes,
+        ready_in_s=math.ceil(offer.ready_in_s),
+        rebuild_s=offer.rebuild_s,
+    )
 
 
 async def _abort(context: Context, error: OutOfRangeError | BlobMismatchError) -> NoReturn:
@@ -250,13 +317,17 @@ class ArtifactClient:
             raise BadTransferError(msg)
         return [_digest(digest) for digest in response.missing]
 
-    async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[memoryview, None]:
-        """The bytes of a blob from ``offset`` to its end, unverified; close the iterator if you leave it early.
+    async def read(self, digest: Digest, offset: int = 0, length_bytes: int = 0) -> AsyncGenerator[memoryview, None]:
+        """The bytes of a blob from ``offset`` on, unverified: ``length_bytes`` of them, or with 0 all to its end.
 
-        Raises LinkDownError (also when the stream ends early or stands still), NotFoundError, GateError, BusyError,
-        ForbiddenError, BadTransferError, RemoteFaultError.
+        Close the iterator if you leave it early. A server of an older version knows no length and sends all to the end;
+        it is stopped at the last byte wanted. Raises LinkDownError (also when the stream ends early or stands still),
+        NotFoundError, GateError, BusyError, ForbiddenError, BadTransferError, RemoteFaultError, OutOfRangeError.
         """
-        request = artifact_pb2.ReadRequest(digest=_message(digest), offset=offset, window_bytes=self._window_bytes)
+        end = offset + length_bytes if length_bytes else digest.size_bytes
+        request = artifact_pb2.ReadRequest(
+            digest=_message(digest), offset=offset, window_bytes=self._window_bytes, length_bytes=length_bytes
+        )
         async with self.transfer() as channel:
             start: grpc.aio.UnaryStreamMultiCallable[artifact_pb2.ReadRequest, bytes] = channel.unary_stream(
                 _READ, request_serializer=artifact_pb2.ReadRequest.SerializeToString, response_deserializer=None
@@ -265,15 +336,19 @@ class ArtifactClient:
             try:
                 while (message := await self._next(call)) is not None:
                     piece = unframe(message)
-                    offset += len(piece)
-                    if offset > digest.size_bytes:
+                    if offset + len(piece) > digest.size_bytes:
                         msg = f"more than the {digest.size_bytes} bytes of blob {digest.sha256} were sent"
                         raise BadTransferError(msg)
-                    yield piece
+                    piece = piece[: end - offset]
+                    offset += len(piece)
+                    if piece:
+                        yield piece
+                    if length_bytes and offset >= end:
+                        break
             finally:
                 call.cancel()
-        if offset < digest.size_bytes:
-            msg = f"the stream of blob {digest.sha256} ended at byte {offset} of {digest.size_bytes}"
+        if offset < end:
+            msg = f"the stream of blob {digest.sha256} ended at byte {offset} of {end}"
             raise LinkDownError(msg)
 
     async def _next(self, call: grpc.aio.UnaryStreamCall[artifact_pb2.ReadRequest, bytes]) -> bytes | None:

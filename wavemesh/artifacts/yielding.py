@@ -10,13 +10,15 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from wavemesh.artifacts.inflight import InFlight
+from wavemesh.artifacts.offers import ask_offers
 from wavemesh.artifacts.transfer import ArtifactClient
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     import grpc
 
+    from wavemesh.artifacts.plan import Method, Offer
     from wavemesh.runtime.clock import Clock
     from wavemesh.trust.statements import Digest
 
@@ -43,27 +45,37 @@ class YieldingReader:
         """What each read lets be on the way now."""
         return self._in_flight.window_bytes
 
-    async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[memoryview, None]:
-        """The bytes of a blob from ``offset`` to its end, unverified; raises as ``ArtifactClient.read``."""
+    async def read(self, digest: Digest, offset: int = 0, length_bytes: int = 0) -> AsyncGenerator[memoryview, None]:
+        """The bytes of a blob from ``offset`` on, ``length_bytes`` or all; as ``ArtifactClient.read``."""
+        end = offset + length_bytes if length_bytes else digest.size_bytes
         self._reads += 1
         try:
             while True:
                 client = self._current()
-                async with client.transfer(), aclosing(self._pieces(client, digest, offset)) as pieces:
+                async with client.transfer(), aclosing(self._pieces(client, digest, offset, end)) as pieces:
                     async for piece in pieces:
                         offset += len(piece)
                         yield piece
-                if client is self._client or offset >= digest.size_bytes:
+                if client is self._client or offset >= end:
                     return
         finally:
             self._reads -= 1
 
-    async def _pieces(self, client: ArtifactClient, digest: Digest, offset: int) -> AsyncGenerator[memoryview, None]:
-        """Pieces of this client, until the window is another."""
+    async def offer(
+        self, target: Digest, bases: Sequence[Digest], methods: Sequence[Method]
+    ) -> tuple[Offer, ...] | None:
+        """By which deliveries the parent could bring a blob; None if it knows none. Raises as ``ask_offers``."""
+        async with self._current().transfer() as channel:
+            return await ask_offers(channel, target, bases, methods)
+
+    async def _pieces(
+        self, client: ArtifactClient, digest: Digest, offset: int, end: int
+    ) -> AsyncGenerator[memoryview, None]:
+        """Pieces of this client up to ``end``, until the window is another."""
         if not self._is_measured:
             await self._measure(client)
         self._in_flight.begin(self._clock.monotonic())
-        async with aclosing(client.read(digest, offset)) as pieces:
+        async with aclosing(client.read(digest, offset, end - offset if end < digest.size_bytes else 0)) as pieces:
             async for piece in pieces:
                 yield piece
                 if self._in_flight.arrived(len(piece), self._reads, self._clock.monotonic()):

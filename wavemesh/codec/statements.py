@@ -35,6 +35,7 @@ from wavemesh.errors import PeerError
 from wavemesh.telemetry import batches as t
 from wavemesh.telemetry import uploads
 from wavemesh.trust import cachestats as c
+from wavemesh.trust import delivered as d
 from wavemesh.trust import enrolments as e
 from wavemesh.trust import kept
 from wavemesh.trust import quotes as q
@@ -86,6 +87,9 @@ _MESSAGES: Mapping[type, type[Message]] = {
     s.SwapWait: report_pb2.HubStatus.Wait,
     s.LedgerView: report_pb2.HubStatus.Ledger,
     c.CacheStatistics: report_pb2.CacheStatistics,
+    d.DeliveryView: report_pb2.DeliveryView,
+    d.DerivedSize: report_pb2.DerivedSize,
+    d.SeededBytes: report_pb2.SeededBytes,
     s.HubStatus: report_pb2.HubStatus,
     uploads.LogLine: report_pb2.LogLine,
     uploads.LogUpload: report_pb2.LogUpload,
@@ -168,6 +172,10 @@ _MAX_COUNTS: Mapping[str, int] = {
     "delegated": 64,
     "pcrs": 24,
     "lines": 500,
+    "deliveries": 64,
+    "held": 64,
+    "derived": 256,
+    "base_sha256s": 64,
     "batches": t.MAX_BATCHES,
     "urls": u.MAX_URLS,
     "refused": u.MAX_URLS,
@@ -175,7 +183,17 @@ _MAX_COUNTS: Mapping[str, int] = {
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_FIELDS = frozenset(
-    {"sha256", "firmware_sha256", "log_sha256", "ping_sha256", "policy_digest", "secret_sha256", "trust_root_sha256"}
+    {
+        "sha256",
+        "firmware_sha256",
+        "log_sha256",
+        "ping_sha256",
+        "policy_digest",
+        "secret_sha256",
+        "trust_root_sha256",
+        "target_sha256",
+        "base_sha256s",
+    }
 )
 
 

@@ -143,6 +143,15 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveryTerms:
+    """What moving artifacts may cost: bytes for a store and wave, None is no bound; prices of a GiB and an hour."""
+
+    byte_budget: int | None = None
+    price_per_gib: float = 1
+    price_per_hour: float = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole policy, every default filled in."""
 
@@ -151,6 +160,7 @@ class Policy:
     artifacts: Artifacts
     verification: Verification
     windows: Windows
+    delivery: DeliveryTerms = DeliveryTerms()
 
 
 def policy_of(document: dict[str, Any]) -> Policy:
@@ -171,6 +181,7 @@ def policy_of(document: dict[str, Any]) -> Policy:
             health_authority=HealthAuthority(authority),
         ),
         windows=Windows(**{name: text and Window.parse(text) for name, text in document["windows"].items()}),
+        delivery=DeliveryTerms(**_fields(document["delivery"])),
     )
 
 
@@ -181,7 +192,12 @@ _LATER_KEYS: dict[tuple[str, str], object] = {
     ("guardrails", "passWhenCannotTell"): [],
     ("guardrails", "requirePackedLkg"): False,
     ("artifacts", "app"): None,
+    ("delivery", "byteBudget"): None,
+    ("delivery", "pricePerGiB"): 1,
+    ("delivery", "pricePerHour"): 1,
 }
+#: Sections as young, written only where a key of theirs is.
+_LATER_SECTIONS = ("delivery",)
 
 
 def policy_to_json(policy: Policy) -> bytes:
@@ -191,6 +207,9 @@ def policy_to_json(policy: Policy) -> bytes:
         content = sections[section]
         if isinstance(content, dict) and content[name] == default:
             del content[name]
+    for section in _LATER_SECTIONS:
+        if not sections[section]:
+            del sections[section]
     return json.dumps(sections, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -233,7 +252,7 @@ def _default_authority(endpoint: str | None) -> str:
 
 
 def _fields(section: dict[str, Any]) -> dict[str, Any]:
-    return {re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), name): value for name, value in section.items()}
+    return {re.sub(r"GiB|[A-Z]", lambda word: "_" + word[0].lower(), name): value for name, value in section.items()}
 
 
 def _plain(value: object) -> object:
@@ -252,7 +271,7 @@ def _plain(value: object) -> object:
 
 
 def _key(field: str) -> str:
-    return re.sub(r"_([a-z])", lambda letter: letter[1].upper(), field)
+    return re.sub(r"_(gib|[a-z])", lambda word: "GiB" if word[1] == "gib" else word[1].upper(), field)
 
 
 def _refuse_constant(word: str) -> object:

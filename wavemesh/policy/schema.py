@@ -159,6 +159,29 @@ _WINDOWS = Section(
     )
 )
 
+_DELIVERY = Section(
+    (
+        Key(
+            "byteBudget",
+            ByteSize(),
+            "Bytes a store may read for a wave from its super hub; more stops with gate byte-budget. None: no bound.",
+            None,
+        ),
+        Key(
+            "pricePerGiB",
+            Number(0, 1_000_000),
+            "Price of a GiB over the store's link, in the unit of pricePerHour: what decides between deliveries.",
+            1,
+        ),
+        Key(
+            "pricePerHour",
+            Number(0, 1_000_000),
+            "Price of an hour that a store waits, reads or rebuilds, in the unit of pricePerGiB.",
+            1,
+        ),
+    )
+)
+
 DOCUMENT = Section(
     (
         Key("targets", _TARGETS, "Whom the waves update, and how many at a time."),
@@ -166,6 +189,7 @@ DOCUMENT = Section(
         Key("artifacts", _ARTIFACTS, "What is installed."),
         Key("verification", _VERIFICATION, "How a device proves that it is well.", {}),
         Key("windows", _WINDOWS, "When things may happen.", {}),
+        Key("delivery", _DELIVERY, "What moving artifacts to a store may cost.", {}),
     )
 )
 

@@ -28,6 +28,8 @@ class BlobMoved:
     sent_bytes: int
     gate: str = ""
     error: str = ""
+    method: str = ""
+    """How it travelled: ``full``, ``full-zstd``, ``chunks``, ``delta``; empty where there is one way only."""
 
 
 def stamp(at: datetime) -> int:
@@ -69,6 +71,11 @@ def outcome_merged(name: str, node: NodeId, outcome: DeviceOutcome, signer: str,
     )
 
 
+def _moved_attributes(moved: BlobMoved) -> dict[str, str | int]:
+    attributes: dict[str, str | int] = {"wavemesh.sha256": moved.digest.sha256, "wavemesh.bytes": moved.sent_bytes}
+    return {**attributes, "wavemesh.method": moved.method} if moved.method else attributes
+
+
 def blob_moved(name: str, node: NodeId, orders: Iterable[WaveOrder], moved: BlobMoved, now: datetime) -> list[Span]:
     """A transfer is over, well or not: one span in the trace of each device whose order waits for the blob."""
     return [
@@ -81,7 +88,7 @@ def blob_moved(name: str, node: NodeId, orders: Iterable[WaveOrder], moved: Blob
             ended_at=now,
             gate=moved.gate,
             error=moved.error,
-            attributes={"wavemesh.sha256": moved.digest.sha256, "wavemesh.bytes": moved.sent_bytes},
+            attributes=_moved_attributes(moved),
         )
         for order in orders
         for trace in traces_of(node.fleet, order)

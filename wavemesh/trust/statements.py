@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from wavemesh.trust.cachestats import CacheStatistics  # noqa: TC001  # the codec reads the fields' types
+from wavemesh.trust.delivered import DeliveryView, DerivedSize, SeededBytes  # noqa: TC001  # the codec reads the fields' types
 from wavemesh.trust.quotes import AttestationAnswer, Quote  # noqa: TC001  # the codec reads the fields' types
 
 if TYPE_CHECKING:
@@ -497,3 +498,7 @@ class HubStatus:
     ledgers: tuple[LedgerView, ...] = ()
     cache: CacheStatistics | None = None
     origin: str = ""
+    deliveries: tuple[DeliveryView, ...] = ()
+    held: tuple[Digest, ...] = ()
+    derived: tuple[DerivedSize, ...] = ()
+    seeded: tuple[SeededBytes, ...] = ()

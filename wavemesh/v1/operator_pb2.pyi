@@ -444,25 +444,97 @@ class PlanWaveResponse(_message.Message):
 
     WAVE_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
+    FORECAST_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """True when the same plan existed already."""
     @_builtins.property
     def wave(self) -> Global___Wave:
         """The wave as planned."""
 
+    @_builtins.property
+    def forecast(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferForecast]:
+        """What the wave will move over the links of its stores, by what stores and super hubs last said: one entry a store,
+        then one a region, then one for all.
+        """
+
     def __init__(
         self,
         *,
         wave: Global___Wave | None = ...,
         duplicate: _builtins.bool = ...,
+        forecast: _abc.Iterable[Global___TransferForecast] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wave", b"wave"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "wave", b"wave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "forecast", b"forecast", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanWaveResponse: _TypeAlias = PlanWaveResponse  # noqa: Y015
+
+@_typing.final
+class TransferForecast(_message.Message):
+    """What a wave's artifacts will move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MethodsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    FULL_BYTES_FIELD_NUMBER: _builtins.int
+    UNKNOWN_BYTES_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    OVER_BUDGET_FIELD_NUMBER: _builtins.int
+    place: _builtins.str
+    """Path of the store or region; "fleet" for all."""
+    bytes: _builtins.int
+    """Bytes expected: what the best delivery known reads, the whole blob where none is known."""
+    full_bytes: _builtins.int
+    """Bytes when nothing is held and nothing made: the upper bound."""
+    unknown_bytes: _builtins.int
+    """Of `bytes`, what stands for blobs of which it is unknown by what delivery they will come; they may come cheaper."""
+    over_budget: _builtins.int
+    """Stores of which the policy's byte budget is smaller than the bytes expected."""
+    @_builtins.property
+    def methods(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Deliveries by method: "held", "full", "full-zstd", "chunks", "delta", "unknown"."""
+
+    def __init__(
+        self,
+        *,
+        place: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        full_bytes: _builtins.int = ...,
+        unknown_bytes: _builtins.int = ...,
+        methods: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        over_budget: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "full_bytes", b"full_bytes", "methods", b"methods", "over_budget", b"over_budget", "place", b"place", "unknown_bytes", b"unknown_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferForecast: _TypeAlias = TransferForecast  # noqa: Y015
 
 @_typing.final
 class Wave(_message.Message):
@@ -557,6 +629,7 @@ class WaveStore(_message.Message):
     CONNECTED_FIELD_NUMBER: _builtins.int
     ORDER_DELIVERED_FIELD_NUMBER: _builtins.int
     WAITS_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
     store: _builtins.str
     """Path of the store."""
     exposure: _builtins.int
@@ -577,6 +650,10 @@ class WaveStore(_message.Message):
     def waits(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.HubStatus.Wait]:
         """Devices of the wave that their availability groups hold up there, by the hub's last status."""
 
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.DeliveryView]:
+        """How the wave's blobs came or come there, by the hub's last status: forecast, moved, method."""
+
     def __init__(
         self,
         *,
@@ -587,10 +664,11 @@ class WaveStore(_message.Message):
         connected: _builtins.bool = ...,
         order_delivered: _builtins.bool = ...,
         waits: _abc.Iterable[_report_pb2.HubStatus.Wait] | None = ...,
+        deliveries: _abc.Iterable[_report_pb2.DeliveryView] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "counts", b"counts", "devices", b"devices", "exposure", b"exposure", "order_delivered", b"order_delivered", "store", b"store", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "counts", b"counts", "deliveries", b"deliveries", "devices", b"devices", "exposure", b"exposure", "order_delivered", b"order_delivered", "store", b"store", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from wavemesh.v1 import artifact_pb2 as _artifact_pb2
 from wavemesh.v1 import envelope_pb2 as _envelope_pb2
 import builtins as _builtins
 import sys
@@ -136,6 +137,38 @@ UPDATE_STATE_AWAITING_SIGNOFF: UpdateState.ValueType  # 12
 UPDATE_STATE_REFUSED: UpdateState.ValueType  # 13
 """A gate refused."""
 Global___UpdateState: _TypeAlias = UpdateState  # noqa: Y015
+
+class _DeliveryState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeliveryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELIVERY_STATE_UNSPECIFIED: _DeliveryState.ValueType  # 0
+    """Never sent."""
+    DELIVERY_STATE_WAITING: _DeliveryState.ValueType  # 1
+    """Its payload is being made at the super hub."""
+    DELIVERY_STATE_READING: _DeliveryState.ValueType  # 2
+    """It is being read or rebuilt, or will be when a window opens or the link is back."""
+    DELIVERY_STATE_DONE: _DeliveryState.ValueType  # 3
+    """The blob is whole and verified."""
+    DELIVERY_STATE_REFUSED: _DeliveryState.ValueType  # 4
+    """Nothing that is offered fits the wave's byte budget; it is asked for again."""
+
+class DeliveryState(_DeliveryState, metaclass=_DeliveryStateEnumTypeWrapper):
+    """How far a delivery is."""
+
+DELIVERY_STATE_UNSPECIFIED: DeliveryState.ValueType  # 0
+"""Never sent."""
+DELIVERY_STATE_WAITING: DeliveryState.ValueType  # 1
+"""Its payload is being made at the super hub."""
+DELIVERY_STATE_READING: DeliveryState.ValueType  # 2
+"""It is being read or rebuilt, or will be when a window opens or the link is back."""
+DELIVERY_STATE_DONE: DeliveryState.ValueType  # 3
+"""The blob is whole and verified."""
+DELIVERY_STATE_REFUSED: DeliveryState.ValueType  # 4
+"""Nothing that is offered fits the wave's byte budget; it is asked for again."""
+Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
 
 @_typing.final
 class DeviceOutcome(_message.Message):
@@ -547,6 +580,122 @@ class DeviceStatus(_message.Message):
 Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
 
 @_typing.final
+class DeliveryView(_message.Message):
+    """How one blob comes to a store, for the wave's ledger: what was forecast before its first byte, and what was read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAVE_ID_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FORECAST_BYTES_FIELD_NUMBER: _builtins.int
+    MOVED_BYTES_FIELD_NUMBER: _builtins.int
+    SAID_FIELD_NUMBER: _builtins.int
+    wave_id: _builtins.str
+    """The wave that it is charged to; empty for a prefetch without one."""
+    sha256: _builtins.str
+    """The blob."""
+    size_bytes: _builtins.int
+    """Its size: what reading it as it is would move."""
+    name: _builtins.str
+    """Its names in releases, for people."""
+    method: _builtins.str
+    """"full", "full-zstd", "chunks" or "delta"; empty while nothing is planned."""
+    state: Global___DeliveryState.ValueType
+    """How far it is."""
+    forecast_bytes: _builtins.int
+    """What the plan said before the first byte."""
+    moved_bytes: _builtins.int
+    """What was read so far, plans that were given up included; in a status that goes up in steps while it is being read."""
+    said: _builtins.str
+    """Why it is planned so, or why it is not here, for people. At most 500 characters."""
+    def __init__(
+        self,
+        *,
+        wave_id: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        name: _builtins.str = ...,
+        method: _builtins.str = ...,
+        state: Global___DeliveryState.ValueType = ...,
+        forecast_bytes: _builtins.int = ...,
+        moved_bytes: _builtins.int = ...,
+        said: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forecast_bytes", b"forecast_bytes", "method", b"method", "moved_bytes", b"moved_bytes", "name", b"name", "said", b"said", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "wave_id", b"wave_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliveryView: _TypeAlias = DeliveryView  # noqa: Y015
+
+@_typing.final
+class DerivedSize(_message.Message):
+    """What a super hub has made for deliveries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_SHA256_FIELD_NUMBER: _builtins.int
+    BASE_SHA256S_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    target_sha256: _builtins.str
+    """The blob that it becomes."""
+    method: _builtins.str
+    """"full-zstd", "chunks" or "delta"."""
+    read_bytes: _builtins.int
+    """What a store that holds the bases reads of it."""
+    @_builtins.property
+    def base_sha256s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it is rebuilt from, in order; none for a compressed blob."""
+
+    def __init__(
+        self,
+        *,
+        target_sha256: _builtins.str = ...,
+        base_sha256s: _abc.Iterable[_builtins.str] | None = ...,
+        method: _builtins.str = ...,
+        read_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_sha256s", b"base_sha256s", "method", b"method", "read_bytes", b"read_bytes", "target_sha256", b"target_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DerivedSize: _TypeAlias = DerivedSize  # noqa: Y015
+
+@_typing.final
+class SeededBytes(_message.Message):
+    """What went from a super hub to its stores one way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """"full", "full-zstd", "chunks" or "delta"."""
+    sent_bytes: _builtins.int
+    """Bytes that went out, those of transfers that broke included."""
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        sent_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "sent_bytes", b"sent_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeededBytes: _TypeAlias = SeededBytes  # noqa: Y015
+
+@_typing.final
 class HubStatus(_message.Message):
     """Status key "hub"; super hubs pass it on as "store/STORE/hub"."""
 
@@ -646,6 +795,10 @@ class HubStatus(_message.Message):
     LEDGERS_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    DERIVED_FIELD_NUMBER: _builtins.int
+    SEEDED_FIELD_NUMBER: _builtins.int
     hub: _builtins.str
     """Path of the hub."""
     software_version: _builtins.str
@@ -684,6 +837,22 @@ class HubStatus(_message.Message):
     def cache(self) -> Global___CacheStatistics:
         """What its cache has done and how its scrub stands; unset by hubs before 0.2."""
 
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryView]:
+        """How blobs came or come to this store, those of open waves first, then the newest; the first 64."""
+
+    @_builtins.property
+    def held(self) -> _containers.RepeatedCompositeFieldContainer[_artifact_pb2.Digest]:
+        """Complete blobs that deliveries to this store can start from, the last used first; the first 16."""
+
+    @_builtins.property
+    def derived(self) -> _containers.RepeatedCompositeFieldContainer[Global___DerivedSize]:
+        """Of a super hub: what it has made for deliveries, and how much a store reads of each; the newest 256."""
+
+    @_builtins.property
+    def seeded(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeededBytes]:
+        """Of a super hub: what went to its stores since its process began, by how it travelled."""
+
     def __init__(
         self,
         *,
@@ -701,10 +870,14 @@ class HubStatus(_message.Message):
         ledgers: _abc.Iterable[Global___HubStatus.Ledger] | None = ...,
         cache: Global___CacheStatistics | None = ...,
         origin: _builtins.str = ...,
+        deliveries: _abc.Iterable[Global___DeliveryView] | None = ...,
+        held: _abc.Iterable[_artifact_pb2.Digest] | None = ...,
+        derived: _abc.Iterable[Global___DerivedSize] | None = ...,
+        seeded: _abc.Iterable[Global___SeededBytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache", b"cache"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache", b"cache", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "devices_connected", b"devices_connected", "hub", b"hub", "incarnation", b"incarnation", "ledgers", b"ledgers", "local_pauses", b"local_pauses", "origin", b"origin", "software_version", b"software_version", "swaps_active", b"swaps_active", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cache", b"cache", "cache_bytes", b"cache_bytes", "cache_quota_bytes", b"cache_quota_bytes", "connected", b"connected", "deliveries", b"deliveries", "derived", b"derived", "devices_connected", b"devices_connected", "held", b"held", "hub", b"hub", "incarnation", b"incarnation", "ledgers", b"ledgers", "local_pauses", b"local_pauses", "origin", b"origin", "seeded", b"seeded", "software_version", b"software_version", "swaps_active", b"swaps_active", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

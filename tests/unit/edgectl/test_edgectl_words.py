@@ -19,6 +19,7 @@ from wavemesh.v1 import operator_pb2, report_pb2, rollout_pb2
         (words.WAVE_STATES, rollout_pb2.WaveState),
         (words.DISPOSITIONS, operator_pb2.Disposition),
         (words.DEVICE_STATES, report_pb2.UpdateState),
+        (words.DELIVERY_STATES, report_pb2.DeliveryState),
         (words.PERMIT_STATES, operator_pb2.PermitState),
         (words.DISCREPANCIES, operator_pb2.DiscrepancyCause),
     ],
@@ -34,7 +35,7 @@ def test_every_gate_is_explained(gate: Gate) -> None:
 
 
 def test_a_word_of_several_kinds_is_explained_as_each() -> None:
-    assert [one.kind for one in words.explain("refused")] == ["outcome", "intent", "device state"]
+    assert [one.kind for one in words.explain("refused")] == ["outcome", "intent", "delivery", "device state"]
     assert [one.kind for one in words.explain("rolled-back")] == ["outcome", "device state"]
 
 

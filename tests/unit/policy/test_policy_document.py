@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from wavemesh.policy.document import (
     POLICY_BYTES_MOST,
+    DeliveryTerms,
     HealthAuthority,
     Policy,
     PolicyError,
@@ -177,3 +178,15 @@ def test_a_later_key_is_written_where_it_is_used(policy: Policy) -> None:
     explicit = policy_to_json(off).replace(b'"rotateCertificates":false', b'"rotateCertificates":true')
     with pytest.raises(PolicyError, match="canonical"):
         policy_from_json(explicit)
+
+
+def test_what_a_delivery_may_cost_is_a_section_that_older_readers_never_see_unused(policy: Policy) -> None:
+    """S5: price and budget of bytes; a policy without them has the digest that earlier versions know."""
+    assert policy.delivery == DeliveryTerms(None, 1, 1)
+    assert b"delivery" not in policy_to_json(policy)
+    tight = dataclasses.replace(policy, delivery=DeliveryTerms(byte_budget=200 << 20, price_per_gib=0.5))
+    payload = policy_to_json(tight)
+    assert b'"delivery":{"byteBudget":209715200,"pricePerGiB":0.5}' in payload
+    assert policy_from_json(payload) == tight
+    with pytest.raises(PolicyError, match="canonical"):
+        policy_from_json(payload.replace(b'"pricePerGiB":0.5', b'"pricePerGiB":1'))

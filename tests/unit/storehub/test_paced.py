@@ -10,11 +10,12 @@ import pytest
 
 from storehub import paced
 from storehub.paced import PacedReader
+from wavemesh.artifacts.plan import Method, Offer
 from wavemesh.runtime.clock import SystemClock
 from wavemesh.trust.statements import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
 PIECE = 64 * 1024
 BLOBS = [Digest(f"{number:064x}", 40 * PIECE) for number in range(3)]
@@ -38,9 +39,14 @@ class Time(SystemClock):
 class Source:
     """Pieces at once, as fast as they are taken."""
 
-    async def read(self, digest: Digest, offset: int) -> AsyncGenerator[memoryview, None]:
-        for _ in range(offset, digest.size_bytes, PIECE):
+    async def read(self, digest: Digest, offset: int = 0, length_bytes: int = 0) -> AsyncGenerator[memoryview, None]:
+        for _ in range(offset, offset + length_bytes if length_bytes else digest.size_bytes, PIECE):
             yield memoryview(bytes(PIECE))
+
+    async def offer(
+        self, target: Digest, bases: Sequence[Digest], methods: Sequence[Method]
+    ) -> tuple[Offer, ...] | None:
+        return (Offer(methods[0], tuple(bases), target),)
 
 
 @pytest.fixture
@@ -87,13 +93,23 @@ async def test_a_blob_that_a_wave_takes_over_goes_on_at_the_days_rate(time: Time
     assert time.at - 1000.0 <= 3 * paced.WAIT_STEP_S
 
 
+async def test_parts_count_and_questions_do_not(time: Time) -> None:
+    reader = PacedReader(Source(), time, window_bytes_per_s=0, day_bytes_per_s=4 * PIECE)
+    assert await reader.offer(BLOBS[0], [BLOBS[1]], [Method.DELTA]) == (Offer(Method.DELTA, (BLOBS[1],), BLOBS[0]),)
+    async with aclosing(reader.read(BLOBS[0], PIECE, 12 * PIECE)) as pieces:
+        assert sum([len(piece) async for piece in pieces]) == 12 * PIECE
+    assert time.at - 1000.0 == pytest.approx(12 / 4 - 1, abs=0.1)
+
+
 async def test_a_read_that_is_given_up_ends_the_one_below(time: Time) -> None:
     ended = asyncio.Event()
 
     class Watched(Source):
-        async def read(self, digest: Digest, offset: int) -> AsyncGenerator[memoryview, None]:
+        async def read(
+            self, digest: Digest, offset: int = 0, length_bytes: int = 0
+        ) -> AsyncGenerator[memoryview, None]:
             try:
-                async with aclosing(super().read(digest, offset)) as pieces:
+                async with aclosing(super().read(digest, offset, length_bytes)) as pieces:
                     async for piece in pieces:
                         yield piece
             finally:
