@@ -29,8 +29,8 @@ def write(directory: Path) -> None:
     (directory / "delta.svg").write_text(plot(found), encoding="utf-8")
 
 
-def _mb(count: float | None) -> str:
-    return "-" if count is None else f"{count / 1e6:.3f}"
+def _bytes(count: float | None) -> str:
+    return "-" if count is None else f"{count:,.0f}"
 
 
 def _peer(one: dict[str, Any], name: str) -> float | None:
@@ -44,7 +44,7 @@ def page(results: list[dict[str, Any]]) -> str:
         "",
         "Written by `python -m bench delta --page bench/results` from `delta-PAIR.json`, each of which is",
         "`python -m bench delta --pair PAIR --json bench/results/delta-PAIR.json`; `bench/pairs.py` says what the",
-        "pairs are. Bytes to move, in MB; what was chosen is bold. Everything was rebuilt and compared byte for byte.",
+        "pairs are. Bytes to move; what was chosen is bold. Everything was rebuilt and compared byte for byte.",
         "",
         "![bytes to move](delta.svg)",
         "",
@@ -52,17 +52,17 @@ def page(results: list[dict[str, Any]]) -> str:
         _row(*["---"] * 10),
     ]
     for one in results:
-        ways = [_bold(_mb(one[way]), is_chosen=_is_chosen(one, way)) for way in _WAYS]
+        ways = [_bold(_bytes(one[way]), is_chosen=_is_chosen(one, way)) for way in _WAYS]
         peers = [_peer(one, name) for name in _PEERS]
         least = min((count for count in peers if count is not None), default=None)
         share = "-" if least is None else f"{one['chosen_bytes'] / least:.2f}"
-        cells = [one["pair"], _mb(one["new_bytes"]), *ways, *(_mb(count) for count in peers), share]
+        cells = [one["pair"], _bytes(one["new_bytes"]), *ways, *(_bytes(count) for count in peers), share]
         lines.append(_row(*cells))
     lines += [
         "",
         "Forecast against what was moved, regret against the best of all ways, and seconds: of the delta to make, to",
         "rebuild (in memory, to the disk, in a contained process), of the quickest peer to rebuild. `guess` is what",
-        "`wavemesh/artifacts/likeness.py` says of the delta before it is made, in MB. Seconds depend on the machine",
+        "`wavemesh/artifacts/likeness.py` says of the delta before it is made. Seconds depend on the machine",
         "and its load; the JSON files say which. `zstd` is `zstd --patch-from`.",
         "",
         _row(*_COLUMNS),
@@ -76,7 +76,7 @@ def page(results: list[dict[str, Any]]) -> str:
             one["chosen"],
             f"{one['forecast_error']:.1%}",
             f"{one['regret']:.1%}",
-            _mb(one["guess"]["delta_bytes"]),
+            _bytes(one["guess"]["delta_bytes"]),
             *(f"{way[name]:.2f}" for name in ("make_s", "apply_s", "apply_disk_s", "worker_s")),
             "-" if quickest is None else f"{quickest:.2f}",
             f"{one['machine']['load']:.1f}",

@@ -52,7 +52,7 @@ def test_every_way_is_measured_beside_its_peers(tmp_path: Path, images: tuple[Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
     (tmp_path / "delta-small.json").write_text(done.stdout)
     delta_page.write(tmp_path)
-    assert f"| **{found['pairwise'] / 1e6:.3f}** |" in (tmp_path / "delta.md").read_text()
+    assert f"| **{found['pairwise']:,}** |" in (tmp_path / "delta.md").read_text()
     assert (tmp_path / "delta.svg").read_text().count("<rect") == 8
 
 
