@@ -59,9 +59,14 @@ class Words:
             self.facts.fail("P6", f"the order of halted wave {wave.wave_id} says {wave.state.name} again")
 
     def heard(self, node: DeviceNode) -> None:
-        """P6, M3: what a device holds changed: a halt that it heard of stays one, whatever older order it is shown."""
+        """P6, M3: what a device holds changed: a halt that it heard of stays one, whatever older order it is shown.
+
+        One that it believed and could not make durable, on a full disk, is forgotten with the process.
+        """
+        waves = node.file.document.waves
         for order in node.equipment.sink.orders():
-            if order.wave_id not in self._unsure:
+            record = waves.get(order.wave_id)
+            if order.wave_id not in self._unsure and record is not None and record.generation >= order.generation:
                 self._stays_halted(node.path, node.hardware, order, self._devices_stopped)
 
     def passed(self, hub: StoreHub) -> None:
@@ -75,7 +80,9 @@ class Words:
         for order in hub.hub.belief.orders.values():
             if order.wave_id in self._unsure:
                 continue
-            self._stays_halted(hub.path, id(hub), order, self._hubs_stopped)
+            record = hub.hub.store.waves.get(order.wave_id)
+            if record is not None and record.order.generation >= order.generation:
+                self._stays_halted(hub.path, id(hub), order, self._hubs_stopped)
             halt = self.facts.halts.get(order.wave_id)
             if halt is not None and order.state not in _ENDED and self._has_reached(hub, halt.at):
                 self.facts.fail("M5", f"{hub.path} holds {order.wave_id} as {order.state.name}: no halt reached it")
@@ -182,6 +189,6 @@ class Words:
 
     def forgot(self, waves: Iterable[Wave]) -> None:
         """Control goes on from a backup: it knows these as they were then."""
-        self._unsure |= {wave.wave_id for wave in waves}
-        self._unsure |= {wave_id for wave_id, _ in self._ranks}
+        self._unsure |= {wave.wave_id for wave in waves} | {wave_id for wave_id, _ in self._ranks}
+        self._unsure |= {wave_id for wave_id, _ in self.facts.permits}
         self._ranks.clear()
