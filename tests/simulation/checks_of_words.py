@@ -41,6 +41,7 @@ class Words:
         self._hubs_stopped: set[tuple[int, str]] = set()
         self._devices_stopped: set[tuple[int, str]] = set()
         self._said: dict[tuple[str, DeviceNode], int] = {}
+        self._spoke: set[tuple[str, str]] = set()
 
     # -- halts --------------------------------------------------------------------------------------------------------
 
@@ -148,6 +149,14 @@ class Words:
         if said is not None and node.progress.wave_id:
             self._said[node.progress.wave_id, node] = node.progress.attempt
 
+    def closing(self, wave: Wave) -> None:
+        """H7: whose own word control counts has spoken in that wave."""
+        silent = [
+            path for path, one in wave.outcomes.items() if one.by_device and (wave.wave_id, path) not in self._spoke
+        ]
+        if silent:
+            self.facts.fail("H7", f"wave {wave.wave_id} closes with words of {silent[0]}, which said none in it")
+
     def quiet(self) -> None:
         """S3: control knows of what every device said that is still there, though the devices may not any more."""
         for wave in self.region.control.rows.waves.values():
@@ -167,6 +176,7 @@ class Words:
 
     def wrote(self, node: Node, before: Document, after: Document) -> None:
         """M6: a log gives up a report when it is acknowledged, or all of them for a snapshot, and never one alone."""
+        self._spoke |= {(wave_id, node.path) for wave_id, record in after.waves.items() if record.envelope}
         if before.incarnation != after.incarnation:
             return
         kept = before.reports[after.acknowledged - before.acknowledged :]

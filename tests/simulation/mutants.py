@@ -36,7 +36,6 @@ NOT_FOUND_YET = frozenset(
     {
         "oldest-report-dropped",
         "permits-at-once",
-        "waves-mixed-up",
     }
 )
 MAX_JOBS = 64
