@@ -3,13 +3,14 @@
     engine.py    virtual time, nodes that live and crash, the trace
     words.py     statements as values: stands in for signatures and the codec, and for nothing else
     disk.py      what survives: a hub's database, a device's state document; commits are where a crash may fall
-    links.py     links, and the two ends of a session around the product's machines
+    links.py     links, and the two ends of a session around the product's machines; briefs.py: frames in a few words
     parents.py   what nodes with children have in common; hubs.py: store hubs and super hubs, of the product's parts
     controls.py  control: its pure rules, with the SQL around them mirrored; rows.py: what it keeps
     devices.py   the agent: the product's update machine, sink and store; activities.py: clearance, trial; board.py
     region.py    who takes part in a night, and which waves are planned
     kinds.py     ``Fault``: every kind with what it does; faults.py does them
-    facts.py     ground truth; checkers.py: the invariants over it
+    tales.py     stories that happen in every night that is asked for them
+    facts.py     ground truth; checkers.py: the invariants over it; checks_of_words.py: those of words on their way
     run.py       ``run_seed``
 
 For mutants. ``run_seed(seed, patches=[...])`` enters each patch (a context manager, ``unittest.mock.patch.object`` for

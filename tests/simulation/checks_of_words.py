@@ -41,6 +41,7 @@ class Words:
         self._hubs_stopped: set[tuple[int, str]] = set()
         self._devices_stopped: set[tuple[int, str]] = set()
         self._said: dict[tuple[str, DeviceNode], int] = {}
+        self._spoke: set[tuple[str, str]] = set()
 
     # -- halts --------------------------------------------------------------------------------------------------------
 
@@ -59,9 +60,14 @@ class Words:
             self.facts.fail("P6", f"the order of halted wave {wave.wave_id} says {wave.state.name} again")
 
     def heard(self, node: DeviceNode) -> None:
-        """P6, M3: what a device holds changed: a halt that it heard of stays one, whatever older order it is shown."""
+        """P6, M3: what a device holds changed: a halt that it heard of stays one, whatever older order it is shown.
+
+        One that it believed and could not make durable, on a full disk, is forgotten with the process.
+        """
+        waves = node.file.document.waves
         for order in node.equipment.sink.orders():
-            if order.wave_id not in self._unsure:
+            record = waves.get(order.wave_id)
+            if order.wave_id not in self._unsure and record is not None and record.generation >= order.generation:
                 self._stays_halted(node.path, node.hardware, order, self._devices_stopped)
 
     def passed(self, hub: StoreHub) -> None:
@@ -75,7 +81,9 @@ class Words:
         for order in hub.hub.belief.orders.values():
             if order.wave_id in self._unsure:
                 continue
-            self._stays_halted(hub.path, id(hub), order, self._hubs_stopped)
+            record = hub.hub.store.waves.get(order.wave_id)
+            if record is not None and record.order.generation >= order.generation:
+                self._stays_halted(hub.path, id(hub), order, self._hubs_stopped)
             halt = self.facts.halts.get(order.wave_id)
             if halt is not None and order.state not in _ENDED and self._has_reached(hub, halt.at):
                 self.facts.fail("M5", f"{hub.path} holds {order.wave_id} as {order.state.name}: no halt reached it")
@@ -141,6 +149,14 @@ class Words:
         if said is not None and node.progress.wave_id:
             self._said[node.progress.wave_id, node] = node.progress.attempt
 
+    def closing(self, wave: Wave) -> None:
+        """H7: whose own word control counts has spoken in that wave."""
+        silent = [
+            path for path, one in wave.outcomes.items() if one.by_device and (wave.wave_id, path) not in self._spoke
+        ]
+        if silent:
+            self.facts.fail("H7", f"wave {wave.wave_id} closes with words of {silent[0]}, which said none in it")
+
     def quiet(self) -> None:
         """S3: control knows of what every device said that is still there, though the devices may not any more."""
         for wave in self.region.control.rows.waves.values():
@@ -160,6 +176,7 @@ class Words:
 
     def wrote(self, node: Node, before: Document, after: Document) -> None:
         """M6: a log gives up a report when it is acknowledged, or all of them for a snapshot, and never one alone."""
+        self._spoke |= {(wave_id, node.path) for wave_id, record in after.waves.items() if record.envelope}
         if before.incarnation != after.incarnation:
             return
         kept = before.reports[after.acknowledged - before.acknowledged :]
@@ -182,6 +199,6 @@ class Words:
 
     def forgot(self, waves: Iterable[Wave]) -> None:
         """Control goes on from a backup: it knows these as they were then."""
-        self._unsure |= {wave.wave_id for wave in waves}
-        self._unsure |= {wave_id for wave_id, _ in self._ranks}
+        self._unsure |= {wave.wave_id for wave in waves} | {wave_id for wave_id, _ in self._ranks}
+        self._unsure |= {wave_id for wave_id, _ in self.facts.permits}
         self._ranks.clear()

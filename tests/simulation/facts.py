@@ -221,3 +221,5 @@ class Facts:
         """Control is about to say its last word on a wave."""
         if self.checkers is not None:
             self.checkers.on_close(wave)
+        if self.words is not None:
+            self.words.closing(wave)

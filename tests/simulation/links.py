@@ -17,6 +17,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from tests.simulation.briefs import brief
 from tests.simulation.engine import drive
 from wavemesh.errors import BusyError, WavemeshError
 from wavemesh.identity.nodes import NodeId
@@ -24,7 +25,7 @@ from wavemesh.session.backoff import delay_s
 from wavemesh.session.child import Answered, ChildMachine, ChildState, RestartLog
 from wavemesh.session.downstream import _Session
 from wavemesh.session.faults import SessionViolationError
-from wavemesh.session.frames import Fenced, Hello, ReportBatch, ResourceUpdate, StatusUpdate
+from wavemesh.session.frames import Hello
 from wavemesh.session.liveness import Ending, SessionEnd
 from wavemesh.session.parent import AnswerAsk, ParentMachine
 
@@ -486,7 +487,7 @@ class Stream:
 
     def _note(self, node: Node, frame: Any, what: str) -> None:
         peer = self.parent if node is self.child else self.child
-        node.note(f"{what} {type(frame).__name__}", f"{peer.label} {_brief(frame)}")
+        node.note(f"{what} {type(frame).__name__}", f"{peer.label} {brief(frame)}")
 
 
 FLEET = "retail.example"
@@ -496,21 +497,3 @@ FLEET = "retail.example"
 def node_at(path: str) -> NodeId:
     """The node of the fleet with that path, made once."""
     return NodeId(FLEET, path)
-
-
-def _brief(frame: Any) -> str:
-    match frame:
-        case Hello():
-            return f"{frame.incarnation[:6]} next {frame.next_report_number}"
-        case Fenced():
-            return f"through {frame.reports_through}"
-        case ReportBatch():
-            return f"{frame.first_number}+{len(frame.reports)} {','.join(one.kind for one in frame.reports)}"
-        case ResourceUpdate():
-            names = [f"{one.key.type}/{one.key.name}" for one in frame.changed]
-            gone = [f"-{key.type}/{key.name}" for key in frame.removed]
-            return f"#{frame.nonce} {' '.join([*names, *gone][:6])}"
-        case StatusUpdate():
-            return " ".join(entry.key for entry in frame.entries[:4])
-        case _:
-            return ""

@@ -173,16 +173,19 @@ def _() -> Patch:
     return patch.object(tests.simulation.controls, "beats", lambda *_: True)
 
 
-@mutant("waves-mixed-up", "Control counts what a device says of one wave in all waves that it is in.")
+@mutant("stores-mixed-up", "Control counts what a device says for its namesake at another store as well.")
 def _() -> Patch:
     def make(keep: Any) -> Any:
         def mutated(self: Control, envelope: Any, touched: set[str]) -> None:
             keep(self, envelope, touched)
             outcome = decode(DeviceOutcome, envelope.payload)
-            ranked = self.rows.waves[outcome.wave_id].outcomes.get(outcome.device)
-            for wave in self.rows.waves.values():
-                if ranked is not None and wave.closed_at is None and outcome.device in wave.devices:
-                    wave.outcomes.setdefault(outcome.device, ranked)
+            wave = self.rows.waves.get(outcome.wave_id)
+            ranked = wave.outcomes.get(outcome.device) if wave is not None else None
+            if wave is None or ranked is None:
+                return
+            for path in wave.devices:
+                if path.rsplit("/", 1)[1] == outcome.device.rsplit("/", 1)[1]:
+                    wave.outcomes.setdefault(path, replace(ranked, device=path))
 
         return mutated
 
