@@ -119,11 +119,15 @@ class RegionStore:
         """All outcomes, as the reports of kind ``snapshot`` that a new incarnation's log begins with.
 
         Snapshots of stores that wait to go up come first: control acts on each by itself, so ours does not cover them.
+        Behind ours is an empty one for each store's newest incarnation: a control that was restored from a backup may
+        not know that it came, and would leave the permits of the one before outstanding.
         """
+        heard = await _stores_heard(tx)
+        said_again = {report.body for report in heard}
         waiting = [
             Report("snapshot", row[0])
             for row in await tx.fetch_all("SELECT body FROM session_reports WHERE kind = 'snapshot' ORDER BY number")
-            if decode(SnapshotReport, row[0]).node != node
+            if row[0] not in said_again and decode(SnapshotReport, row[0]).node != node
         ]
         parts: list[list[Envelope]] = [[]]
         room = _PART_BYTES
@@ -133,10 +137,14 @@ class RegionStore:
                 room = _PART_BYTES
             parts[-1].append(decode(Envelope, row[0]))
             room -= len(row[0]) + _FRAMING_BYTES
-        return waiting + [
-            Report("snapshot", encode(SnapshotReport(node, incarnation, tuple(part), last=part is parts[-1])))
-            for part in parts
-        ]
+        return (
+            waiting
+            + [
+                Report("snapshot", encode(SnapshotReport(node, incarnation, tuple(part), last=part is parts[-1])))
+                for part in parts
+            ]
+            + heard
+        )
 
     # -- what was told ----------------------------------------------------------------------------------------------
 
@@ -169,6 +177,15 @@ class RegionStore:
         self._entered.setdefault((release, main_sha256), entered_at)
         for sha256 in digests.split():
             self._blobs_seen.setdefault(sha256, release)
+
+
+async def _stores_heard(tx: Transaction) -> list[Report]:
+    """That each store has told all it holds; its outcomes are in this region's own snapshot."""
+    newest = "SELECT max(id) FROM session_cursors GROUP BY child_path"
+    rows = await tx.fetch_all(
+        f"SELECT child_path, incarnation FROM session_cursors WHERE id IN ({newest}) ORDER BY child_path"  # noqa: S608  # constants
+    )
+    return [Report("snapshot", encode(SnapshotReport(row[0], row[1], (), last=True))) for row in rows]
 
 
 _FRAMING_BYTES = 16

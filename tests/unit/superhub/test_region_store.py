@@ -14,7 +14,7 @@ from tests.conftest import make_manifest
 from wavemesh.codec.statements import decode, encode
 from wavemesh.outcomes import Rank
 from wavemesh.session.frames import MAX_REPORT_BYTES, Report
-from wavemesh.session.sqlite import SqliteReportLog
+from wavemesh.session.sqlite import SqliteCursors, SqliteReportLog
 from wavemesh.trust.statements import DeviceOutcome, Envelope, OutcomeKind, Signature, SnapshotReport
 
 if TYPE_CHECKING:
@@ -106,6 +106,25 @@ async def test_a_stores_snapshot_that_waits_survives_a_new_incarnation(store: Re
         SnapshotReport(NODE, log.incarnation, (), last=True),
     ]
     assert log.incarnation != before
+
+
+async def test_every_store_that_was_heard_is_named_behind_the_outcomes(store: RegionStore) -> None:
+    """P6: a restored control forgot that a hub came anew; the permits of the one before it are written off again."""
+    cursors, a, b = SqliteCursors(store.database), f"{NODE}/store/a", f"{NODE}/store/b"
+    for path, incarnation in ((a, "one"), (b, "two"), (a, "three")):
+        async with store.database.transaction() as tx:
+            await cursors.advance(tx, path, incarnation, 4)
+    own, *named = await snapshots(store)
+    assert (own.node, own.last) == (NODE, True)
+    assert named == [SnapshotReport(a, "three", (), True), SnapshotReport(b, "two", (), True)]
+
+    async def snapshot(tx: object, incarnation: str) -> list[Report]:
+        return await store.snapshot(NODE, tx, incarnation)  # type: ignore[arg-type]  # the log's own transaction
+
+    log = await SqliteReportLog.open(store.database, snapshot)
+    for _ in range(3):
+        await log.restart()
+        assert log.next_number == 4, "each is told once, however often the log starts anew"
 
 
 async def test_things_are_told_once_and_the_memory_of_it_is_bounded(
