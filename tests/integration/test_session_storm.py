@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,7 +20,9 @@ from tests.session_kit import (
     FLEET,
     STORE,
     Fleet,
+    MemoryLog,
     MemoryRegistry,
+    MemorySink,
     dialling,
     serving,
     until,
@@ -29,7 +34,7 @@ from wavemesh.runtime.grpc import make_channel, make_server
 from wavemesh.runtime.peers import Peers
 from wavemesh.runtime.status import retry_after_of
 from wavemesh.session.frames import Hello
-from wavemesh.session.link import DownstreamOptions, SessionDownstream
+from wavemesh.session.link import DownstreamOptions, SessionDownstream, SessionUpstream
 from wavemesh.v1 import session_pb2
 from wavemesh.v1.session_pb2_grpc import SessionServiceStub
 
@@ -72,6 +77,39 @@ async def test_a_storm_comes_back_in_its_turn_and_disturbs_nobody(fleet: Fleet) 
         assert lasted_s >= (CHILDREN - AT_ONCE - 1) / RATE
         assert registry.applied == [("event", b"said in the storm")]
         assert live.sink.events == ["connected", "settled"]
+
+
+def _connections(port: int) -> int:
+    """Established connections at the server of that port, by the kernel's tables."""
+    tables = [Path(f"/proc/net/{name}").read_text(encoding="ascii") for name in ("tcp", "tcp6")]
+    fields = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return sum(each[1].endswith(f":{port:04X}") and each[3] == "01" for each in fields)
+
+
+async def test_a_child_that_is_turned_away_gives_its_connection_back(fleet: Fleet) -> None:
+    """M6: at once, not when its collector of cycles comes; or the parent holds two of a child that is back by then."""
+    options = DownstreamOptions(TERMS, max_sessions=1, shed_retry_s=60.0)
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(fleet, MemoryRegistry(), options=options) as parent, dialling(fleet, parent.address) as live:
+            await until(lambda: "settled" in live.sink.events, live.sink)
+            assert _connections(parent.port) == 1
+            other = SessionUpstream(
+                credentials=fleet.credentials(child(50)),
+                parent=STORE,
+                address=parent.address,
+                log=MemoryLog(),
+                sink=MemorySink(),
+                clock=SystemClock(),
+                rng=Random(7),
+                software_version="child/1",
+            )
+            end, _ = await other._attempt()
+            assert end.reason.startswith("BUSY")
+            await until(lambda: _connections(parent.port) == 1, live.sink)
+    finally:
+        gc.enable()
 
 
 async def _opens(fleet: Fleet, address: str, node: NodeId) -> float | None:

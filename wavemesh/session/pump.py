@@ -135,6 +135,7 @@ class Pump(Generic[In, Out, Effect]):
     async def run(self) -> None:
         """Pump until the machine or the stream ends. Raises what reading, writing or an effect raised."""
         task = asyncio.current_task()
+        failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -143,13 +144,19 @@ class Pump(Generic[In, Out, Effect]):
         except BaseExceptionGroup as errors:
             if task is not None and task.cancelling():
                 raise asyncio.CancelledError from errors
-            for error in errors.exceptions:
-                if not isinstance(error, StreamOverError):
-                    raise error from None
+            failed = next((one for one in errors.exceptions if not isinstance(one, StreamOverError)), None)
+            errors.__traceback__ = None  # a frame of Python 3.11's TaskGroup holds the group, as it holds that frame
         finally:
             self._group = None
             if self._timer is not None:
                 self._timer.cancel()
+        # Not in the handler, and forgotten: with the group as its context, or in this frame, the error would be part of
+        # a cycle, and with it the stream and its connection, until the collector comes.
+        if failed is not None:
+            try:
+                raise failed
+            finally:
+                del failed
 
     def wake(self) -> None:
         """Something changed: ask the machine for frames."""

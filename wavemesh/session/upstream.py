@@ -126,6 +126,10 @@ class _Stream:
     async def prepare(self) -> None:
         await self._upstream.feed(self)
 
+    def let_go(self) -> None:
+        """Give back what gRPC holds for a stream that is over, its connection too; this object is part of a cycle."""
+        self._call = None
+
     async def perform(self, effect: ChildEffect) -> None:
         await self._upstream.perform(self, effect)
 
@@ -385,6 +389,7 @@ class SessionUpstream:
             self._stream = None
             self._sent = (hello.incarnation, machine.sent_through)
             call.cancel()
+            stream.let_go()
             for future in stream.answers.values():
                 if not future.done():
                     future.set_exception(LinkDownError("the session ended"))
