@@ -247,17 +247,7 @@ class SuperHub:
         ground.timetable.use(seeding.running)
         ground.origin.use(upstream.ask, seeding.lacking)
         cursors = SqliteCursors(store.database)
-        intake = Intake(
-            store=store,
-            log=log,
-            cursors=cursors,
-            events=events,
-            authorities=authorities,
-            clock=clock,
-            tracing=tracing,
-            showing=showing,
-            appended=appended,
-        )
+        intake = self._intake(ground, cursors, events, showing, appended)
         statuses = StatusRelay(upstream)
         authority = self._authority(store, log, acceptance, appended)
         registry = RegionRegistry(
@@ -290,6 +280,22 @@ class SuperHub:
             seeding=seeding,
             healing=supplied.healing,
             deriving=supplied.deriving,
+        )
+
+    def _intake(
+        self, ground: Ground, cursors: SqliteCursors, events: Events, showing: Showing, appended: Callable[[], None]
+    ) -> Intake:
+        """What becomes of what stores report."""
+        return Intake(
+            store=ground.store,
+            log=ground.log,
+            cursors=cursors,
+            events=events,
+            authorities=self.credentials.authorities,
+            clock=self._clock,
+            tracing=ground.tracing,
+            showing=showing,
+            appended=appended,
         )
 
     def _upstream(self, log: SqliteReportLog, sink: RegionSink) -> SessionUpstream:

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from wavemesh.artifacts.arriving import Arrival, BlobWriter, FetchStoppedError
 from wavemesh.artifacts.counting import Counters
-from wavemesh.artifacts.digests import OutOfRangeError, blob_name, check_digest, end_of, in_thread, parse_blob_name
+from wavemesh.artifacts.digests import OutOfRangeError, blob_name, check_digest, end_of, in_thread
 from wavemesh.artifacts.entries import BlobEntry, QuotaExceededError
+from wavemesh.artifacts.finding import find_blobs, place_of
 from wavemesh.artifacts.partial import BlobMismatchError, PartialFile, boot_id, mark_path
 from wavemesh.artifacts.quarantine import Quarantine
 from wavemesh.artifacts.steps import read_and_hash, read_cached, reread_and_hash
@@ -94,24 +95,8 @@ class BlobStore:
     def _read_directory(self) -> None:
         for directory in (self._blobs, self._partials):
             self.disk.make_dir(directory)
-        with disk_errors(self._blobs):
-            for path in self._blobs.glob("??/*"):
-                digest = parse_blob_name(path.name)
-                status = path.stat()
-                if digest is None or path != self._path(digest):
-                    self.disk.unlink(path)
-                elif status.st_size != digest.size_bytes:
-                    self._suspects[digest] = BlobMismatchError(digest, f"the disk holds {status.st_size} bytes")
-                else:
-                    self._complete[digest] = datetime.fromtimestamp(status.st_mtime, UTC)
-            for path in self._partials.iterdir():
-                digest = parse_blob_name(path.name.removesuffix(".mark"))
-                if digest is None or digest in self._complete or digest in self._suspects:
-                    self.disk.unlink(path)
-                elif not path.name.endswith(".mark"):
-                    self._partial[digest] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-                elif not path.with_name(blob_name(digest)).exists():
-                    self.disk.unlink(path)
+        found = find_blobs(self._blobs, self._partials, self.disk)
+        self._complete, self._partial, self._suspects = found.complete, found.partial, found.suspects
         self.quarantine.load()
 
     def keep(self, changed: Callable[[], None]) -> None:
@@ -119,7 +104,7 @@ class BlobStore:
         self._changed = changed
 
     def _path(self, digest: Digest) -> Path:
-        return self._blobs / digest.sha256[:2] / blob_name(digest)
+        return place_of(self._blobs, digest)
 
     # -- what is there ----------------------------------------------------------------------------------------------
 

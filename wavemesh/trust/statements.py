@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from wavemesh.trust.cachestats import CacheStatistics  # noqa: TC001  # the codec reads the fields' types
-from wavemesh.trust.delivered import DeliveryView, DerivedSize, SeededBytes  # noqa: TC001  # the codec reads the fields' types
-from wavemesh.trust.quotes import AttestationAnswer, Quote  # noqa: TC001  # the codec reads the fields' types
+from wavemesh.trust.delivered import DeliveryView, DerivedSize, SeededBytes  # noqa: TC001
+from wavemesh.trust.quotes import AttestationAnswer, Quote  # noqa: TC001
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -51,14 +51,7 @@ class IntentKind(enum.Enum):
     @property
     def lowers_risk(self) -> bool:
         """Whether a hub without its parent may act on it at once (semantics, "Trust")."""
-        return self in {
-            IntentKind.PAUSE_WAVE,
-            IntentKind.HALT_WAVE,
-            IntentKind.ROLLBACK_DEVICE,
-            IntentKind.PREFETCH,
-            IntentKind.APPROVE_ROLLBACK,
-            IntentKind.REHEARSE_DEVICE,
-        }
+        return self.is_for_device or self in {IntentKind.PAUSE_WAVE, IntentKind.HALT_WAVE, IntentKind.PREFETCH}
 
 
 class OutcomeKind(enum.Enum):
