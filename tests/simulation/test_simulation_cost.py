@@ -136,5 +136,7 @@ def test_a_judgement_is_remembered_until_something_it_rests_on_changes(region: A
     assert judge.judge(order, belief, facts, order.expires_at) == Gone()
     assert judge.judge(order, belief, facts, now) == first
     assert judge.judge(replace(order, devices=()), belief, facts, now) == Gone()
+    assert judge.judge(order, belief, facts, now) == first
     assert judge.judge(order, replace(belief, holds=None), facts, now) != first
+    assert judge.judge(order, belief, facts, now) == first
     assert judge.judge(order, belief, replace(facts, name="another"), now) == Gone()

@@ -84,7 +84,7 @@ class ResourceLanes:
         self._difference: _Difference | None = None
         self._refused: dict[tuple[ResourceKey, str], None] = {}
         self._sent: deque[_Sent] = deque()
-        self._busy: set[bool] = set()  # ``is_urgent`` of what is under way
+        self._busy: frozenset[bool] = frozenset()  # ``is_urgent`` of what is under way
         self._last_nonce = 0
         self._is_settled_said = False
 
@@ -122,7 +122,7 @@ class ResourceLanes:
         if not self._sent or self._sent[0].nonce != verdict.nonce:
             raise SessionViolationError(f"verdict on update {verdict.nonce}, which is not the oldest unanswered one")
         sent = self._sent.popleft()
-        self._busy.discard(sent.is_urgent)
+        self._busy -= {sent.is_urgent}
         for rejection in verdict.rejected:
             resource = sent.changed.pop(rejection.key, None)
             if resource is None or resource.digest != rejection.digest:
@@ -185,7 +185,7 @@ class ResourceLanes:
         is_settled = len(changed) + len(gone) == left.count
         self._last_nonce += 1
         self._sent.append(_Sent(self._last_nonce, is_urgent, changed, gone, now + self._verdict_timeout_s))
-        self._busy.add(is_urgent)
+        self._busy |= {is_urgent}
         if is_urgent:
             self._difference = _Difference(left.urgent[len(changed) :], left.other, left.removed)
         else:
