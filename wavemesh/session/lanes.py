@@ -92,7 +92,8 @@ class ResourceLanes:
         """The whole desired state from now on. Raises TooManyResourcesError."""
         if len(desired) > MAX_HELD:
             raise TooManyResourcesError(f"{len(desired)} resources for one child, at most {MAX_HELD} travel")
-        if desired != self._desired:  # most changes at a parent concern other children
+        # Most changes at a parent concern other children. The very mapping of before may have been changed in place.
+        if desired is self._desired or desired != self._desired:
             self._difference = None
         self._desired = desired
 
