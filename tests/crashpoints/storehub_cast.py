@@ -304,7 +304,7 @@ class StoreHub:
             "serve_health": lambda *_: None,
             "set_serving": _nothing,
             "ArtifactServer": lambda *_: SimpleNamespace(add_to=lambda _: None),
-            "OperatorApi": lambda *_: SimpleNamespace(add_to=lambda _: None),
+            "OperatorApi": lambda *_, **__: SimpleNamespace(add_to=lambda _: None),
             "YieldingReader": lambda *_: PlayedArtifacts(cast),
             "Disk": lambda: stage.disk,
             "load": lambda directory: replace(load(directory), quota_bytes=QUOTA_BYTES),

@@ -180,7 +180,7 @@ def test_an_image_that_must_not_be_armed(region: Any, requirement: str, changes:
 def test_a_held_and_a_revoked_release(region: Any) -> None:
     device, sink = _armed(region), region.devices[0].equipment.sink
     held = HoldList(2, (Hold("next", "", "bad"),), device.clock.now())
-    sink._believed[ResourceKey("holds", "fleet")] = held
+    sink._believe(ResourceKey("holds", "fleet"), held)
     region.facts.armed(device)
     assert _failed(region, "P2")
     region.facts.failures.clear()
@@ -227,11 +227,11 @@ def test_a_wave_that_closes_without_all_outcomes_or_with_others(
     wave = next(iter(region.control.rows.waves.values()))
     now = region.control.clock.now()
     wave.state, wave.expires_at = state, now - timedelta(hours=1) if "expired" in what else now + timedelta(hours=1)
-    wave.outcomes = dict.fromkeys(wave.devices)
+    wave.outcomes = dict.fromkeys(wave.devices, SimpleNamespace(by_device=False))
     if "pending" in what:
         del wave.outcomes[wave.devices[0]]
     if "stranger" in what:
-        wave.outcomes["region/midwest/store/x/device/y"] = None
+        wave.outcomes["region/midwest/store/x/device/y"] = SimpleNamespace(by_device=False)
     region.facts.closing(wave)
     assert _failed(region, "H7") is is_found
 

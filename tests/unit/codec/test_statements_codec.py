@@ -19,6 +19,7 @@ from wavemesh.codec import statements as codec
 from wavemesh.codec.statements import MalformedStatementError, decode, encode, from_proto, to_proto
 from wavemesh.telemetry import batches, uploads
 from wavemesh.trust import enrolments as e
+from wavemesh.trust import kept
 from wavemesh.trust import statements as s
 from wavemesh.v1 import report_pb2, rollout_pb2
 
@@ -80,7 +81,7 @@ def test_dataclass_and_message_have_the_same_fields(cls: type) -> None:
 
 
 def test_every_statement_class_is_known_to_the_codec() -> None:
-    modules = (s, e, uploads, signedurls)
+    modules = (s, e, uploads, signedurls, kept)
     declared = {item for module in modules for item in vars(module).values() if dataclasses.is_dataclass(item)}
     declared |= {batches.TelemetryBatch, batches.TelemetryUpload, batches.TelemetryUploadAnswer}
     assert declared == set(ALL)
