@@ -48,13 +48,14 @@ from wavemesh.trust.statements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from cryptography import x509
 
     from tests.crashpoints.hub_story import Stage
     from tests.crashpoints.hub_world import Child, World
     from tests.crashpoints.virtual_time import VirtualClock
+    from wavemesh.artifacts.plan import Method
     from wavemesh.session.frames import Resource
     from wavemesh.trust.statements import Digest
 
@@ -257,8 +258,11 @@ class PlayedArtifacts:
     def __init__(self, cast: StoreCast) -> None:
         self._cast = cast
 
-    async def read(self, digest: Digest, offset: int = 0) -> AsyncGenerator[memoryview, None]:
-        content = the_hub_fleet().base.blobs[digest.sha256]
+    async def offer(self, target: Digest, bases: Sequence[Digest], methods: Sequence[Method]) -> None:
+        """A super hub that knows no deliveries."""
+
+    async def read(self, digest: Digest, offset: int = 0, length_bytes: int = 0) -> AsyncGenerator[memoryview, None]:
+        content = the_hub_fleet().base.blobs[digest.sha256][: offset + length_bytes if length_bytes else None]
         for start in range(offset, len(content), _PIECE_BYTES):
             if not (self._cast.is_on and self._cast.state.is_reachable):
                 raise LinkDownError("the super hub is out of reach")
