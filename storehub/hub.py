@@ -67,7 +67,7 @@ class Presence:
 
 @dataclass(slots=True)
 class Hub:
-    """The parts. ``present`` has the devices with an open session, by path.
+    """The parts. ``present`` has the devices with an open session, by path, ``left_at`` when each ended its last.
 
     ``changed`` tells the sessions that the desired state of one device (None: of all) may have changed, and
     ``wake_upstream`` that reports were appended; the composition root sets both. ``resources_changed`` counts the
@@ -86,6 +86,7 @@ class Hub:
     clock_guard: ClockGuard
     tracing: Tracing
     present: dict[str, Presence] = field(default_factory=dict)
+    left_at: dict[str, datetime] = field(default_factory=dict)
     bell: Bell = field(default_factory=Bell)
     changed: Callable[[str | None], None] = lambda _: None
     wake_upstream: Callable[[], None] = lambda: None

@@ -69,7 +69,9 @@ def _permit(held: HeldPermit) -> PermitView:
     return PermitView(held.permit.attempts, held.permit.expires_at, held.permit.hub_incarnation)
 
 
-def _device(path: str, record: DeviceRecord, since: datetime | None, *, is_heard: bool) -> DeviceView:
+def _device(
+    path: str, record: DeviceRecord, since: datetime | None, left_at: datetime | None, *, is_heard: bool
+) -> DeviceView:
     status = record.status
     return DeviceView(
         path=path,
@@ -81,6 +83,7 @@ def _device(path: str, record: DeviceRecord, since: datetime | None, *, is_heard
         connected_since=since,
         heard_in_session=is_heard,
         gate=status.gate,
+        left_at=left_at,
     )
 
 
@@ -93,7 +96,9 @@ class Scheduler:
         self._occupied = 0
         self._started_at = hub.clock.now()
         self.waits: tuple[Wait, ...] = ()
-        self._devices: dict[str, tuple[DeviceRecord | None, datetime | None, bool, DeviceView]] = {}
+        self._devices: dict[
+            str, tuple[DeviceRecord | None, tuple[datetime | None, datetime | None, bool], DeviceView]
+        ] = {}
         self._words: dict[tuple[str, str], tuple[Entry, Word]] = {}
         self._believed_at = -1
         self._permits: dict[tuple[str, str], PermitView] = {}
@@ -213,11 +218,13 @@ class Scheduler:
         for path in records.keys() | present.keys():
             record, presence = records.get(path), present.get(path)
             since, is_heard = (None, False) if presence is None else (presence.since, presence.is_heard)
+            session = (since, self._hub.left_at.get(path), is_heard)
             seen = before.get(path)
-            if seen is None or seen[0] is not record or seen[1] != since or seen[2] is not is_heard:
-                seen = (record, since, is_heard, _device(path, record or _never_heard(path), since, is_heard=is_heard))
+            if seen is None or seen[0] is not record or seen[1] != session:
+                view = _device(path, record or _never_heard(path), *session[:2], is_heard=is_heard)
+                seen = (record, session, view)
             known[path] = seen
-            views[path] = seen[3]
+            views[path] = seen[2]
         return views
 
     def _see_words(self) -> dict[tuple[str, str], Word]:

@@ -284,6 +284,7 @@ class DeviceRegistry:
         """The device's session ended."""
         _LOG.debug("%s left: %s", child.path, reason)
         self._hub.present.pop(child.path, None)
+        self._hub.left_at[child.path] = self._hub.clock.now()
         self._hub.unsettled.left(child.path)
         self._note_connection(child)
 

@@ -81,7 +81,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """What the hub knows of a device: its last status, by whose clock, and since when its session is open."""
+    """What the hub knows of a device: its last status, by whose clock, and since when its session is open.
+
+    ``left_at`` is when its last session ended, as far as this process saw it.
+    """
 
     path: str
     state: UpdateState
@@ -92,6 +95,7 @@ class DeviceView:
     connected_since: datetime | None
     heard_in_session: bool
     gate: str = ""
+    left_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,10 @@ be common to a part of a store: a dead switch, tills switched off at closing wit
 were in no swap, whose silence no release explains, the *bystanders*:
 
 - a *witness* has been connected for ``witness_s``, so that the first to return after an outage convicts nobody;
-- *fallen* is one that is not connected, and was heard after the silent device was given its lease.
+- *fallen* is one that is not connected, and was there after the silent device was given its lease: by its last word or
+  the end of its session, for a switch that died just before is noticed just after; and one that was gone so and has
+  been back for less than ``witness_s``, for the silent one may be a moment behind it. A hub that started since has not
+  seen who left: who came late, or not at all and spoke in the day before, fell as far as is known.
 
 The device is silent when there is a witness and at most one bystander fell for every two witnesses; else it is unknown,
 and judged again at each pass. In the morning the tills come back with their own words, are witnesses themselves, and
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from storehub.swaps import HubView
 
 WITNESSES_FOR_EACH_FALLEN = 2
+KEPT_WORD = timedelta(days=1)
+"""How old the last word on disk may be of one that was there: only what changes its state is written at once."""
 _SUSPECT = frozenset({OutcomeKind.UNKNOWN, OutcomeKind.SILENT, OutcomeKind.FAILED})
 
 
@@ -36,11 +41,16 @@ def has_witness(view: HubView, device: str, granted_at: datetime) -> bool:
         for other in view.devices.values()
         if other.path != device and other.path not in view.slots and other.path not in suspects
     ]
-    heard_since = view.now - timedelta(seconds=view.timing.witness_s)
+    witness_s = timedelta(seconds=view.timing.witness_s)
+    started_at = view.started_at if view.started_at is not None and view.started_at > granted_at else None
     witnesses = fallen = 0
     for other in bystanders:
-        if other.connected_since is None:
-            fallen += other.seen_at > granted_at
-        else:
-            witnesses += other.connected_since <= heard_since
+        since = other.connected_since
+        if since is not None and since <= view.now - witness_s:
+            witnesses += 1
+            continue
+        was_there = other.left_at is not None and other.left_at > granted_at
+        if started_at is not None and not was_there:
+            was_there = other.seen_at > granted_at - KEPT_WORD if since is None else since > started_at + witness_s
+        fallen += was_there or (since is None and other.seen_at > granted_at)
     return witnesses > 0 and fallen * WITNESSES_FOR_EACH_FALLEN <= witnesses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +51,42 @@ def test_at_most_one_fell_for_every_two_witnesses(witnesses: int, fallen: int, t
     assert has_witness(found, STORE + "a", NOW) is tells
     [said] = decide(found).inferred
     assert said.kind is (OutcomeKind.SILENT if tells else OutcomeKind.UNKNOWN)
+
+
+def test_a_switch_that_died_just_before_the_lease_is_noticed_just_after() -> None:
+    """Seed 1926: the last words are older than the lease, the ends of the sessions are younger."""
+    devices = [gone("a"), *(heard(f"w{n}") for n in range(10))]
+    lost = [replace(gone(f"f{n}", NOW - s(300)), left_at=NOW + s(15)) for n in range(10)]
+    assert has_witness(view([*devices, *lost[:5]], now=LATE), STORE + "a", NOW)
+    assert not has_witness(view([*devices, *lost], now=LATE), STORE + "a", NOW)
+    before = [replace(one, left_at=NOW) for one in lost]
+    assert has_witness(view([*devices, *before], now=LATE), STORE + "a", NOW)
+
+
+def test_who_is_back_a_moment_convicts_nobody_and_speaks_for_who_is_not_back_yet() -> None:
+    """Seed 1926: the switch works again, and nineteen of twenty are a few seconds faster than the one in its swap."""
+    witness_s = view([]).timing.witness_s
+    back = [replace(heard(f"b{n}"), left_at=NOW + s(15)) for n in range(10)]
+    devices = [gone("a"), *(heard(f"w{n}") for n in range(10))]
+    for since_s, tells in ((1, False), (witness_s, True)):
+        returned = [replace(one, connected_since=LATE - s(since_s)) for one in back]
+        assert has_witness(view([*devices, *returned], now=LATE), STORE + "a", NOW) is tells
+    new = [replace(one, connected_since=LATE - s(1), left_at=None) for one in back]
+    assert has_witness(view([*devices, *new], now=LATE), STORE + "a", NOW), "after a start of the hub all are new"
+
+
+def test_a_hub_that_started_since_has_not_seen_who_left() -> None:
+    """Seed 1926: it crashed while the switch was dead; whom it has not heard may have been there."""
+    devices = [gone("a"), *(heard(f"w{n}") for n in range(10))]
+    lost = [gone(f"f{n}", NOW - s(300)) for n in range(10)]
+    found = replace(view([*devices, *lost], now=LATE), started_at=NOW + s(60))
+    assert not has_witness(found, STORE + "a", NOW)
+    long_dead = [replace(one, seen_at=NOW - s(86_400)) for one in lost]
+    assert has_witness(replace(found, devices=view([*devices, *long_dead]).devices), STORE + "a", NOW)
+    late = [replace(heard(one.path.rpartition("/")[2]), connected_since=LATE - s(1)) for one in lost]
+    assert not has_witness(replace(found, devices=view([*devices, *late]).devices), STORE + "a", NOW)
+    soon = replace(found, started_at=LATE - s(2), devices=view([*devices, *late]).devices)
+    assert has_witness(soon, STORE + "a", NOW), "those who came at once after the start were not away"
 
 
 def test_who_was_gone_before_the_swap_has_not_fallen() -> None:
