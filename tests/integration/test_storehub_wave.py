@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from storehub.app import App
+    from storehub.swaps import DeviceView
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +271,23 @@ async def test_a_wave_that_closes_first_frees_the_slot_of_its_last_device(contro
         await eventually(lambda: not app.hub.belief.orders)
         one.report(one.outcome(OutcomeKind.UPDATED))
         await eventually(lambda: not app.hub.store.slots)
+
+
+async def test_the_hub_knows_when_a_device_left(control: Control, fleet: Fleet, tmp_path: Path) -> None:
+    """C2: it speaks for a device that falls silent in its swap at the same time (``witnesses.py``)."""
+    super_hub = SuperHub(control)
+    path = device_node("pos-12").path
+    async with wan(super_hub) as parent, running(lay_out(tmp_path / "hub", control, parent)) as app:
+
+        def seen() -> DeviceView | None:
+            return app.scheduler.view().devices.get(path)
+
+        async with till(control, "pos-12", f"127.0.0.1:{app.port}") as one:
+            one.say(UpdateState.IDLE, wave_id="")
+            await eventually(lambda: path in app.hub.store.devices)
+            assert (found := seen()) is not None
+            assert (found.connected_since is not None, found.left_at) == (True, None)
+        await eventually(lambda: path not in app.hub.present)
+        assert (found := seen()) is not None
+        assert found.left_at is not None
+        assert found.left_at >= found.seen_at
