@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_WINDOW_LOG = 26
 _STEP_BYTES = 1 << 16
 _LEAST_PACKED_BYTES = 32
+_SAMPLED_FROM_BYTES = 8 << 20
+_SAMPLE_BYTES = 1 << 20
+_SAMPLES = 4
 
 
 class Packing(enum.IntEnum):
@@ -83,9 +86,17 @@ def _pack_as(data: bytes, form: Form) -> Packed:
 
 
 def pack(data: bytes, forms: Sequence[Form], threads: Executor) -> Packed:
-    """The smallest of these forms, the first of equals, and never larger than stored."""
+    """The smallest of these forms, the first of equals, and never larger than stored.
+
+    Of a stream of many megabytes parts are tried, and the whole is packed once: LZMA2 takes a second for each or two.
+    """
     if len(data) < _LEAST_PACKED_BYTES:
         return _pack_as(data, STORED)
+    if len(data) >= _SAMPLED_FROM_BYTES:
+        parts = (data[at : at + _SAMPLE_BYTES] for at in range(0, len(data), len(data) // _SAMPLES))
+        sample = b"".join(parts)
+        tried = threads.map(lambda form: len(_pack_as(sample, form).data), forms)
+        forms = [min(zip(forms, tried, strict=True), key=lambda one: one[1])[0]]
     candidates = threads.map(lambda form: _pack_as(data, form), forms)
     return min((_pack_as(data, STORED), *candidates), key=lambda packed: len(packed.data))
 

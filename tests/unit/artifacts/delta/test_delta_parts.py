@@ -91,6 +91,21 @@ def test_a_packed_stream_comes_back_in_any_steps(content: bytes) -> None:
         stream.read(1)
 
 
+def test_of_a_long_stream_samples_choose_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the whole is packed once, by what was best for them."""
+    monkeypatch.setattr(packing, "_SAMPLED_FROM_BYTES", 1 << 16)
+    monkeypatch.setattr(packing, "_SAMPLE_BYTES", 1 << 12)
+    numbers = b"".join((number * number).to_bytes(4, "little") for number in range(1 << 15))
+    with ThreadPoolExecutor(2) as threads:
+        forms = (packing.TEXT, packing.WORDS)
+        packed = pack(numbers, forms, threads)
+        assert (
+            packed.form == min((pack(numbers, (form,), threads) for form in forms), key=lambda one: len(one.data)).form
+        )
+        assert packed.form == packing.WORDS
+    assert Unpacking(packed, "test").read(len(numbers)) == numbers
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [
