@@ -193,8 +193,13 @@ def _cpu_s() -> float:
 
 
 def _peak_mib() -> float:
-    """The most that this process, or a child of it that has ended, ever had resident, MiB."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    """The most that this process, or a child of it that has ended, ever had resident, MiB.
+
+    Of itself by proc(5): what getrusage(2) says begins with what the process had that started it.
+    """
+    status = Path("/proc/self/status").read_text()
+    own_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    return max(own_kib, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 async def serve(kind: str, place: Place) -> None:

@@ -183,7 +183,7 @@ WITHOUT_HINT: Mapping[str, str] = {
         ("BAD_CHUNK_INDEX", "BAD_CHUNK_PACK", "BAD_COMPRESSED", "CHILD_START", "TOO_MANY_CHUNKS"),
         "between caches; the hub takes another delivery",
     ),
-    "BAD_REPORT": "control's audit has it",
+    **dict.fromkeys(("BAD_KEPT_WORD", "BAD_REPORT"), "control's audit has it"),
     **dict.fromkeys(
         (
             "ALREADY_RUNNING",

@@ -14,6 +14,7 @@ from edgectl.main import run
 from lab.images import build_small_images
 from lab.processes import states, stop_all, wait_until
 from lab.topology import load_lab
+from storehub.deliveries import LEAST_PLANNED_BYTES
 from tests.flipped_bits import blob_path, flip, read_as, restart_scrubbing
 from tests.oci_kit import layer, write_layout
 from wavemesh.trust.statements import Digest
@@ -181,7 +182,9 @@ def _firmware(operator: Operator, store: str) -> Digest:
         [cache] = operator.asks("hub", "cache", "list", "--context", store)
         entries: list[dict[str, Any]] = cache["entries"]
         is_whole = [one["present_bytes"] == one["digest"]["size_bytes"] for one in entries]
-        return entries if len(entries) > 1 and all(is_whole) and not cache["incidents"] else []
+        # An image that is on its way by a delivery is no entry yet.
+        is_there = any(one["digest"]["size_bytes"] > LEAST_PLANNED_BYTES for one in entries)
+        return entries if is_there and all(is_whole) and not cache["incidents"] else []
 
     wait_until(lambda: bool(held()), 60, f"{store} to have the wave's artifacts")
     biggest = max(held(), key=lambda one: int(one["digest"]["size_bytes"]))["digest"]
