@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from tests.simulation.engine import Entry
 
+ON_ITS_WAY_S = 30.0
+"""What control says anew on the hour has arrived half a minute later."""
+
 
 NIGHTS_A_COLLECTION = 10
 _BROKEN = (
@@ -88,10 +91,10 @@ def _night(region: Region, chaos: Chaos) -> None:
     region.begin()
     world.run(NIGHT_S)
     chaos.end()
-    world.run(NIGHT_S + QUIET_S)
+    world.run(NIGHT_S + QUIET_S + ON_ITS_WAY_S)
     checkers.quiet()
     words_said.quiet()
-    world.run(NIGHT_S + QUIET_S + LAST_S)
+    world.run(NIGHT_S + QUIET_S + LAST_S + ON_ITS_WAY_S)
     checkers.over()
 
 
