@@ -28,7 +28,7 @@ ON_ITS_WAY_S = 30.0
 """What control says anew on the hour has arrived half a minute later."""
 
 
-NIGHTS_A_COLLECTION = 10
+NIGHTS_A_COLLECTION = 40
 _BROKEN = (
     WavemeshError,
     ArithmeticError,
