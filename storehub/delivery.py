@@ -92,6 +92,13 @@ class Deliveries:
         """Deliveries by target, under way and ended."""
         return self._hub.store.deliveries.all
 
+    def targets_of(self, digest: Digest) -> Iterator[Digest]:
+        """The blob itself, and those of whose planned delivery it is a piece."""
+        yield digest
+        for delivery in self.all.values():
+            if delivery.is_open and (plan := delivery.plan) is not None and digest in {plan.payload, plan.index}:
+                yield delivery.target
+
     def moved_bytes(self, delivery: Delivery) -> int:
         """What was read for it so far."""
         return decide.read_so_far(delivery, self._pieces.present, self._pieces.gathered_bytes(delivery.plan))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from storehub.nights import forecast, rate_of
 from storehub.records import Disposition
 from storehub.views import stamp
+from wavemesh.artifacts.plan import Method
 from wavemesh.policy.windows import Window
 from wavemesh.trust.statements import IntentKind
 from wavemesh.v1 import operator_pb2
@@ -33,8 +34,8 @@ class Prefetching:
         self._meter = meter
 
     def is_windowed(self, digest: Digest) -> bool:
-        """Whether all who want a blob want it within windows."""
-        windows = list(self._windows(digest))
+        """Whether all who want a blob, or that of which it is a piece, want it within windows."""
+        windows = [one for target in self._cache.deliveries.targets_of(digest) for one in self._windows(target)]
         return bool(windows) and None not in windows
 
     def _windows(self, digest: Digest) -> Iterator[Window | None]:
@@ -47,6 +48,17 @@ class Prefetching:
         for intent in hub.store.intents.values():
             if _is_open(intent) and digest in intent.digests:
                 yield Window.parse(intent.intent.window) if intent.intent.window else None
+
+    def _left_bytes(self, digest: Digest) -> int:
+        """What is still to be read for a blob: of its delivery, if it comes by one."""
+        blobs, deliveries = self._cache.blobs, self._cache.deliveries
+        delivery = deliveries.all.get(digest)
+        if blobs.has(digest):
+            return 0
+        if delivery is None or not delivery.is_open or delivery.plan is None or delivery.plan.method is Method.FULL:
+            return digest.size_bytes - blobs.partial_size(digest)
+        of_plan = deliveries.moved_bytes(delivery) - delivery.settled_bytes + delivery.held_bytes
+        return max(0, delivery.plan.read_bytes - of_plan)
 
     def describe(self, record: IntentRecord, message: operator_pb2.IntentRecord) -> None:
         """Add to an intent's message how far it is, if it is a prefetch that goes on here."""
@@ -61,14 +73,16 @@ class Prefetching:
         progress = operator_pb2.PrefetchProgress(
             wanted_bytes=wanted_bytes, present_bytes=present_bytes, open=opens_at == now, opens_at=stamp(opens_at)
         )
-        told = [f"{present_bytes / _MIB:.1f} of {wanted_bytes / _MIB:.1f} MiB here"]
+        left_bytes = sum(map(self._left_bytes, wanted))
+        here = f"{present_bytes / _MIB:.1f} of {wanted_bytes / _MIB:.1f} MiB here"
+        told = [f"{here}, {left_bytes / _MIB:.1f} MiB to be read"]
         if opens_at > now:
             told.append(f"goes on {opens_at.astimezone(config.zone):%Y-%m-%d %H:%M} store time")
         rate = rate_of(self._meter.bytes_per_s, config.window_bytes_per_s if window else config.day_bytes_per_s)
         if rate is None:
             told.append("how long it takes is known once bytes have come")
         else:
-            expected = forecast(wanted_bytes - present_bytes, rate, window, config.zone, now)
+            expected = forecast(left_bytes, rate, window, config.zone, now)
             told.append(f"at {rate / _MIB:.2f} MiB/s {expected.words(config.zone)}")
             progress.bytes_per_s = rate
             if expected.done_at is not None:
