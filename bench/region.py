@@ -30,7 +30,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.region_proxy import caching_nginx, listens
+from bench.nginx import listens
+from bench.region_proxy import caching_nginx
 from bench.region_site import CONTROL, ORIGIN, PROXY, REGION, RegionSite, make_region
 from bench.region_stores import HUB
 from bench.region_stores import PROXY as BY_PROXY
